@@ -1,0 +1,53 @@
+# Two commands on a fresh machine with Python 3.11 or 3.12: `make demo` and `make test`.
+PYTHON ?= python3
+CORES ?= 2
+DEMO_DIR ?= .
+
+BIN := .venv/bin
+SNAKEMAKE := $(BIN)/snakemake --snakefile $(CURDIR)/Snakefile --cores $(CORES)
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test lint fast-test workflow-test install settings-table constraints clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## Make .venv from requirements.txt and constraints.txt
+
+$(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+demo: $(INSTALLED)  ## Run the whole workflow on the simulated study and build report.html (under 8 minutes)
+	$(SNAKEMAKE) --directory $(DEMO_DIR)
+	$(SNAKEMAKE) --directory $(DEMO_DIR) --report $(DEMO_DIR)/report.html
+	@echo "Report: $(DEMO_DIR)/report.html"
+
+test: lint fast-test workflow-test  ## Everything that can fail: lint, then fast tests, then whole workflows
+
+lint: $(INSTALLED)  ## ruff, snakefmt and snakemake --lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+
+fast-test: $(INSTALLED)  ## Library and script tests
+	$(BIN)/python -m pytest -m "not workflow"
+
+workflow-test: $(INSTALLED)  ## Tests that run Snakemake itself
+	$(BIN)/python -m pytest -m workflow
+
+settings-table: $(INSTALLED)  ## Rewrite the table of settings in config/README.md
+	@sed -i '/<!-- made by/q' config/README.md && echo >> config/README.md
+	$(BIN)/python -m histogep.settings config/schemas/config.schema.yaml >> config/README.md
+
+constraints: $(INSTALLED)  ## Pin the newest set of packages that resolves on Python 3.11 and 3.12
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade \
+	requirements.txt requirements-dev.txt -o constraints.txt
+
+clean:  ## Remove results, logs and benchmarks of the default study
+	rm -rf results logs benchmarks report.html .snakemake
