@@ -19,7 +19,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
 	sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -r requirements.txt -r requirements-dev.txt
 	touch $@
 
 demo: $(INSTALLED)  ## Run the whole workflow on the simulated study and build report.html (under 8 minutes)

@@ -1,0 +1,64 @@
+"""What every job shares: its log, its progress bar, and the error a user can mend."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message names the file, the place and the remedy."""
+
+
+@contextlib.contextmanager
+def job_log(path: str | Path) -> Iterator[logging.Logger]:
+    """Send all that one job prints, its C libraries included, to its log file.
+
+    An exception is written to the log before it goes on; of an `InputError` only the message,
+    because its traceback tells a user nothing.
+    """
+    saved = [os.dup(1), os.dup(2)]
+    with open(path, "w", buffering=1) as handle:
+        _flush()
+        os.dup2(handle.fileno(), 1)
+        os.dup2(handle.fileno(), 2)
+        logging.basicConfig(
+            stream=handle,
+            level=logging.INFO,
+            force=True,
+            format="%(asctime)s %(levelname)s %(message)s",
+        )
+        logging.captureWarnings(True)
+        log = logging.getLogger("histogep")
+        try:
+            yield log
+        except InputError as error:
+            log.error("%s", error)
+            raise
+        except BaseException:
+            log.exception("the job failed")
+            raise
+        finally:
+            _flush()
+            for stream, descriptor in enumerate(saved, start=1):
+                os.dup2(descriptor, stream)
+                os.close(descriptor)
+
+
+def progress(items: Iterable[T], *, total: int | None = None, unit: str, what: str) -> Iterable[T]:
+    """Return `items` under a progress bar, silent when standard error is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, unit=unit, desc=what, disable=not sys.stderr.isatty())
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,65 @@
+"""House style of every figure: sizes, colours, and a file that is the same byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from histogep.files import complete
+
+#: Colours of the tumour labels (a colour-blind safe set after Okabe and Ito, 2008).
+LABEL_COLOURS = {
+    "malignant": "#D55E00",
+    "boundary": "#E69F00",
+    "non-malignant": "#0072B2",
+    "undetermined": "#BBBBBB",
+}
+#: Colours of categories without a meaning of their own (clones, subtypes, models).
+CATEGORY_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#8C6D31",
+    "#7F7F7F",
+)
+NULL_COLOUR = "#8A8A8A"
+CEILING_COLOUR = "#222222"
+EXPRESSION_MAP = "magma"
+DIVERGING_MAP = "RdBu_r"
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "svg.hashsalt": "histogep",
+    "svg.fonttype": "path",
+}
+_MM_PER_INCH = 25.4
+
+
+def figure(*, width_mm: float = 180, height_mm: float = 100) -> Figure:
+    """Return an empty figure of a size in mm, drawn in the house style, with tight layout."""
+    mpl.rcParams.update(STYLE)
+    return Figure(figsize=(width_mm / _MM_PER_INCH, height_mm / _MM_PER_INCH), layout="constrained")
+
+
+def save(fig: Figure, path: str | Path) -> None:
+    """Write a figure so that the same figure gives the same bytes."""
+    path = Path(path)
+    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    with mpl.rc_context(STYLE), complete(path) as temporary:
+        fig.savefig(temporary, metadata=metadata)

@@ -1,0 +1,80 @@
+"""Which code made a file: digests of scripts and of all the project's files that they reach."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent.name
+
+
+@cache
+def code_digest(script: str) -> str:
+    """Return a digest of a script and of every library module and resource it reaches.
+
+    Snakemake compares it with the one recorded at the last run, so that editing a module reruns
+    the rules that use it and no others, and touching files reruns nothing.
+
+    Parameters
+    ----------
+    script
+        Name of a file in `workflow_scripts/`.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(reached_files(ROOT / "workflow_scripts" / script)):
+        digest.update(path.relative_to(ROOT).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def reached_files(script: Path) -> set[Path]:
+    """Return a script, the library modules it imports, directly or not, and their resources."""
+    found: set[Path] = set()
+    pending = [script]
+    while pending:
+        path = pending.pop()
+        if path in found:
+            continue
+        found.add(path)
+        if path.suffix == ".py":
+            pending.extend(_neighbours(path))
+    return found
+
+
+def imported_names(path: Path) -> set[str]:
+    """Return the dotted names of all that a Python file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@cache
+def _neighbours(path: Path) -> tuple[Path, ...]:
+    """Return the library files that a file imports, and the resources that it names."""
+    stems = [
+        ROOT.joinpath(*name.split("."))
+        for name in imported_names(path)
+        if name.split(".")[0] == PACKAGE
+    ]
+    modules = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py")]
+    resources = [
+        ROOT / "resources" / node.value
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _is_name(node.value)
+    ]
+    return tuple(file for file in (*modules, *resources) if file.is_file())
+
+
+def _is_name(text: str) -> bool:
+    return 3 < len(text) < 100 and "." in text and "/" not in text and "\n" not in text
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())

@@ -1,0 +1,183 @@
+"""The configuration: strict, complete, and with every mistake named in one message."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+
+from histogep.jobs import InputError
+
+
+def complete_settings(
+    settings: dict[str, Any], schema: dict[str, Any], *, name: str = "config"
+) -> dict[str, Any]:
+    """Return the settings with the schema's defaults, after checking them against it.
+
+    Parameters
+    ----------
+    settings
+        What the user wrote.
+    schema
+        A JSON Schema (2020-12) whose objects are closed and whose keys have defaults.
+    name
+        What the message calls the settings.
+
+    Raises
+    ------
+    InputError
+        All that is wrong with the settings, one line each, with the likely intended key.
+    """
+    completed = _with_defaults(copy.deepcopy(settings), schema, schema)
+    problems = [
+        f"  {name}{_place(error.absolute_path)}: {_explain(error)}"
+        for error in sorted(
+            Draft202012Validator(schema).iter_errors(completed),
+            key=lambda e: list(map(str, e.path)),
+        )
+    ]
+    if problems:
+        raise InputError("the configuration has mistakes:\n" + "\n".join(problems))
+    return completed
+
+
+def refuse_repeated_keys(path: str | Path) -> None:
+    """Raise InputError when a YAML file gives a key twice (YAML keeps the last one, silently)."""
+    try:
+        yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except _RepeatedKeyError as error:
+        raise InputError(f"{path}: {error}; keep one of them") from None
+
+
+class _RepeatedKeyError(Exception):
+    pass
+
+
+class _StrictLoader(yaml.SafeLoader):
+    pass
+
+
+def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value in seen:
+            raise _RepeatedKeyError(f"key {key.value!r} on line {seen[key.value]} and line {line}")
+        seen[key.value] = line
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
+
+
+def _with_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> Any:
+    """Fill the defaults of `schema` into `value`, nested objects included."""
+    schema = _resolve(schema, root)
+    if isinstance(value, dict):
+        for key, part in schema.get("properties", {}).items():
+            part = _resolve(part, root)
+            if key not in value and "default" in part:
+                value[key] = copy.deepcopy(part["default"])
+            if key in value:
+                value[key] = _with_defaults(value[key], part, root)
+        extra = schema.get("additionalProperties")
+        if isinstance(extra, dict):
+            for key in value.keys() - schema.get("properties", {}).keys():
+                value[key] = _with_defaults(value[key], extra, root)
+    elif isinstance(value, list) and isinstance(schema.get("items"), dict):
+        value = [_with_defaults(item, schema["items"], root) for item in value]
+    return value
+
+
+def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """Follow a local `$ref`; keys beside it win over those of its target."""
+    if "$ref" not in schema:
+        return schema
+    target: Any = root
+    for key in schema["$ref"].removeprefix("#/").split("/"):
+        target = target[key]
+    beside = {key: value for key, value in schema.items() if key != "$ref"}
+    properties = {**target.get("properties", {}), **beside.get("properties", {})}
+    return {**target, **beside, "properties": properties}
+
+
+def _place(path: Any) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+
+
+def _explain(error: Any) -> str:
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        unknown = sorted(error.instance.keys() - set(known))
+        return "; ".join(f"unknown key {key!r}{_suggestion(key, known)}" for key in unknown)
+    if error.validator == "type" and isinstance(error.instance, str):
+        return f"{error.message} (YAML reads 1e-3 as text: write 1.0e-3 or 0.001)"
+    return error.message
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(key), known, n=1)
+    return f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})"
+
+
+def describe_settings(schema: dict[str, Any]) -> str:
+    """Return every key of a schema as rows of a Markdown table: key, values, default, meaning.
+
+    `config/README.md` holds its output, and a test compares the two.
+    """
+    rows = ["| key | values | default | meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| `{key}` | {_values(part)} | {_default(part)} | {part['description'].strip()} |"
+        for key, part in _leaves(schema, schema, "")
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _leaves(
+    schema: dict[str, Any], root: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each documented key with its schema; a shared definition is given once as NAME."""
+    for key, part in schema["properties"].items():
+        if "$ref" not in part:
+            yield prefix + key, part
+            if part.get("properties"):
+                yield from _leaves(part, root, f"{prefix}{key}.")
+    extra = schema.get("additionalProperties")
+    if isinstance(extra, dict) and "$ref" in extra:
+        yield from _leaves(_resolve(extra, root), root, f"{prefix}NAME.")
+
+
+def _values(part: dict[str, Any]) -> str:
+    if "enum" in part:
+        return ", ".join(f"`{value}`" for value in part["enum"])
+    if "oneOf" in part:
+        return " or ".join(f"`{p['const']}`" if "const" in p else _values(p) for p in part["oneOf"])
+    kinds = part["type"] if isinstance(part["type"], list) else [part["type"]]
+    text = " or ".join(kinds)
+    low = part.get("minimum", part.get("exclusiveMinimum"))
+    high = part.get("maximum", part.get("exclusiveMaximum"))
+    if low is not None and high is not None:
+        return f"{text} from {low} to {high}"
+    if low is not None:
+        return f"{text}, at least {low}" if "minimum" in part else f"{text} above {low}"
+    return text
+
+
+def _default(part: dict[str, Any]) -> str:
+    if "default" not in part:
+        return "" if part.get("properties") else "none: must be given"
+    if part["default"] == {} and part.get("properties"):
+        return ""
+    return f"`{json.dumps(part['default'])}`"
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(describe_settings(yaml.safe_load(Path(sys.argv[1]).read_text())))

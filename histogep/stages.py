@@ -1,0 +1,173 @@
+"""Which stages a study runs: those its inputs allow, and for the others the reason why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from histogep.jobs import InputError
+
+#: An outcome needs this many patients before a model of it is fitted at all.
+MIN_PATIENTS = 10
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a study (of one of its cohorts where `cohort` is given)."""
+
+    name: str
+    cohort: str
+    reason: str
+    targets: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the stage runs."""
+        return bool(self.targets)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """All stages of a study, those left out included."""
+
+    stages: tuple[Stage, ...] = field(default_factory=tuple)
+
+    def targets(self) -> list[str]:
+        """Return the files that the whole study asks for."""
+        return [target for stage in self.stages for target in stage.targets]
+
+    def of(self, name: str) -> list[str]:
+        """Return the files that one stage asks for, over all cohorts."""
+        return [target for stage in self.stages if stage.name == name for target in stage.targets]
+
+    def runs(self, name: str, cohort: str = "") -> bool:
+        """Return whether a stage runs (in a cohort)."""
+        return any(
+            stage.runs for stage in self.stages if stage.name == name and stage.cohort == cohort
+        )
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return one plain row per stage, for the report."""
+        return [
+            {
+                "stage": stage.name,
+                "cohort": stage.cohort,
+                "state": "ran" if stage.runs else "left out",
+                "reason": stage.reason,
+            }
+            for stage in self.stages
+        ]
+
+
+def plan_stages(
+    config: dict[str, Any], slides: pd.DataFrame, patients: pd.DataFrame | None
+) -> Stages:
+    """Return the stages that a study runs.
+
+    Parameters
+    ----------
+    config
+        The complete settings.
+    slides
+        The slide sheet (`histogep.sheets.read_slides`).
+    patients
+        The patient sheet, or None.
+
+    Raises
+    ------
+    InputError
+        When nothing can run: neither sections to train on nor a model to apply, or sections of
+        fewer patients than held-out evaluation needs.
+    """
+    study = config["study"]
+    applied = config["model"] is not None
+    has_spots = (slides["counts"] != "") & (not applied)
+    sections, to_predict = slides.index[has_spots], slides.index[~has_spots]
+    planned: list[Stage] = []
+
+    def plan(name: str, targets: list[str], reason: str, cohort: str = "") -> None:
+        planned.append(Stage(name, cohort, reason, tuple(targets)))
+
+    if not applied:
+        n_patients = slides.loc[sections, "patient"].nunique()
+        if n_patients < 2:
+            raise InputError(
+                f"sections of {n_patients} patient(s): at least 2 are needed to train, since every "
+                "score is held out by patient. Give `counts` of more patients in the slide sheet, "
+                "or a trained model folder as `model:` in the configuration"
+            )
+        plan(
+            "model",
+            [f"results/evaluation/{study}/scorecards.tsv", f"results/model/{study}"],
+            f"{len(sections)} sections of {n_patients} patients",
+        )
+    else:
+        plan("model", [], f"the model folder {config['model']} is applied as it is")
+    plan(
+        "expression",
+        [f"results/expression/{slide}.h5ad" for slide in to_predict],
+        f"{len(to_predict)} slides without spots" if len(to_predict) else "every slide has spots",
+    )
+
+    has_positions = config["references"]["gene_positions"] is not None
+    gene_sets = config["references"]["gene_sets"]
+    for cohort, members in slides.groupby("cohort"):
+        predicted = members.index.intersection(to_predict)
+        reason = "references.gene_positions is given"
+        if has_positions:
+            plan("cnv", [f"results/cnv/{cohort}/subtypes.tsv"], reason, cohort)
+        else:
+            plan("cnv", [], "references.gene_positions is not given", cohort)
+
+        contrasts = ["tumour"]
+        known = _outcomes(members.loc[predicted], patients)
+        if patients is not None and len(predicted):
+            plan("patients", [f"results/patients/{cohort}.parquet"], "has predicted slides", cohort)
+        for outcome, column, target in (
+            ("survival", "time", "cox"),
+            ("response", "response", "performance"),
+        ):
+            allowed, reason = _allows(column, known, patients, len(predicted))
+            targets = [f"results/{outcome}/{cohort}/{target}.tsv"] if allowed else []
+            plan(outcome, targets, reason, cohort)
+            if allowed:
+                contrasts.append(outcome)
+        plan(
+            "enrichment",
+            [f"results/enrichment/{cohort}/{contrast}/gsea.tsv" for contrast in contrasts]
+            if gene_sets
+            else [],
+            f"gene sets: {', '.join(gene_sets)}" if gene_sets else "references.gene_sets is empty",
+            cohort,
+        )
+    plan(
+        "provenance",
+        ["results/provenance/software.tsv", "results/provenance/stages.tsv"],
+        "always",
+    )
+    return Stages(tuple(planned))
+
+
+def _outcomes(members: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the rows of the patient sheet that have a slide to predict in the cohort."""
+    if patients is None:
+        return pd.DataFrame()
+    return patients.loc[patients.index.intersection(members["patient"].unique())]
+
+
+def _allows(
+    column: str, known: pd.DataFrame, patients: pd.DataFrame | None, n_predicted: int
+) -> tuple[bool, str]:
+    """Return whether an outcome can be analysed in a cohort, and the reason in words."""
+    if patients is None:
+        return False, "no patients sheet"
+    if not n_predicted:
+        return False, "no slides without spots (scores of training patients would leak)"
+    if column not in known:
+        return False, f"the patients sheet has no column {column}"
+    n = int(known[column].notna().sum())
+    if n < MIN_PATIENTS:
+        return False, f"{column} is known of {n} patients, at least {MIN_PATIENTS} are needed"
+    return True, f"{column} is known of {n} patients"

@@ -1,0 +1,124 @@
+import pytest
+
+from histogep.jobs import InputError
+from histogep.sheets import locate, read_patients, read_slides
+
+HEADER = "slide\tpatient\tcohort\timage\tmpp\tcounts\tpositions\tlabels\n"
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    (tmp_path / "a.svs").write_text("")
+    (tmp_path / "a.jpg").write_text("")
+    (tmp_path / "counts.tsv.gz").write_text("")
+
+    def write(*rows, header=HEADER):
+        path = tmp_path / "slides.tsv"
+        path.write_text(header + "".join(row.replace("DIR", str(tmp_path)) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def test_rows_are_text_and_sorted(sheet):
+    slides = read_slides(
+        sheet("007\t01\tc\tDIR/a.svs\t0.25\t\t\t", "# a comment", "001\t1e3\tc\tDIR/a.svs")
+    )
+    assert list(slides.index) == ["001", "007"]
+    assert list(slides["patient"]) == ["1e3", "01"]
+    assert slides.loc["007", "mpp"] == 0.25
+    assert slides.loc["001", "counts"] == ""
+
+
+def test_every_problem_is_named_with_its_line(sheet):
+    path = sheet(
+        "a/b\tp\tc\tDIR/a.svs",
+        "..\tp\tc\tDIR/a.svs",
+        "x;touch pw\tp\tc\tDIR/a.svs",
+        "S1\tp\tc\tDIR/none.svs",
+        "S2\t\tc\tDIR/a.svs",
+        "s1\tp\tc\tDIR/a.svs\tabc",
+        "S3\tp\tc\tDIR/a.jpg",
+        "S4\tp\tc\tDIR/a.svs\t\tDIR/counts.tsv.gz",
+        "S5\tp\tc\t{data_root}/a.svs",
+    )
+    with pytest.raises(InputError) as caught:
+        read_slides(path)
+    message = str(caught.value)
+    for expected in (
+        "line 2: slide 'a/b' is not an id",
+        "line 3: slide '..' is not an id",
+        "line 4: slide 'x;touch pw'",
+        "none.svs does not exist",
+        "line 6: no patient",
+        "slide 'S1' stands on lines 5, 7",
+        "mpp 'abc'",
+        "a.jpg carries no pixel size",
+        "give the spots' pixels in positions",
+        "--config data_root=FOLDER",
+    ):
+        assert expected in message
+
+
+def test_files_that_the_workflow_makes_may_be_absent(sheet):
+    path = sheet("S1\tp\tc\tdata/simulated/S1.tiff")
+    slides = read_slides(path, made=lambda file: file.startswith("data/simulated/"))
+    assert slides.loc["S1", "image"] == "data/simulated/S1.tiff"
+
+
+def test_data_root_is_filled_in(sheet, tmp_path):
+    slides = read_slides(sheet("S1\tp\tc\t{data_root}/a.svs"), data_root=str(tmp_path))
+    assert slides.loc["S1", "image"] == f"{tmp_path}/a.svs"
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        ("slide,patient,cohort,image\n", "separated by tabs"),
+        ("slide\tpatient\tcohort\tpath\n", "no column 'image'"),
+        ("slide\tpatient\tcohort\timage\tnote\n", "unknown column 'note'"),
+    ],
+)
+def test_a_wrong_header_is_refused(sheet, header, complaint):
+    with pytest.raises(InputError, match=complaint):
+        read_slides(sheet("S1\tp\tc\tDIR/a.svs", header=header))
+
+
+def test_patients_keep_text_ids_and_unknowns(tmp_path):
+    path = tmp_path / "patients.tsv"
+    path.write_text(
+        "patient\ttime\tevent\tage\tsex\tstage\n010\t12.5\t1\t60\tfemale\tII\n002\t\t\t\t\t\n"
+    )
+    patients = read_patients(path)
+    assert list(patients.index) == ["002", "010"]
+    assert patients.loc["010", "time"] == 12.5
+    assert patients.loc["002"].isna()["time"]
+    assert "response" not in patients
+
+
+def test_impossible_outcomes_are_refused(tmp_path):
+    path = tmp_path / "patients.tsv"
+    path.write_text(
+        "patient\ttime\tevent\tresponse\nA\t-1\t1\t0\nB\t3\t2\tyes\nC\t3\t\t\na\t1\t1\t1\n"
+    )
+    with pytest.raises(InputError) as caught:
+        read_patients(path)
+    message = str(caught.value)
+    for expected in (
+        "time '-1'",
+        "event '2'",
+        "response 'yes'",
+        "line 4: time and event",
+        "lines 2, 5",
+    ):
+        assert expected in message
+
+
+def test_locate_prefers_the_first_folder_and_says_where_it_looked(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/x.tsv").write_text("")
+    folders = (tmp_path / "one", tmp_path / "two")
+    assert locate("x.tsv", folders=folders) == str(tmp_path / "two/x.tsv")
+    with pytest.raises(InputError, match="one"):
+        locate("y.tsv", folders=folders)

@@ -1,0 +1,64 @@
+import pandas as pd
+import pytest
+
+from histogep.jobs import InputError
+from histogep.stages import plan_stages
+
+CONFIG = {
+    "study": "s",
+    "model": None,
+    "references": {"gene_positions": "p.tsv", "gene_sets": {"h": "h.gmt"}},
+}
+
+
+def _slides(*rows):
+    frame = pd.DataFrame(rows, columns=["slide", "patient", "cohort", "counts"])
+    return frame.set_index("slide", drop=False)
+
+
+def _patients(n, **columns):
+    names = [f"P{i}" for i in range(n)]
+    return pd.DataFrame({"patient": names, **columns}, index=names)
+
+
+TRAINING = (("A", "PA", "v", "x"), ("B", "PB", "v", "x"))
+HOSPITAL = tuple((f"S{i}", f"P{i}", "h", "") for i in range(12))
+
+
+def test_everything_runs_when_everything_is_given():
+    patients = _patients(12, time=1.0, event=1.0, response=0.0)
+    stages = plan_stages(CONFIG, _slides(*TRAINING, *HOSPITAL), patients)
+    assert stages.runs("survival", "h")
+    assert stages.runs("response", "h")
+    assert not stages.runs("survival", "v")
+    assert "results/enrichment/h/survival/gsea.tsv" in stages.targets()
+    assert "results/enrichment/v/tumour/gsea.tsv" in stages.targets()
+    assert "results/expression/S3.h5ad" in stages.of("expression")
+
+
+def test_what_is_missing_leaves_its_stage_out_and_says_why():
+    config = {**CONFIG, "references": {"gene_positions": None, "gene_sets": {}}}
+    rows = plan_stages(config, _slides(*TRAINING, *HOSPITAL), None).rows()
+    reasons = {(row["stage"], row["cohort"]): row for row in rows}
+    assert reasons["survival", "h"]["state"] == "left out"
+    assert reasons["survival", "h"]["reason"] == "no patients sheet"
+    assert "gene_positions" in reasons["cnv", "h"]["reason"]
+    assert "gene_sets" in reasons["enrichment", "h"]["reason"]
+
+
+def test_too_few_known_outcomes_leave_survival_out():
+    patients = _patients(12, time=[1.0] * 5 + [float("nan")] * 7, event=1.0)
+    stages = plan_stages(CONFIG, _slides(*TRAINING, *HOSPITAL), patients)
+    assert not stages.runs("survival", "h")
+    assert any("5 patients" in row["reason"] for row in stages.rows())
+
+
+def test_one_training_patient_is_refused():
+    with pytest.raises(InputError, match="at least 2"):
+        plan_stages(CONFIG, _slides(("A", "PA", "v", "x"), ("B", "PA", "v", "x")), None)
+
+
+def test_a_model_folder_replaces_training():
+    stages = plan_stages({**CONFIG, "model": "m"}, _slides(*TRAINING), None)
+    assert not stages.runs("model")
+    assert stages.of("expression") == ["results/expression/A.h5ad", "results/expression/B.h5ad"]
