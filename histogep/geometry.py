@@ -1,0 +1,357 @@
+"""Check a slide's file, convert it when it cannot be read by region, and settle its pixel size."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import openslide
+import pyvips
+
+from histogep.files import complete, file_sha256
+from histogep.jobs import InputError
+
+log = logging.getLogger(__name__)
+# libvips tells of every thread it starts.
+logging.getLogger("pyvips").setLevel(logging.WARNING)
+
+#: Pixel sizes in um that an H&E scan can have; 72 dpi (352.8 um) and 0 are not among them.
+MPP_RANGE = (0.05, 5.0)
+#: Share by which two estimates of the pixel size may differ before a warning.
+MPP_TOLERANCE = 0.1
+_UM_PER_UNIT = {"centimeter": 1e4, "inch": 25400.0}
+_JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def describe_slide(
+    *, slide: str, source: str | Path, folder: str | Path, mpp: float | None = None
+) -> dict[str, Any]:
+    """Return the geometry of a slide: the content of results/slides/{slide}.json.
+
+    Parameters
+    ----------
+    slide
+        Id of the slide.
+    source
+        Image file, or folder of a DICOM series.
+    folder
+        Where a pyramidal TIFF is written if OpenSlide cannot read `source` by region; it is made,
+        and stays empty otherwise.
+    mpp
+        um per px given by the user; goes before what the file says.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, empty, truncated or of no known type, or the pixel size is unknown.
+    """
+    source, folder = Path(source), Path(folder)
+    image = check_source(slide, source)
+    folder.mkdir(parents=True, exist_ok=True)
+    estimates: dict[str, float] = {} if mpp is None else {"sheet": float(mpp)}
+    if openslide.OpenSlide.detect_format(str(image)) is None:
+        picture = _open_picture(slide, image)
+        # libvips gives 1 px per mm when a file says nothing.
+        if picture.xres > 0 and picture.xres != 1:
+            estimates["tiff"] = 1000 / picture.xres
+        settled = settle_mpp(slide, estimates)
+        log.info("%s cannot be read by region: converting it to a pyramidal TIFF", source)
+        image = folder / "pyramid.tiff"
+        _write_pyramid(slide, source, picture, image, settled["mpp"])
+        with openslide.OpenSlide(str(image)) as handle:
+            geometry = _read_levels(handle)
+        geometry["vendor"] = "converted"
+    else:
+        try:
+            with openslide.OpenSlide(str(image)) as handle:
+                geometry = _read_levels(handle)
+                estimates |= _metadata_mpp(handle.properties)
+        except openslide.OpenSlideError as error:
+            raise InputError(
+                f"slide {slide}: {source} is damaged or incomplete ({error}): fetch it again"
+            ) from error
+        settled = settle_mpp(slide, estimates)
+    return {
+        "slide": slide,
+        "source": source.as_posix(),
+        "image": image.as_posix(),
+        **geometry,
+        **settled,
+        "sha256": source_sha256(source),
+        "bytes": sum(file.stat().st_size for file in _files(source)),
+    }
+
+
+def check_source(slide: str, source: Path) -> Path:
+    """Return the file to open, or raise an InputError that tells what is wrong with it.
+
+    A folder stands for the DICOM series in it. Offsets of every TIFF directory are compared with
+    the file's size, because OpenSlide is silent about lost ends.
+    """
+    if not source.exists():
+        raise InputError(
+            f"slide {slide}: {source} does not exist: mend `image` in the slides sheet"
+        )
+    if source.is_dir():
+        series = sorted(source.glob("*.dcm"))
+        if not series:
+            raise InputError(f"slide {slide}: the folder {source} holds no DICOM (*.dcm) files")
+        for file in series:
+            if openslide.OpenSlide.detect_format(str(file)) is not None:
+                return file
+        raise InputError(f"slide {slide}: no file in {source} is a DICOM whole-slide image")
+    if source.stat().st_size == 0:
+        raise InputError(f"slide {slide}: {source} has zero bytes: fetch it again")
+    with open(source, "rb") as handle:
+        start = handle.read(8)
+        if start.startswith(_TIFF):
+            problem = find_truncation(handle)
+            if problem:
+                raise InputError(
+                    f"slide {slide}: {source} is truncated ({problem}): fetch it again"
+                )
+            return source
+    if start.startswith((_JPEG, _PNG, _BMP)):
+        return source
+    if openslide.OpenSlide.detect_format(str(source)) is None:
+        raise InputError(
+            f"slide {slide}: {source} is of an unsupported type: give a whole-slide format that "
+            "OpenSlide reads (svs, ndpi, mrxs, scn, bif, DICOM, tiled TIFF), a TIFF, JPEG or PNG"
+        )
+    return source
+
+
+def find_truncation(handle: BinaryIO) -> str | None:
+    """Return what lies beyond the end of a TIFF (classic or Big), or None if all is there.
+
+    Classic files above 4 GiB (Hamamatsu's NDPI) keep the high bits of their offsets elsewhere, and
+    are not checked.
+    """
+    size = handle.seek(0, 2)
+    handle.seek(0)
+    header = handle.read(16)
+    order = "<" if header[:2] == b"II" else ">"
+    big = header[2:4] in (b"+\0", b"\0+")
+    if not big and size >= 2**32:
+        return None
+    if len(header) < (16 if big else 8):
+        return "the header is cut"
+    queue = [struct.unpack(order + ("Q" if big else "I"), header[8:16] if big else header[4:8])[0]]
+    seen: set[int] = set()
+    while queue:
+        offset = queue.pop()
+        if offset == 0 or offset in seen:
+            continue
+        seen.add(offset)
+        try:
+            tags, following = _read_directory(handle, offset, order, big)
+        except (struct.error, EOFError):
+            return f"image directory {len(seen)} lies beyond the end of the file"
+        queue += [following, *tags.get(330, ())]
+        for offsets, counts, what in ((324, 325, "tile"), (273, 279, "strip")):
+            pairs = zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
+            lost = sum(start + count > size for start, count in pairs)
+            if lost:
+                return f"{lost} {what}s of image {len(seen)} lie beyond the end of the file"
+    return None
+
+
+_TAG_TYPES = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
+_LAYOUT_TAGS = (273, 279, 324, 325, 330)
+
+
+def _read_directory(
+    handle: BinaryIO, offset: int, order: str, big: bool
+) -> tuple[dict[int, tuple[int, ...]], int]:
+    """Return the layout tags of one TIFF directory and the offset of the next."""
+    word, entry_bytes, inline = ("Q", 20, 8) if big else ("I", 12, 4)
+    handle.seek(offset)
+    (n,) = struct.unpack(order + ("Q" if big else "H"), _exactly(handle, 8 if big else 2))
+    if n > 65535:
+        raise EOFError
+    entries = _exactly(handle, n * entry_bytes)
+    (following,) = struct.unpack(order + word, _exactly(handle, inline))
+    tags = {}
+    for place in range(0, n * entry_bytes, entry_bytes):
+        tag, kind, count = struct.unpack_from(order + "HH" + word, entries, place)
+        length = count * _TYPE_BYTES.get(kind, 1)
+        value = entries[place + entry_bytes - inline : place + entry_bytes]
+        if length > inline:
+            (start,) = struct.unpack(order + word, value)
+            if tag in _LAYOUT_TAGS:
+                handle.seek(start)
+                value = _exactly(handle, length)
+            elif start + length > handle.seek(0, 2):
+                raise EOFError
+        if tag in _LAYOUT_TAGS and kind in _TAG_TYPES:
+            tags[tag] = struct.unpack_from(f"{order}{count}{_TAG_TYPES[kind]}", value)
+    return tags, following
+
+
+def _exactly(handle: BinaryIO, n: int) -> bytes:
+    content = handle.read(n)
+    if len(content) < n:
+        raise EOFError
+    return content
+
+
+def settle_mpp(slide: str, estimates: dict[str, float]) -> dict[str, Any]:
+    """Return mpp, mpp_source, mpp_estimates, mpp_refused and mpp_warning.
+
+    The sheet goes before the metadata, the metadata before TIFF resolution tags. Estimates outside
+    `MPP_RANGE` are refused; those that differ by more than 10 % from the one used are warned of.
+
+    Raises
+    ------
+    InputError
+        If no estimate is left, or the sheet's own is impossible.
+    """
+    low, high = MPP_RANGE
+    sound = {name: value for name, value in estimates.items() if low < value < high}
+    refused = {name: value for name, value in estimates.items() if name not in sound}
+    if "sheet" in refused:
+        raise InputError(
+            f"slide {slide}: `mpp` is {refused['sheet']:g} in the slides sheet: "
+            f"it must be um per px, between {low:g} and {high:g}"
+        )
+    if not sound:
+        tried = "".join(f"; {name} says {value:g}" for name, value in refused.items())
+        raise InputError(
+            f"slide {slide}: its file does not give the pixel size{tried}: "
+            "fill in the `mpp` column (um per px) of the slides sheet"
+        )
+    source = next(name for name in ("sheet", "metadata", "tiff") if name in sound)
+    apart = [
+        f"{name} says {value:.4g}"
+        for name, value in sound.items()
+        if abs(value / sound[source] - 1) > MPP_TOLERANCE
+    ]
+    warning = ""
+    if apart:
+        warning = f"mpp {sound[source]:.4g} um per px ({source}) is used, but {', '.join(apart)}"
+        log.warning("slide %s: %s", slide, warning)
+    return {
+        "mpp": sound[source],
+        "mpp_source": source,
+        "mpp_estimates": sound,
+        "mpp_refused": refused,
+        "mpp_warning": warning,
+    }
+
+
+def source_sha256(path: Path) -> str:
+    """Return the SHA-256 of a slide's bytes.
+
+    Of a slide in many files (a DICOM series, a MIRAX folder), of the names and digests of them all.
+    """
+    files = list(_files(path))
+    if len(files) == 1:
+        return file_sha256(files[0])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """Give the files that make up a slide, in order of name."""
+    if path.is_dir() or path.suffix.lower() == ".dcm":
+        yield from sorted((path if path.is_dir() else path.parent).glob("*.dcm"))
+        return
+    yield path
+    companion = path.with_suffix("")
+    if path.suffix.lower() in (".mrxs", ".vms", ".vmu") and companion.is_dir():
+        yield from sorted(file for file in companion.iterdir() if file.is_file())
+
+
+def _read_levels(handle: openslide.OpenSlide) -> dict[str, Any]:
+    width, height = handle.dimensions
+    objective = handle.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+    return {
+        "vendor": handle.properties.get(openslide.PROPERTY_NAME_VENDOR, ""),
+        "width": width,
+        "height": height,
+        "objective": None if objective is None else _number(objective),
+        "level_downsamples": list(handle.level_downsamples),
+    }
+
+
+def _metadata_mpp(properties: Any) -> dict[str, float]:
+    """Return the pixel sizes in um that OpenSlide and the TIFF resolution tags give."""
+    estimates = {}
+    axes = [_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
+    axes = [value for value in axes if value is not None]
+    # For plain TIFF, OpenSlide's value IS that of the resolution tags.
+    if axes and properties.get(openslide.PROPERTY_NAME_VENDOR) != "generic-tiff":
+        estimates["metadata"] = sum(axes) / len(axes)
+    unit = _UM_PER_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
+    resolution = _number(properties.get("tiff.XResolution"))
+    if unit and resolution:
+        estimates["tiff"] = unit / resolution
+    return estimates
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(str(text).replace(",", "."))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _open_picture(slide: str, source: Path) -> pyvips.Image:
+    try:
+        picture = pyvips.Image.new_from_file(str(source), access="sequential", fail_on="truncated")
+    except pyvips.Error as error:
+        raise InputError(
+            f"slide {slide}: {source} cannot be read as an image ({_one_line(error)}): "
+            "fetch it again, or give another format"
+        ) from error
+    if (
+        picture.bands == 2
+        or picture.bands > 4
+        or picture.interpretation in ("multiband", "fourier")
+    ):
+        raise InputError(
+            f"slide {slide}: {source} has {picture.bands} channels ({picture.interpretation}): "
+            "an H&E image has three (RGB)"
+        )
+    return picture
+
+
+def _write_pyramid(slide: str, source: Path, picture: pyvips.Image, path: Path, mpp: float) -> None:
+    """Write a pyramidal, tiled TIFF in bounded memory; `picture` is read once from top to bottom."""
+    if picture.interpretation not in ("srgb", "rgb"):
+        picture = picture.colourspace("srgb")
+    if picture.hasalpha():
+        picture = picture.flatten(background=255)
+    try:
+        with complete(path) as temporary:
+            picture.cast("uchar").copy(xres=1000 / mpp, yres=1000 / mpp).tiffsave(
+                str(temporary),
+                tile=True,
+                tile_width=256,
+                tile_height=256,
+                pyramid=True,
+                compression="jpeg",
+                Q=90,
+                bigtiff=True,
+                resunit="cm",
+                keep="none",
+            )
+    except pyvips.Error as error:
+        raise InputError(
+            f"slide {slide}: {source} is truncated or damaged ({_one_line(error)}): fetch it again"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return "; ".join(str(error).split("\n")).strip("; ")[:300]

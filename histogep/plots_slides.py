@@ -1,0 +1,68 @@
+"""Figures of slides: tissue and tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from histogep.plots import figure
+from histogep.tiles import BLURRED
+from histogep.tissue import TissueMask
+
+_OUTLINE, _TILE, _BLURRED, _PEN = "#009E73", "#0072B2", "#D55E00", "#F0E442"
+#: The thumbnail is drawn with at most this many px a side.
+_MAX_PX = 1600
+
+
+def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
+    """Draw a slide with its tissue's outline, the centres of its tiles, and pen marks.
+
+    Parameters
+    ----------
+    mask
+        Tissue, pen marks and thumbnail.
+    tiles
+        x_px and y_px (level-0 centres), and blur.
+    title
+        Of the figure.
+    """
+    step = max(1, -(-max(mask.mask.shape) // _MAX_PX))
+    thumbnail = mask.thumbnail[::step, ::step].copy()
+    height, width = thumbnail.shape[:2]
+    fig = figure(width_mm=150, height_mm=min(220, max(60, 150 * height / width)))
+    axes = fig.add_subplot()
+    pen = mask.pen[::step, ::step]
+    thumbnail[pen] = [int(_PEN[place : place + 2], 16) for place in (1, 3, 5)]
+    scale_um = mask.um_per_px / 1000
+    extent = (0, mask.mask.shape[1] * scale_um, mask.mask.shape[0] * scale_um, 0)
+    axes.imshow(thumbnail, extent=extent, interpolation="antialiased")
+    tissue = mask.mask[::step, ::step]
+    if tissue.any() and not tissue.all():
+        outline = np.pad(tissue.astype(np.float32), 1)
+        x_mm, y_mm = ((np.arange(-1, size + 1) + 0.5) * step * scale_um for size in (width, height))
+        axes.contour(x_mm, y_mm, outline, levels=[0.5], colors=_OUTLINE, linewidths=0.8)
+    x_mm = tiles["x_px"] / mask.px_per_px[0] * scale_um
+    y_mm = tiles["y_px"] / mask.px_per_px[1] * scale_um
+    blurred = (tiles["blur"] < BLURRED).to_numpy()
+    size = float(np.clip(4e4 / max(len(tiles), 1) / 10, 0.3, 6))
+    for chosen, colour in ((~blurred, _TILE), (blurred, _BLURRED)):
+        axes.scatter(x_mm[chosen], y_mm[chosen], s=size, c=colour, linewidths=0)
+    axes.set(xlabel="mm", ylabel="mm", xlim=extent[:2], ylim=extent[2:])
+    axes.set_title(title)
+    axes.set_aspect("equal")
+    entries = [
+        Line2D([], [], color=_OUTLINE, lw=1, label="tissue"),
+        *(
+            Line2D([], [], color=colour, marker="o", ms=3, lw=0, label=f"{n} {what}")
+            for colour, n, what in (
+                (_TILE, (~blurred).sum(), "tiles"),
+                (_BLURRED, blurred.sum(), "out of focus"),
+            )
+        ),
+    ]
+    if pen.any():
+        entries.append(Line2D([], [], color=_PEN, marker="s", ms=4, lw=0, label="pen"))
+    fig.legend(handles=entries, loc="outside lower center", ncols=len(entries))
+    return fig

@@ -1,0 +1,212 @@
+"""Read regions of a whole-slide image by physical size, in bounded memory.
+
+A slide is described by the JSON that `histogep.geometry` writes; OpenSlide reads its pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from histogep.files import read_json
+from histogep.jobs import InputError
+
+#: Largest region in px that is held at once; larger ones are read in blocks.
+MAX_REGION_PX = 4096 * 4096
+#: A level finer than wanted by at most this share still counts as fine enough.
+_LEVEL_TOLERANCE = 1.01
+
+
+class Slide:
+    """A slide opened lazily: it can be pickled and sent to other processes by its path.
+
+    Parameters
+    ----------
+    slide
+        Id of the slide.
+    image
+        Path of what OpenSlide opens.
+    mpp
+        um per level-0 px.
+    width_px, height_px
+        Size of level 0.
+    objective
+        Magnification written in the file, if any.
+    """
+
+    def __init__(
+        self,
+        *,
+        slide: str,
+        image: str | Path,
+        mpp: float,
+        width_px: int,
+        height_px: int,
+        objective: float | None = None,
+    ) -> None:
+        self.slide = slide
+        self.image = str(image)
+        self.mpp = float(mpp)
+        self.width_px = int(width_px)
+        self.height_px = int(height_px)
+        self.objective = objective
+        self._handle: openslide.OpenSlide | None = None
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Slide:
+        """Return the slide that a results/slides/{slide}.json describes."""
+        content = read_json(path)
+        return cls(
+            slide=content["slide"],
+            image=content["image"],
+            mpp=content["mpp"],
+            width_px=content["width"],
+            height_px=content["height"],
+            objective=content.get("objective"),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None}
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+    @property
+    def handle(self) -> openslide.OpenSlide:
+        """The opened slide."""
+        if self._handle is None:
+            try:
+                self._handle = openslide.OpenSlide(self.image)
+            except (openslide.OpenSlideError, OSError) as error:
+                raise InputError(
+                    f"slide {self.slide}: {self.image} cannot be opened any more ({error}); "
+                    "put the file back or run prepare_slide again"
+                ) from error
+            if self._handle.dimensions != (self.width_px, self.height_px):
+                raise InputError(
+                    f"slide {self.slide}: {self.image} is {self._handle.dimensions} px, but was "
+                    f"{(self.width_px, self.height_px)} when prepared; run prepare_slide again"
+                )
+        return self._handle
+
+    def read(
+        self,
+        x0_px: float,
+        y0_px: float,
+        width_px: float,
+        height_px: float,
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """Return a region as RGB, white outside the slide.
+
+        The pixels come from the coarsest level that is still as fine as wanted, and are averaged
+        (never picked) on the way down.
+
+        Parameters
+        ----------
+        x0_px, y0_px
+            Top left corner in level-0 px; may be negative or a fraction.
+        width_px, height_px
+            Size of the region in level-0 px.
+        size
+            Width and height of the result in px; the region's own size by default.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8, (height, width, 3).
+        """
+        if width_px <= 0 or height_px <= 0:
+            raise ValueError(f"a region of {width_px} x {height_px} px has no pixels")
+        out_width, out_height = size or (max(1, round(width_px)), max(1, round(height_px)))
+        scale = min(width_px / out_width, height_px / out_height)
+        level = self._level(scale)
+        # Levels are rounded to whole pixels, so each axis has its own exact downsample.
+        level_width, level_height = self.handle.level_dimensions[level]
+        down_x, down_y = self.width_px / level_width, self.height_px / level_height
+        left, top = x0_px / down_x, y0_px / down_y
+        right, bottom = left + width_px / down_x, top + height_px / down_y
+        pixels, origin, factor = self._pixels(level, (left, top, right, bottom), scale / down_x)
+        box = (
+            max(0.0, (left - origin[0]) / factor),
+            max(0.0, (top - origin[1]) / factor),
+            min(float(pixels.width), (right - origin[0]) / factor),
+            min(float(pixels.height), (bottom - origin[1]) / factor),
+        )
+        if pixels.size == (out_width, out_height) and box == (0, 0, *pixels.size):
+            return np.asarray(pixels)
+        shrunk = pixels.resize((out_width, out_height), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(shrunk)
+
+    def thumbnail(self, um_per_px: float) -> np.ndarray:
+        """Return the whole slide at about `um_per_px` (never finer than level 0), uint8 RGB."""
+        scale = max(1.0, um_per_px / self.mpp)
+        size = (max(1, round(self.width_px / scale)), max(1, round(self.height_px / scale)))
+        return self.read(0, 0, self.width_px, self.height_px, size=size)
+
+    def _level(self, scale: float) -> int:
+        fine = [
+            level
+            for level, downsample in enumerate(self.handle.level_downsamples)
+            if downsample <= scale * _LEVEL_TOLERANCE
+        ]
+        return max(fine, default=0)
+
+    def _pixels(
+        self, level: int, edges: tuple[float, float, float, float], shrink: float
+    ) -> tuple[Image.Image, tuple[int, int], int]:
+        """Return the pixels of a level around `edges`, their origin and the whole-number factor.
+
+        A region above `MAX_REGION_PX` is read block by block, each averaged by the factor at once.
+        """
+        # A pixel's edge that only rounding put inside the next pixel is not worth that pixel.
+        left, top = math.floor(edges[0] + 1e-6), math.floor(edges[1] + 1e-6)
+        width = math.ceil(edges[2] - 1e-6) - left
+        height = math.ceil(edges[3] - 1e-6) - top
+        factor = max(1, int(shrink))
+        if width * height <= MAX_REGION_PX or factor == 1:
+            return self._region(level, left, top, width, height), (left, top), 1
+        side = max(factor, math.isqrt(MAX_REGION_PX) // factor * factor)
+        shrunk = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+        for y in range(0, height, side):
+            for x in range(0, width, side):
+                size = min(side, width - x), min(side, height - y)
+                block = self._region(level, left + x, top + y, *size)
+                shrunk.paste(block.reduce(factor), (x // factor, y // factor))
+        return shrunk, (left, top), factor
+
+    def _region(self, level: int, left: int, top: int, width: int, height: int) -> Image.Image:
+        """Return pixels of one level, pasted on white where the slide has none."""
+        level_width, level_height = self.handle.level_dimensions[level]
+        location = (
+            round(left * self.width_px / level_width),
+            round(top * self.height_px / level_height),
+        )
+        try:
+            region = self.handle.read_region(location, level, (width, height))
+        except openslide.OpenSlideError as error:
+            self.close()  # one bad tile spoils the handle for all later reads
+            raise InputError(
+                f"slide {self.slide}: {self.image} is damaged near level-0 px {location} ({error});"
+                " fetch the file again or leave the slide out of the sheet"
+            ) from error
+        if region.getextrema()[3][0] == 255:
+            return region.convert("RGB")
+        white = Image.new("RGB", region.size, "white")
+        white.paste(region, mask=region.getchannel("A"))
+        return white

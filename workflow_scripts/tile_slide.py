@@ -1,0 +1,33 @@
+"""Lay the lattice over the tissue of one slide, or take the spots of a section as its tiles."""
+
+from typing import TYPE_CHECKING
+
+from histogep import plots, tiles
+from histogep.files import complete, write_tsv
+from histogep.jobs import job_log
+from histogep.lattice import Lattice
+from histogep.plots_slides import draw_tiles
+from histogep.slides import Slide
+from histogep.tissue import tissue_mask
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    lattice = Lattice.from_settings(snakemake.params.lattice)
+    settings = snakemake.params.tissue
+    spots = snakemake.input.get("spots")
+    with Slide.from_json(snakemake.input.slide) as slide:
+        mask = tissue_mask(slide, settings)
+        if spots:
+            table = tiles.spot_tiles(slide, mask, lattice=lattice, spots=spots)
+        else:
+            table = tiles.lattice_tiles(slide, mask, lattice=lattice, settings=settings)
+        table["blur"] = tiles.measure_sharpness(slide, table, tile_um=lattice.tile_um)
+        quality = tiles.summarise_quality(slide, mask, table, lattice=lattice)
+        title = f"{slide.slide}: {mask.tissue_mm2:.1f} mm² tissue, {mask.n_fragments} pieces"
+    with complete(snakemake.output.tiles) as temporary:
+        table.to_parquet(temporary, index=False)
+    write_tsv(quality, snakemake.output.quality)
+    plots.save(draw_tiles(mask, table, title=title), snakemake.output.overview)
+    log.info("%d tiles on %.2f mm2 of tissue", len(table), mask.tissue_mm2)
