@@ -1,0 +1,379 @@
+"""Which spots are malignant: from an annotation, or inferred from markers and copy number."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+from sklearn.mixture import GaussianMixture
+
+from histogep.cnv import infer_profiles
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.normalise import log_cp10k
+
+log = logging.getLogger(__name__)
+
+#: Labels, each with the key of the configuration that lists its texts.
+LABELS = {
+    "malignant": "malignant",
+    "boundary": "boundary",
+    "non-malignant": "non_malignant",
+    "undetermined": "undetermined",
+}
+COLUMNS = ("barcode", "label", "source", "confidence", "original")
+#: Lineages of resources/markers.tsv that carcinoma cells express, and those of the other cells.
+EPITHELIAL = ("epithelial",)
+OTHERS = (
+    "t_cell",
+    "nk_cell",
+    "b_cell",
+    "plasma_cell",
+    "macrophage",
+    "dendritic",
+    "mast_cell",
+    "endothelial",
+    "fibroblast",
+    "smooth_muscle",
+    "adipocyte",
+)
+#: Posterior above which a spot is malignant, and below which it is not.
+MALIGNANT_P, NON_MALIGNANT_P = 0.8, 0.2
+#: A spot lies on the boundary if the share of malignant spots about it is between these.
+MIXED = (0.4, 0.6)
+#: Weight of a spot against the mean of its neighbours.
+OWN_WEIGHT = 0.5
+#: Share of the spots, least epithelial first, that copy number is compared with: few and pure, since
+#: a section may be nearly all tumour.
+REFERENCE_SHARE = 0.1
+#: Share of the spots, most epithelial first, whose mean copy-number profile is looked for.
+EPITHELIAL_SHARE = 0.2
+_TEXT_COLUMNS = ("label", "annotation", "pathologist", "classification", "category")
+_CNV_OPTIONS = ("window", "step", "dynamic_threshold", "min_reference", "min_genes")
+
+
+def label_annotated(
+    spots: anndata.AnnData, path: str | Path, settings: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Return the labels of spots that somebody annotated.
+
+    Parameters
+    ----------
+    spots
+        Spots of the section.
+    path
+        QuPath's polygons (.geojson, .json), or a table (.tsv, .csv) with a column of barcodes, or of
+        array coordinates x and y, and one of texts; Loupe's category file is such a table.
+    settings
+        Texts of each label: malignant, boundary, non_malignant, undetermined.
+
+    Returns
+    -------
+    pandas.DataFrame
+        barcode, label, source, confidence, original, in the order of the spots; those without an
+        annotation are undetermined.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be understood, holds a text that no label lists, or touches no spot.
+    """
+    path = Path(path)
+    polygons = path.suffix.lower() in (".geojson", ".json")
+    texts = read_polygons(spots, path) if polygons else read_annotation(path)
+    found = texts.index.isin(spots.obs_names)
+    if not found.any():
+        raise InputError(
+            f"{path} annotates no spot of slide {spots.uns['slide']}: "
+            + (
+                "are its polygons in px of the full image?"
+                if polygons
+                else f"it names {', '.join(texts.index[:3])}, the counts {', '.join(spots.obs_names[:3])}"
+            )
+        )
+    label = map_texts(texts, settings, path=path)
+    barcodes = spots.obs_names.to_numpy(dtype=object)
+    label = label.reindex(barcodes).fillna("undetermined").to_numpy(dtype=object)
+    return pd.DataFrame(
+        {
+            "barcode": barcodes,
+            "label": label,
+            "source": "polygon" if polygons else "annotation",
+            "confidence": np.where(label == "undetermined", 0.0, 1.0),
+            "original": texts.reindex(barcodes).fillna("").to_numpy(dtype=object),
+        }
+    )
+
+
+def map_texts(
+    texts: pd.Series, settings: Mapping[str, Sequence[str]], *, path: str | Path
+) -> pd.Series:
+    """Return the label of each text; case and outer blanks do not matter.
+
+    Raises
+    ------
+    InputError
+        If a text is listed by no label; `path` is named.
+    """
+    meaning = {"": "undetermined"}
+    for label, key in LABELS.items():
+        for text in settings.get(key, ()):
+            meaning[str(text).strip().lower()] = label
+    label = texts.map(lambda text: meaning.get(text.strip().lower()))
+    unknown = sorted(set(texts[label.isna()]))
+    if unknown:
+        raise InputError(
+            f"{path} holds annotations of unknown meaning: {', '.join(map(repr, unknown))}; add each "
+            "to labels.malignant, labels.boundary, labels.non_malignant or labels.undetermined in "
+            "the configuration"
+        )
+    return label
+
+
+def read_annotation(path: str | Path) -> pd.Series:
+    """Return the text of each annotated spot (index barcode) of a table."""
+    path = Path(path)
+    name = path.name.lower().removesuffix(".gz")
+    separator = "," if name.endswith(".csv") else "\t"
+    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    columns = {column.strip().lower(): column for column in table.columns}
+    if "barcode" in columns:
+        barcode = table[columns["barcode"]].str.strip()
+        others = [column for key, column in columns.items() if key != "barcode"]
+    elif {"x", "y"} <= set(columns):
+        x, y = (pd.to_numeric(table[columns[axis]], errors="coerce") for axis in ("x", "y"))
+        if (x.isna() | y.isna()).any():
+            raise InputError(
+                f"{path}: x or y of row {int((x.isna() | y.isna()).argmax()) + 1} "
+                "is no number: they are the array coordinates of the spot"
+            )
+        barcode = x.round().astype(int).astype(str) + "x" + y.round().astype(int).astype(str)
+        others = [column for key, column in columns.items() if key not in ("x", "y")]
+    else:
+        raise InputError(f"{path} has neither a column barcode nor x and y: name the spots")
+    known = [columns[key] for key in _TEXT_COLUMNS if columns.get(key) in others]
+    chosen = known[:1] or (others if len(others) == 1 else [])
+    if not chosen:
+        raise InputError(
+            f"{path}: which of its columns {', '.join(others) or '(none)'} is the annotation? "
+            "Call it label"
+        )
+    texts = pd.Series(
+        table[chosen[0]].to_numpy(dtype=object), index=pd.Index(barcode, dtype=object)
+    )
+    texts = texts[~pd.DataFrame({"b": texts.index, "t": texts.to_numpy()}).duplicated().to_numpy()]
+    if not texts.index.is_unique:
+        twice = texts.index[texts.index.duplicated()][0]
+        raise InputError(f"{path} gives the spot {twice} two annotations: keep one")
+    return texts
+
+
+def read_polygons(spots: anndata.AnnData, path: str | Path) -> pd.Series:
+    """Return the class of the polygon (QuPath, level-0 px) that holds each spot's centre.
+
+    Where polygons overlap the smallest counts; those without a class are left out.
+    """
+    import geopandas
+
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): export it again") from error
+    features = content
+    if isinstance(content, dict):
+        features = content.get("features", [content] if "geometry" in content else [])
+    rows = []
+    for feature in features:
+        properties = feature.get("properties") or {}
+        kind = properties.get("objectType", feature.get("objectType", "annotation"))
+        text = _class_name(properties.get("classification", properties.get("name")))
+        if kind in ("annotation", "tile", "region", "roi") and text and feature.get("geometry"):
+            rows.append(
+                {"type": "Feature", "geometry": feature["geometry"], "properties": {"text": text}}
+            )
+    log.info("%d of %d objects of %s are annotations with a class", len(rows), len(features), path)
+    if not rows:
+        raise InputError(f"{path} holds no annotation with a class: set classes in QuPath")
+    polygons = geopandas.GeoDataFrame.from_features(rows)
+    polygons["geometry"] = polygons.geometry.make_valid()
+    polygons["area_px2"] = polygons.area
+    x_px, y_px = np.asarray(spots.obsm["spatial"]).T
+    points = geopandas.GeoDataFrame(
+        {"barcode": spots.obs_names.to_numpy(dtype=object)},
+        geometry=geopandas.points_from_xy(x_px, y_px),
+    )
+    joined = points.sjoin(polygons, predicate="intersects").sort_values(
+        ["area_px2", "text"], kind="stable"
+    )
+    return joined.drop_duplicates("barcode").set_index("barcode")["text"].sort_index()
+
+
+def infer_labels(
+    spots: anndata.AnnData,
+    markers: pd.DataFrame,
+    *,
+    positions: pd.DataFrame | None = None,
+    cnv: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the labels of spots without an annotation.
+
+    Epithelial against other markers, and with gene positions the copy-number signal against the
+    least epithelial spots, are standardised, added and smoothed over neighbours; a mixture of two
+    Gaussians gives the probability of malignancy. Normal epithelium counts as malignant wherever
+    copy number cannot tell them apart.
+
+    Parameters
+    ----------
+    spots
+        Spots of one section, raw counts.
+    markers
+        lineage, gene.
+    positions
+        Table of `histogep.positions.read_gene_positions`, if known.
+    cnv
+        Settings of `histogep.cnv.infer_profiles`; other keys are not looked at.
+    seed
+        Of the mixture.
+
+    Returns
+    -------
+    pandas.DataFrame
+        barcode, label, source ("cnv" or "markers"), confidence (|2p - 1|), original (empty), and
+        the probability.
+    """
+    lattice = Lattice.from_settings(dict(spots.uns["lattice"]))
+    adjacency = lattice.neighbours(spots.obs["row"].to_numpy(), spots.obs["col"].to_numpy())
+    expression = log_cp10k(spots.X)
+    epithelial = contrast_lineages(expression, spots.var_names, markers)
+    score, source = _standardise(_smooth(epithelial, adjacency)), "markers"
+    if positions is not None:
+        try:
+            burden = _copy_number(expression, spots, epithelial, positions, cnv or {}, adjacency)
+        except InputError as error:
+            log.warning("copy number is left out of the labels: %s", error)
+        else:
+            score, source = _standardise(score + burden), "cnv"
+    probability = _mixture(score, seed=seed)
+    label = np.full(len(score), "boundary", dtype=object)
+    if np.isnan(probability).all():
+        label[:] = "undetermined"
+        probability = np.full(len(score), 0.5)
+    else:
+        around = _around((probability > 0.5).astype(float), adjacency)
+        mixed = (around >= MIXED[0]) & (around <= MIXED[1])
+        label[(probability > MALIGNANT_P) & ~mixed] = "malignant"
+        label[(probability < NON_MALIGNANT_P) & ~mixed] = "non-malignant"
+    return pd.DataFrame(
+        {
+            "barcode": spots.obs_names.to_numpy(dtype=object),
+            "label": label,
+            "source": source,
+            "confidence": np.abs(2 * probability - 1),
+            "original": "",
+            "probability": probability,
+        }
+    )
+
+
+def contrast_lineages(expression: Any, genes: Sequence[str], markers: pd.DataFrame) -> np.ndarray:
+    """Return how epithelial each spot is against all other lineages, standardised.
+
+    Raises
+    ------
+    InputError
+        If the counts hold markers of none but one side.
+    """
+    place = {str(gene): index for index, gene in enumerate(genes)}
+    sides = []
+    for lineages in (EPITHELIAL, OTHERS):
+        programmes = []
+        for lineage in lineages:
+            chosen = markers.loc[markers["lineage"] == lineage, "gene"]
+            columns = [place[gene] for gene in chosen if gene in place]
+            values = np.asarray(expression[:, columns].todense(), np.float64)
+            values = values[:, values.std(axis=0) > 0]
+            if values.shape[1]:
+                programmes.append(_standardise(_standardise(values).mean(axis=1)))
+        if not programmes:
+            raise InputError(
+                f"the counts hold no marker of {', '.join(lineages)}: tumour labels cannot be "
+                "inferred; give an annotation in the column `labels` of the slides sheet"
+            )
+        sides.append(_standardise(np.mean(programmes, axis=0)))
+    return _standardise(sides[0] - sides[1])
+
+
+def _copy_number(
+    expression: Any,
+    spots: anndata.AnnData,
+    epithelial: np.ndarray,
+    positions: pd.DataFrame,
+    settings: Mapping[str, Any],
+    adjacency: Any,
+) -> np.ndarray:
+    """Return the standardised copy-number signal of spots against the least epithelial ones."""
+    options = {name: settings[name] for name in _CNV_OPTIONS if name in settings}
+    n = max(int(options.get("min_reference", 20)), round(REFERENCE_SHARE * len(epithelial)))
+    reference = np.zeros(len(epithelial), bool)
+    reference[np.argsort(epithelial, kind="stable")[:n]] = True
+    profiles = infer_profiles(
+        expression,
+        positions,
+        reference,
+        genes=list(spots.var_names),
+        gene_ids=list(spots.var["gene_id"].astype(str)),
+        engine="weights",
+        **options,
+    )
+    # The mean profile of the most epithelial spots says what to look for. The cosine with it does not
+    # grow with the noise of shallow spots, as the mean absolute value does.
+    epithelial_spots = epithelial >= np.quantile(epithelial, 1 - EPITHELIAL_SHARE)
+    pattern = profiles.bins[epithelial_spots].mean(axis=0) - profiles.bins[reference].mean(axis=0)
+    smoothed = _smooth(profiles.bins, adjacency)
+    length = np.linalg.norm(smoothed, axis=1) * np.linalg.norm(pattern)
+    return _standardise(smoothed @ pattern / np.where(length > 0, length, 1.0))
+
+
+def _mixture(score: np.ndarray, *, seed: int) -> np.ndarray:
+    """Return the probability of the upper of two Gaussians; NaN if one Gaussian is enough (BIC).
+
+    Both have one variance, so that the probability rises with the score.
+    """
+    values = score[:, np.newaxis]
+    one, two = (
+        GaussianMixture(n, covariance_type="tied", random_state=seed, n_init=5).fit(values)
+        for n in (1, 2)
+    )
+    if two.bic(values) >= one.bic(values):
+        log.warning("the spots do not fall into two groups: all are left undetermined")
+        return np.full(len(score), np.nan)
+    return two.predict_proba(values)[:, int(np.argmax(two.means_[:, 0]))]
+
+
+def _smooth(values: np.ndarray, adjacency: Any) -> np.ndarray:
+    return OWN_WEIGHT * values + (1 - OWN_WEIGHT) * _around(values, adjacency)
+
+
+def _around(values: np.ndarray, adjacency: Any) -> np.ndarray:
+    """Return the mean over the neighbours of each spot; its own value if it has none."""
+    count = np.asarray(adjacency.sum(axis=1)).reshape(-1, *[1] * (values.ndim - 1))
+    return np.where(count > 0, adjacency @ values / np.maximum(count, 1), values)
+
+
+def _standardise(values: np.ndarray) -> np.ndarray:
+    spread = values.std(axis=0)
+    return (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+
+
+def _class_name(classification: Any) -> str:
+    if isinstance(classification, Mapping):
+        names = classification.get("names")
+        return str(classification.get("name") or ": ".join(names or []))
+    return str(classification or "")

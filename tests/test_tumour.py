@@ -1,0 +1,221 @@
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.metrics import roc_auc_score
+
+from histogep import tumour
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.positions import read_gene_positions
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = {
+    "malignant": ["invasive cancer", "cancer in situ", "Tumor"],
+    "boundary": ["boundary"],
+    "non_malignant": ["connective tissue", "adipose tissue", "immune infiltrate", "stroma"],
+    "undetermined": ["undetermined"],
+}
+MARKERS = pd.DataFrame(
+    [("epithelial", "EPCAM"), ("epithelial", "KRT8"), ("fibroblast", "COL1A1"), ("t_cell", "CD3E")],
+    columns=["lineage", "gene"],
+)
+
+
+def _spots(n_rows=8, n_cols=8, *, contrast=5.0, seed=0):
+    """A square section, the left half of which expresses the epithelial markers."""
+    rng = np.random.default_rng(seed)
+    row, col = (axis.ravel() for axis in np.mgrid[:n_rows, :n_cols])
+    genes = [*MARKERS["gene"], *(f"G{i}" for i in range(60))]
+    mean = np.full((len(row), len(genes)), 10.0)
+    left = col < n_cols // 2
+    mean[np.ix_(left, [0, 1])] *= contrast
+    mean[np.ix_(~left, [2, 3])] *= contrast
+    return anndata.AnnData(
+        X=sparse.csr_matrix(rng.poisson(mean).astype(np.float32)),
+        obs=pd.DataFrame(
+            {"row": row, "col": col}, index=[f"{c}x{r}" for r, c in zip(row, col, strict=True)]
+        ),
+        var=pd.DataFrame({"gene_id": ""}, index=genes),
+        obsm={"spatial": np.column_stack([col, row]) * 100.0 + 50},
+        uns={"slide": "S", "lattice": Lattice("st", 200, 112).to_settings()},
+    ), left
+
+
+def _write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_table_is_joined_by_barcode_and_mapped(tmp_path):
+    spots, _ = _spots(2, 2)
+    path = _write(
+        tmp_path / "a.tsv",
+        "barcode\tnote\tlabel\n1x0\tq\tTUMOR \n0x0\tq\tstroma\n9x9\t\tboundary\n",
+    )
+    labels = tumour.label_annotated(spots, path, TEXTS)
+    assert list(labels.columns) == list(tumour.COLUMNS)
+    assert labels["barcode"].tolist() == ["0x0", "1x0", "0x1", "1x1"]
+    assert labels["label"].tolist() == ["non-malignant", "malignant"] + ["undetermined"] * 2
+    assert labels["confidence"].tolist() == [1, 1, 0, 0]
+    assert labels["original"].tolist() == ["stroma", "TUMOR ", "", ""]
+    assert set(labels["source"]) == {"annotation"}
+
+
+def test_loupe_categories_and_rounded_coordinates(tmp_path):
+    loupe = _write(tmp_path / "a.csv", "Barcode,Region\n0x0,stroma\n1x1,Tumor\n")
+    assert tumour.read_annotation(loupe).to_dict() == {"0x0": "stroma", "1x1": "Tumor"}
+    array = _write(tmp_path / "b.tsv", "Row.names\tx\ty\tlabel\n10x20\t0.98\t1.03\tTumor\n")
+    assert tumour.read_annotation(array).to_dict() == {"1x1": "Tumor"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("barcode\tlabel\n0x0\tmystery\n", "'mystery'.*labels.malignant"),
+        ("barcode\tlabel\nACGT-1\tTumor\n", "annotates no spot of slide S.*ACGT-1"),
+        ("barcode\tlabel\n0x0\tTumor\n0x0\tstroma\n", "0x0 two annotations"),
+        ("spot\tlabel\n0x0\tTumor\n", "neither a column barcode nor x and y"),
+        ("barcode\tfirst\tsecond\n0x0\tTumor\tb\n", "first, second"),
+        ("x\ty\tlabel\none\t2\tTumor\n", "row 1 is no number"),
+    ],
+)
+def test_unclear_annotations_are_refused(tmp_path, text, message):
+    spots, _ = _spots(2, 2)
+    with pytest.raises(InputError, match=message):
+        tumour.label_annotated(spots, _write(tmp_path / "a.tsv", text), TEXTS)
+
+
+def _feature(name, rings, kind="annotation"):
+    properties = {"objectType": kind}
+    if name:
+        properties["classification"] = {"name": name, "color": [200, 0, 0]}
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": rings},
+        "properties": properties,
+    }
+
+
+def _box(x0, y0, x1, y1):
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_polygons_with_holes_overlaps_and_crossings(tmp_path, bare):
+    spots, _ = _spots(4, 4)
+    features = [
+        # The hole leaves out the spot 1x1, centred at (150, 150).
+        _feature("stroma", [_box(0, 0, 400, 400), _box(110, 110, 190, 190)]),
+        _feature("Tumor", [_box(200, 200, 400, 400)]),
+        # Crosses itself; it still holds the spots 0x0 and 0x3 in its two triangles.
+        _feature("boundary", [[[0, 0], [100, 100], [0, 100], [100, 0], [0, 0]]]),
+        _feature("", [_box(0, 0, 400, 400)]),
+        _feature("Cell", [_box(0, 0, 400, 400)], kind="detection"),
+    ]
+    content = features if bare else {"type": "FeatureCollection", "features": features}
+    path = _write(tmp_path / "a.geojson", json.dumps(content))
+    labels = tumour.label_annotated(spots, path, TEXTS).set_index("barcode")["label"]
+    assert labels["1x1"] == "undetermined"
+    assert labels[["2x2", "3x2", "2x3", "3x3"]].eq("malignant").all()
+    assert labels["0x0"] == "boundary"
+    rest = labels.drop(["1x1", "2x2", "3x2", "2x3", "3x3", "0x0"])
+    assert rest.eq("non-malignant").all()
+    assert len(rest) == 10
+
+
+def test_polygons_elsewhere_or_without_class_are_refused(tmp_path):
+    spots, _ = _spots(2, 2)
+    path = tmp_path / "a.geojson"
+    _write(path, json.dumps([_feature("Tumor", [_box(9000, 9000, 9900, 9900)])]))
+    with pytest.raises(InputError, match="px of the full image"):
+        tumour.label_annotated(spots, path, TEXTS)
+    _write(path, json.dumps([_feature("", [_box(0, 0, 200, 200)])]))
+    with pytest.raises(InputError, match="no annotation with a class"):
+        tumour.label_annotated(spots, path, TEXTS)
+    with pytest.raises(InputError, match="not valid JSON"):
+        tumour.label_annotated(spots, _write(path, "{"), TEXTS)
+
+
+def test_two_halves_are_told_apart_and_their_border_is_boundary_at_most():
+    spots, left = _spots()
+    labels = tumour.infer_labels(spots, MARKERS)
+    malignant = (labels["label"] == "malignant").to_numpy()
+    healthy = (labels["label"] == "non-malignant").to_numpy()
+    assert not (malignant & ~left).any()
+    assert not (healthy & left).any()
+    inner = ~spots.obs["col"].isin([3, 4]).to_numpy()
+    assert (malignant | healthy)[inner].all()
+    assert set(labels["source"]) == {"markers"}
+    np.testing.assert_allclose(labels["confidence"], np.abs(2 * labels["probability"] - 1))
+    pd.testing.assert_frame_equal(labels, tumour.infer_labels(spots, MARKERS))
+
+
+def test_labels_do_not_depend_on_the_order_of_spots():
+    spots, _ = _spots()
+    order = np.random.default_rng(1).permutation(spots.n_obs)
+    labels = tumour.infer_labels(spots, MARKERS).set_index("barcode")
+    turned = tumour.infer_labels(spots[order].copy(), MARKERS).set_index("barcode")
+    pd.testing.assert_series_equal(labels["label"], turned.loc[labels.index, "label"])
+
+
+def test_spots_all_alike_stay_undetermined(caplog):
+    spots, _ = _spots(contrast=1.0, seed=3)
+    labels = tumour.infer_labels(spots, MARKERS)
+    assert labels["label"].eq("undetermined").all()
+    assert labels["confidence"].eq(0).all()
+    assert "two groups" in caplog.text
+
+
+def test_without_markers_labels_are_refused():
+    spots, _ = _spots()
+    with pytest.raises(InputError, match="no marker of epithelial"):
+        tumour.infer_labels(spots[:, 2:].copy(), MARKERS)
+
+
+def test_too_few_genes_for_copy_number_leave_the_markers(caplog):
+    spots, _ = _spots()
+    positions = pd.DataFrame(
+        {"gene": spots.var_names, "chromosome": "chr1", "start": range(64), "end": range(1, 65)}
+    )
+    labels = tumour.infer_labels(spots, MARKERS, positions=positions)
+    assert set(labels["source"]) == {"markers"}
+    assert "copy number is left out" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def her2st_a1(shared_data):
+    """Counts of A1 on its array; the pixels are not needed here."""
+    table = pd.read_csv(shared_data / "her2st" / "counts" / "A1.tsv.gz", sep="\t", index_col=0)
+    table = table[table.sum(axis=1) >= 100]
+    x, y = np.array([name.split("x") for name in table.index], dtype=int).T
+    return anndata.AnnData(
+        X=sparse.csr_matrix(table.to_numpy(np.float32)),
+        obs=pd.DataFrame({"row": y, "col": x}, index=table.index.astype(str)),
+        var=pd.DataFrame({"gene_id": ""}, index=table.columns),
+        obsm={"spatial": np.column_stack([x, y]).astype(float)},
+        uns={"slide": "A1", "lattice": Lattice("st", 200, 112).to_settings()},
+    )
+
+
+@pytest.mark.parametrize(("with_cnv", "least"), [(False, 0.72), (True, 0.78)])
+def test_inferred_labels_find_what_the_pathologist_saw(her2st_a1, shared_data, with_cnv, least):
+    truth = tumour.label_annotated(her2st_a1, shared_data / "her2st" / "labels" / "A1.tsv", TEXTS)
+    assert truth["label"].value_counts().to_dict() == {
+        "malignant": 302,
+        "non-malignant": 38,
+        "undetermined": 5,
+    }
+    table = shared_data / "genepos" / "gencode_v38_gene_pos.txt"
+    positions = read_gene_positions(table) if with_cnv else None
+    markers = pd.read_csv(ROOT / "resources" / "markers.tsv", sep="\t")
+    labels = tumour.infer_labels(her2st_a1, markers, positions=positions)
+    assert set(labels["source"]) == {"cnv" if with_cnv else "markers"}
+    known = truth["label"].isin(["malignant", "non-malignant"])
+    auroc = roc_auc_score(truth["label"][known] == "malignant", labels["probability"][known])
+    # Measured 0.753 without and 0.813 with copy number; the depth of the spots alone gives 0.729.
+    assert auroc > least

@@ -1,0 +1,31 @@
+"""Label the spots of one section as malignant or not, by its annotation or by what they express."""
+
+from typing import TYPE_CHECKING
+
+import anndata
+
+from histogep import plots, tumour
+from histogep.files import read_tsv, write_tsv
+from histogep.jobs import job_log
+from histogep.plots_spots import draw_labels
+from histogep.positions import read_gene_positions
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    spots = anndata.read_h5ad(snakemake.input.spots)
+    annotation = snakemake.input.get("labels")
+    positions = snakemake.input.get("gene_positions")
+    if annotation:
+        labels = tumour.label_annotated(spots, annotation, snakemake.params.labels)
+    else:
+        labels = tumour.infer_labels(
+            spots,
+            read_tsv(snakemake.input.markers, dtype=str),
+            positions=read_gene_positions(positions) if positions else None,
+            cnv=snakemake.params.cnv,
+        )
+    write_tsv(labels[list(tumour.COLUMNS)], snakemake.output.labels)
+    plots.save(draw_labels(spots, labels), snakemake.output.map)
+    log.info("%s: %s", labels["source"].iloc[0], labels["label"].value_counts().to_dict())

@@ -1,0 +1,29 @@
+"""Score how spatially variable every gene of one section is."""
+
+from typing import TYPE_CHECKING
+
+import anndata
+
+from histogep.files import write_tsv
+from histogep.genes import score_genes
+from histogep.jobs import job_log
+from histogep.normalise import log_cp10k
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    spots = anndata.read_h5ad(snakemake.input.spots)
+    settings = snakemake.params.genes
+    scores = score_genes(
+        log_cp10k(spots.X),
+        spots.var_names,
+        x=spots.obsm["spatial"][:, 0],
+        y=spots.obsm["spatial"][:, 1],
+        row=spots.obs["row"].to_numpy(),
+        col=spots.obs["col"].to_numpy(),
+        neighbours=settings["neighbours"],
+    )
+    write_tsv(scores, snakemake.output.genes)
+    passing = (scores["moran_i"] > settings["min_moran"]) & (scores["p"] < settings["p"])
+    log.info("%d spots, %d genes, %d pass", spots.n_obs, spots.n_vars, passing.sum())
