@@ -1,0 +1,23 @@
+"""Simulate one section: its image, counts, annotation and truth."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from histogep.files import read_json
+from histogep.jobs import job_log
+from histogep.positions import read_gene_positions
+from histogep.simulate_slides import simulate_section
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]):
+    simulate_section(
+        snakemake.wildcards.slide,
+        snakemake.params.simulation,
+        positions=read_gene_positions(snakemake.input.gene_positions),
+        truth=read_json(snakemake.input.truth),
+        seed=snakemake.params.seed,
+        image=snakemake.output.image,
+        folder=Path(snakemake.output.counts).parent,
+    )

@@ -1,0 +1,18 @@
+"""Simulate one slide without spots."""
+
+from typing import TYPE_CHECKING
+
+from histogep.jobs import job_log
+from histogep.simulate_slides import simulate_slide
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]):
+    simulate_slide(
+        snakemake.wildcards.slide,
+        snakemake.params.simulation,
+        seed=snakemake.params.seed,
+        image=snakemake.output.image,
+        truth=snakemake.output.truth,
+    )
