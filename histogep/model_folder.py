@@ -1,0 +1,106 @@
+"""The model folder as a file format: its settings, its digest, and the features it accepts.
+
+settings.json holds all that is needed beside the arrays; `digest` in it is the SHA-256 of every
+other file and of the settings themselves, so a changed folder is noticed. Numpy only: no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from histogep.features import Features
+from histogep.files import file_sha256, read_json
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.preparation import Tiles
+
+FORMAT = 1
+SETTINGS = "settings.json"
+GENES = "genes.tsv"
+DISTANCE = "training_features.safetensors"
+
+
+def folder_digest(folder: str | Path, settings: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over the files of a model folder and its settings without the digest."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file() and path.name != SETTINGS and not path.name.startswith("."):
+            digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    plain = {key: value for key, value in settings.items() if key != "digest"}
+    digest.update(json.dumps(plain, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the settings of a model folder, after checking that the folder is whole.
+
+    Raises
+    ------
+    InputError
+        No such folder, another format, or files that differ from those that were packed.
+    """
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {SETTINGS}: it is no model folder of package_model")
+    try:
+        settings = read_json(path)
+        packed, version = settings["digest"], settings["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a model's settings ({error})") from error
+    if version != FORMAT:
+        raise InputError(
+            f"{folder} is a model folder of format {version}, this version reads {FORMAT}: "
+            "pack it again"
+        )
+    if folder_digest(folder, settings) != packed:
+        raise InputError(
+            f"the files of {folder} are not those that were packed (digest {packed[:12]}): copy "
+            "the folder again, or pack it anew"
+        )
+    return settings
+
+
+def check_features(features: Features | Any, settings: Mapping[str, Any]) -> None:
+    """Raise InputError unless a slide was encoded as the model's training slides were.
+
+    `features` may be anything that has slide, row, encoders, blocks and lattice (a `Section` too).
+    """
+    name = f"slide {features.slide}"
+    wanted = [(e["name"], e["sha256"]) for e in settings["encoders"]]
+    given = [(e["name"], e["sha256"]) for e in features.encoders]
+    if [encoder for encoder, _ in given] != [encoder for encoder, _ in wanted]:
+        raise InputError(
+            f"{name} was encoded with {_listed(given)}, the model reads {_listed(wanted)}: set "
+            "`encoders` to those of the model and run encode_tiles again"
+        )
+    for (encoder, mine), (_, trained) in zip(given, wanted, strict=True):
+        if mine != trained:
+            raise InputError(
+                f"{name} was encoded with other weights of {encoder} (sha256 {str(mine)[:12]}) "
+                f"than the model's ({str(trained)[:12]}): give `encoders` the model's weights"
+            )
+    if [list(block) for block in features.blocks] != [list(b) for b in settings["blocks"]]:
+        raise InputError(
+            f"{name} has feature blocks {features.blocks}, the model {settings['blocks']}: run "
+            "encode_tiles again"
+        )
+    if Lattice.from_settings(features.lattice) != Lattice.from_settings(settings["lattice"]):
+        raise InputError(
+            f"{name} was cut on the lattice {features.lattice}, the model's is "
+            f"{settings['lattice']}: set `lattice` to the model's and run tile_slide again"
+        )
+    if not len(features.row):
+        raise InputError(f"{name} has no tile with tissue: check its mask in results/tiles")
+
+
+def tiles_of(features: Features) -> Tiles:
+    """Return the features of all tiles of a slide with their places."""
+    return Tiles(features.values, features.row, features.col)
+
+
+def _listed(encoders: list[tuple[str, Any]]) -> str:
+    return " + ".join(str(name) for name, _ in encoders) or "nothing"

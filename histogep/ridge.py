@@ -1,0 +1,419 @@
+"""Ridge regression from tile features to expression, in two parts (numpy and scipy; no torch).
+
+The deviation of a spot from its section's mean is predicted from features standardised within
+the slide; the section's mean (its level) from features on the training scale. The prediction is
+level + deviation. Encoders and penalties are weighed by leaving training patients out in turn.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+from scipy import linalg
+
+from histogep.features import Features
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.model_folder import check_features, read_settings, tiles_of
+from histogep.preparation import Preparation, Tiles
+from histogep.selection import inner_folds, mean_over_groups
+
+LOG = logging.getLogger(__name__)
+#: Penalties per spot, in units of the total variance of one encoder's prepared features.
+ALPHAS = tuple(float(f"{alpha:.3g}") for alpha in np.logspace(-3, 1, 9))
+#: Noise of one patient's mean in-section correlation, by which candidates are weighted.
+SCORE_NOISE = 0.03
+#: How far a slide's level may move from the training mean towards what its features say.
+SHRINKAGES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_CHUNK = 4096
+
+
+@dataclass
+class RidgeModel:
+    """A fitted ridge; `predict` applies it to all tiles of a slide.
+
+    Attributes
+    ----------
+    preparation
+        Feature preparation fitted on the training slides.
+    deviation, level
+        Coefficients, (p, g) float32, of the slide view and of the whole view.
+    level_mean
+        Training mean (over sections) of the whole view, (p,), and of the targets, (g,).
+    target_mean
+        Training mean over sections of the targets, (g,).
+    shrinkage
+        Share of the predicted level that is used; 0 gives every slide the training mean.
+    choice
+        What was chosen, on whom, and with which score.
+    """
+
+    preparation: Preparation
+    deviation: np.ndarray
+    level: np.ndarray
+    level_mean: np.ndarray
+    target_mean: np.ndarray
+    shrinkage: float
+    choice: dict[str, Any] = field(default_factory=dict)
+
+    def predict(self, tiles: Tiles) -> tuple[np.ndarray, np.ndarray]:
+        """Return the prediction (n, g) and its slide level (g,), log1p CP10k float32.
+
+        Parameters
+        ----------
+        tiles
+            ALL tiles of one slide: both parts are relative to the slide.
+        """
+        whole = self.preparation.transform(tiles, view="whole")
+        shift = (whole.mean(0) - self.level_mean) @ self.level.astype(float)
+        level = (self.target_mean + self.shrinkage * shift).astype(np.float32)
+        features = self.preparation.transform(tiles, view="slide")
+        features = (features - features.mean(0)).astype(np.float32)
+        values = np.empty((len(features), len(level)), np.float32)
+        for start in range(0, len(features), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            np.matmul(features[part], self.deviation, out=values[part])
+            values[part] += level
+        return values, level
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return every number of the model, for a safetensors file."""
+        return self.preparation.to_arrays() | {
+            "ridge.deviation": np.ascontiguousarray(self.deviation),
+            "ridge.level": np.ascontiguousarray(self.level),
+            "ridge.level_mean": self.level_mean,
+            "ridge.target_mean": self.target_mean,
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+    ) -> RidgeModel:
+        """Rebuild a model from its arrays and its settings.json."""
+        return cls(
+            preparation=Preparation.from_arrays(
+                arrays, blocks=settings["blocks"], lattice=settings["lattice"]
+            ),
+            deviation=arrays["ridge.deviation"],
+            level=arrays["ridge.level"],
+            level_mean=arrays["ridge.level_mean"],
+            target_mean=arrays["ridge.target_mean"],
+            shrinkage=float(settings["choice"]["level_shrinkage"]),
+            choice=dict(settings["choice"]),
+        )
+
+
+@dataclass
+class _Sums:
+    """Cross products of one group's sections, centred: enough to fit a ridge without its spots."""
+
+    features: np.ndarray  # (p, p)
+    targets: np.ndarray  # (p, g)
+    n: int
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(self.features + other.features, self.targets + other.targets, self.n + other.n)
+
+
+def fit_ridge(
+    tiles: Sequence[Tiles],
+    targets: Sequence[np.ndarray],
+    groups: Sequence[str],
+    *,
+    blocks: Sequence[tuple[str, int]],
+    lattice: Lattice,
+    components: int = 64,
+    alphas: Sequence[float] = ALPHAS,
+    encoder_sets: Sequence[Sequence[str]] = (),
+) -> RidgeModel:
+    """Fit both parts on training sections, weighing encoders and penalties by inner folds.
+
+    Parameters
+    ----------
+    tiles, targets
+        Features and log1p CP10k (n, g) of each section.
+    groups
+        The patient of each section (or the section itself where sections are held out).
+    blocks
+        (encoder name, number of columns) of the features.
+    lattice
+        Where the neighbours of a tile lie.
+    components
+        Principal components of a wide block.
+    alphas
+        Penalties to weigh, per spot.
+    encoder_sets
+        Lists of encoder names to weigh; each alone and all together by default.
+    """
+    if len({len(tiles), len(targets), len(groups)}) != 1 or not tiles:
+        raise ValueError("tiles, targets and groups must be lists of the same length, not empty")
+    if not alphas or min(alphas) <= 0:
+        raise InputError(f"alphas must be numbers above 0, not {list(alphas)}")
+    preparation = Preparation.fit(tiles, blocks=blocks, lattice=lattice, components=components)
+    sets = _candidate_sets(preparation.names, encoder_sets)
+    views = {
+        view: [preparation.transform(part, view=view) for part in tiles]
+        for view in ("slide", "whole")
+    }
+    targets = [np.asarray(part, float) for part in targets]
+    columns = {name: _columns(preparation, name) for name in preparation.names}
+    scores = _deviation_scores(views["slide"], targets, groups, sets, columns, alphas)
+    shares = weigh_candidates(scores, n_patients=len(set(groups)))
+    slide_sums = sum_sections(views["slide"], targets)
+    deviation = np.zeros_like(slide_sums.targets)
+    for s, names in enumerate(sets):
+        use = np.concatenate([columns[name] for name in names])
+        part = _Sums(slide_sums.features[np.ix_(use, use)], slide_sums.targets[use], slide_sums.n)
+        for a in np.flatnonzero(shares[s]):
+            deviation[use] += shares[s, a] * solve(part, alphas[a])
+
+    errors = _level_errors(views["whole"], targets, groups, alphas)
+    level_alpha, shrink = np.unravel_index(errors.argmin(), errors.shape)
+    feature_mean, target_mean = _section_mean(views["whole"]), _section_mean(targets)
+    whole_sums = sum_sections(views["whole"], targets, centres=(feature_mean, target_mean))
+    best = np.unravel_index(scores.argmax(), scores.shape)
+    choice = {
+        "alpha": float(alphas[best[1]]),
+        "encoders": sets[best[0]],
+        "score": float((shares * scores).sum()),
+        "level_alpha": float(alphas[level_alpha]),
+        "level_shrinkage": float(SHRINKAGES[shrink]),
+        "level_error": float(errors[level_alpha, shrink]),
+        "candidates": [
+            {
+                "encoders": "+".join(names),
+                "alpha": float(alphas[a]),
+                "score": float(scores[s, a]),
+                "weight": float(shares[s, a]),
+            }
+            for s, names in enumerate(sets)
+            for a in range(len(alphas))
+        ],
+    }
+    LOG.info(
+        "ridge: best of %d candidates on %s with alpha %g (score %.4f); mean score %.4f",
+        *(scores.size, "+".join(choice["encoders"]), choice["alpha"], scores.max()),
+        choice["score"],
+    )
+    return RidgeModel(
+        preparation=preparation,
+        deviation=deviation.astype(np.float32),
+        level=solve(whole_sums, alphas[level_alpha]).astype(np.float32),
+        level_mean=feature_mean,
+        target_mean=target_mean,
+        shrinkage=float(SHRINKAGES[shrink]),
+        choice=choice,
+    )
+
+
+def weigh_candidates(scores: np.ndarray, *, n_patients: int) -> np.ndarray:
+    """Return how much each (encoder set, alpha) counts in the model; the shares add up to 1.
+
+    With few patients the inner scores are noisy, and the best of many candidates is best by luck.
+    So all are averaged, weighted by exp(score / temperature): ridge is linear, hence the mean of
+    the models is one model. The temperature, the noise of a mean score, falls with the patients.
+    """
+    weights = np.exp((scores - scores.max()) * np.sqrt(n_patients) / SCORE_NOISE)
+    weights[weights < 1e-3] = 0.0
+    return weights / weights.sum()
+
+
+def sum_sections(
+    features: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    *,
+    centres: tuple[np.ndarray, np.ndarray] | None = None,
+) -> _Sums:
+    """Return the cross products of sections, about their own means or about given `centres`."""
+    total = None
+    for x, y in zip(features, targets, strict=True):
+        x_mean, y_mean = centres if centres is not None else (x.mean(0), y.mean(0))
+        x, y = x - x_mean, y - y_mean
+        part = _Sums(x.T @ x, x.T @ y, len(x))
+        total = part if total is None else total + part
+    return total
+
+
+def solve(sums: _Sums, alpha: float) -> np.ndarray:
+    """Return the coefficients (p, g) that minimise squares + alpha * n * coefficients squared."""
+    penalised = sums.features + alpha * sums.n * np.eye(len(sums.features))
+    return linalg.solve(penalised, sums.targets, assume_a="pos")
+
+
+def _section_mean(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.mean([part.mean(0) for part in parts], axis=0)
+
+
+def _candidate_sets(names: list[str], given: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the encoder sets to choose from: those given, or each encoder alone and all."""
+    sets = [list(names)] if len(names) == 1 else [*([name] for name in names), list(names)]
+    if given:
+        sets = [list(dict.fromkeys(part)) for part in given]
+    for part in sets:
+        unknown = [name for name in part if name not in names]
+        if unknown or not part:
+            raise InputError(
+                f"encoder_sets names {unknown or 'no encoder'}; the features have {names}"
+            )
+    return sets
+
+
+def _columns(preparation: Preparation, name: str) -> np.ndarray:
+    """Return where the prepared columns of one encoder lie."""
+    start = 0
+    for other in preparation.names:
+        width = preparation.width(names=[other])
+        if other == name:
+            return np.arange(start, start + width)
+        start += width
+    raise KeyError(name)
+
+
+def _held_out(groups: Sequence[str]) -> list[list[int]]:
+    """Return the sections left out together; a single group is its own judge, with a warning."""
+    hands = inner_folds(groups)
+    if len(hands) < 2:
+        LOG.warning("one training patient: penalties are chosen between its own sections")
+        hands = [[i] for i in range(len(groups))] if len(groups) > 1 else []
+        return hands
+    return [[i for i, group in enumerate(groups) if group in hand] for hand in hands]
+
+
+def _deviation_scores(
+    features: list[np.ndarray],
+    targets: list[np.ndarray],
+    groups: Sequence[str],
+    sets: list[list[str]],
+    columns: dict[str, np.ndarray],
+    alphas: Sequence[float],
+) -> np.ndarray:
+    """Return the inner-fold score (mean in-section correlation) of (encoder set, alpha)."""
+    scores = np.zeros((len(sets), len(alphas), len(features)))
+    parts = [sum_sections([x], [y]) for x, y in zip(features, targets, strict=True)]
+    held_out = _held_out(groups)
+    if not held_out:
+        scores[:, len(alphas) // 2] = 1e-9  # nothing to choose by: the middle of the grid
+        return scores.mean(-1)
+    for out in held_out:
+        kept = [part for i, part in enumerate(parts) if i not in out]
+        rest = sum(kept[1:], kept[0])
+        for s, names in enumerate(sets):
+            use = np.concatenate([columns[name] for name in names])
+            values, axes = linalg.eigh(rest.features[np.ix_(use, use)])
+            loads = axes.T @ rest.targets[use]
+            for i in out:
+                rotated = (features[i][:, use] - features[i][:, use].mean(0)) @ axes
+                scores[s, :, i] = _path_scores(rotated, values, loads, targets[i], alphas, rest.n)
+    return np.array(
+        [
+            [mean_over_groups(scores[s, a], groups) for a in range(len(alphas))]
+            for s in range(len(sets))
+        ]
+    )
+
+
+def _path_scores(
+    rotated: np.ndarray,
+    values: np.ndarray,
+    loads: np.ndarray,
+    measured: np.ndarray,
+    alphas: Sequence[float],
+    n: int,
+) -> np.ndarray:
+    """Return the mean correlation over genes for each alpha, from cross products only.
+
+    With features rotated to the eigenvectors, the prediction is T (d * C), so that its products
+    with the truth and with itself follow from T'Y and T'T.
+    """
+    varies = np.ptp(measured, axis=0) > 0
+    if not varies.any():
+        return np.zeros(len(alphas))
+    centred = measured[:, varies] - measured[:, varies].mean(0)
+    loads = loads[:, varies]
+    with_truth, with_self = rotated.T @ centred, rotated.T @ rotated
+    norm = np.sqrt((centred**2).sum(0))
+    scores = []
+    for alpha in alphas:
+        weights = loads / (np.maximum(values, 0.0) + alpha * n)[:, None]
+        product = (weights * with_truth).sum(0)
+        own = np.sqrt(np.maximum((weights * (with_self @ weights)).sum(0), 0.0))
+        defined = own > 1e-12 * max(float(own.max()), 1e-300)
+        scores.append(np.where(defined, product / np.where(defined, own * norm, 1.0), 0.0).mean())
+    return np.array(scores)
+
+
+def _level_errors(
+    features: list[np.ndarray],
+    targets: list[np.ndarray],
+    groups: Sequence[str],
+    alphas: Sequence[float],
+) -> np.ndarray:
+    """Return the inner-fold error of held-out section means of (alpha, shrinkage).
+
+    The error is squared, in units of each gene's variance over spots, and averaged over genes,
+    sections and patients.
+    """
+    means = [part.mean(0) for part in targets]
+    variance = np.mean([part.var(0) for part in targets], axis=0)
+    variance = np.maximum(variance, 1e-6 * max(float(variance.max()), 1e-12))
+    errors = np.zeros((len(alphas), len(SHRINKAGES), len(features)))
+    for out in _held_out(groups):
+        kept = [i for i in range(len(features)) if i not in out]
+        x_mean = _section_mean([features[i] for i in kept])
+        y_mean = _section_mean([targets[i] for i in kept])
+        sums = sum_sections(
+            [features[i] for i in kept], [targets[i] for i in kept], centres=(x_mean, y_mean)
+        )
+        values, axes = linalg.eigh(sums.features)
+        loads = axes.T @ sums.targets
+        for i in out:
+            shift = (features[i].mean(0) - x_mean) @ axes
+            for a, alpha in enumerate(alphas):
+                predicted = (shift / (np.maximum(values, 0.0) + alpha * sums.n)) @ loads
+                for k, shrinkage in enumerate(SHRINKAGES):
+                    residual = means[i] - y_mean - shrinkage * predicted
+                    errors[a, k, i] = (residual**2 / variance).mean()
+    return np.array(
+        [
+            [mean_over_groups(errors[a, k], groups) for k in range(len(SHRINKAGES))]
+            for a in range(len(alphas))
+        ]
+    )
+
+
+def predict_wide(features: Features, folder: str | Path) -> tuple[np.ndarray, list[str]]:
+    """Return the wide panel's expression of a slide, and its genes, from a model folder.
+
+    Needs neither torch nor Snakemake.
+
+    Parameters
+    ----------
+    features
+        Features of all tiles of the slide.
+    folder
+        Model folder (results/model/{study}).
+
+    Returns
+    -------
+    tuple
+        (n tiles, genes) float32 log1p CP10k, cut at 0, and the genes.
+
+    Raises
+    ------
+    InputError
+        The folder has no wide ridge, or the slide was encoded otherwise.
+    """
+    settings = read_settings(folder)
+    wide = settings["models"].get("wide")
+    if wide is None or wide["kind"] != "ridge":
+        raise InputError(f"{folder} holds no ridge for the wide panel: see `deploy.wide`")
+    check_features(features, settings)
+    model = RidgeModel.from_arrays(load_file(Path(folder) / "wide.safetensors"), wide)
+    values, _ = model.predict(tiles_of(features))
+    return np.maximum(values, 0.0, out=values), list(wide["genes"])

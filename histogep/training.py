@@ -1,0 +1,440 @@
+"""Training of CMU-Net on grids of tile features (torch).
+
+All sections stay on the device for the whole training. `honest`: only in-tissue spots count,
+targets are scaled by the training sections, and the epoch is chosen on validation patients.
+`hist`, the paper's protocol: the whole grid counts, empty background included, and the number of
+epochs is fixed; the paper picks the best epoch on the section it tests, which is not repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from histogep.datasets import Grid, grid_of
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.networks import GRID_MULTIPLE, CMUNet
+from histogep.selection import area_under_roc, mean_over_groups, section_score
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a CMU-Net is trained; the defaults are the paper's where it has one.
+
+    Attributes
+    ----------
+    channels, blocks, kernel
+        Architecture (`histogep.networks.CMUNet`).
+    epochs, batch, lr, weight_decay, min_lr
+        Passes over the sections, sections a step, and the cosine schedule of Adam.
+    correlation
+        Weight of 1 - mean in-section correlation beside the masked squared error (0: none).
+    feature_dropout
+        Share of the input channels hidden at each step.
+    symmetries
+        Whether sections are shown turned and flipped as the lattice allows.
+    precision
+        "auto" (bfloat16 where the device multiplies in it), "bfloat16" or "float32".
+    """
+
+    channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    blocks: int = 7
+    kernel: int = 7
+    epochs: int = 200
+    batch: int = 5
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    min_lr: float = 1e-5
+    correlation: float = 0.0
+    feature_dropout: float = 0.1
+    symmetries: bool = True
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.feature_dropout < 1:
+            raise InputError(f"feature_dropout is {self.feature_dropout}: it must be in [0, 1)")
+        if self.precision not in ("auto", "bfloat16", "float32"):
+            raise InputError(f"precision is {self.precision!r}: give auto, bfloat16 or float32")
+
+
+@dataclass
+class NetworkSection:
+    """One section as the network reads it.
+
+    Attributes
+    ----------
+    patient
+        Id; validation scores are averaged over patients.
+    row, col
+        Grid indices, (n,).
+    features
+        Prepared features, (n, c) float32.
+    targets
+        (n, t) float32; NaN where the label is unknown.
+    background
+        Features of a cell without tile, (c,) (zeros, or those of a white tile).
+    """
+
+    patient: str
+    row: np.ndarray
+    col: np.ndarray
+    features: np.ndarray
+    targets: np.ndarray
+    background: np.ndarray
+
+
+@dataclass
+class Trained:
+    """A trained network with its record.
+
+    Attributes
+    ----------
+    network
+        In evaluation mode, on the CPU, with the weights of `best_epoch`.
+    target_mean, target_sd
+        (t,) float32: what maps the network's output to the units of the targets.
+    history
+        epoch, lr, train_loss, validation_loss, validation_score; no times, so that two runs give
+        the same table.
+    best_epoch
+        Epoch whose weights these are, from 1.
+    score
+        Validation score of that epoch; NaN without validation sections.
+    """
+
+    network: CMUNet
+    target_mean: np.ndarray
+    target_sd: np.ndarray
+    history: pd.DataFrame
+    best_epoch: int
+    score: float
+
+
+def train_network(
+    train: Sequence[NetworkSection],
+    validation: Sequence[NetworkSection],
+    *,
+    task: str,
+    lattice: Lattice,
+    settings: TrainingSettings,
+    seed: int,
+    whole_grid: Sequence[int] | None = None,
+    stop_after: int | None = None,
+    device: str = "cpu",
+) -> Trained:
+    """Train a CMU-Net and return it with the weights of its best epoch.
+
+    Parameters
+    ----------
+    train, validation
+        Sections that give the gradient, and sections that choose the epoch (may be empty: then
+        the last epoch is taken).
+    task
+        "expression" (squared error) or "tumour" (binary cross-entropy on logits).
+    lattice
+        Lattice of the sections.
+    settings
+        Architecture and schedule.
+    seed
+        Seed of the initial weights, of the order of the sections and of the augmentation.
+    whole_grid
+        (rows, cols): the paper's protocol, loss over every cell of a grid of this size and targets
+        in their own units. None: in-tissue cells and scaled targets.
+    stop_after
+        Stop after this epoch of the schedule of `settings.epochs`.
+    device
+        "cpu" or "cuda".
+    """
+    started = time.monotonic()
+    with determinism(seed, device):
+        target_mean, target_sd = _target_scale(train, task, scaled=whole_grid is None)
+        shown = settings.symmetries and whole_grid is None
+        grids = _grids(train, lattice, whole_grid, symmetries=shown)
+        held = _grids(validation, lattice, whole_grid, symmetries=False)
+        scale = (target_mean, target_sd)
+        data = [_Resident(s, g, scale, device) for s, g in zip(train, grids, strict=True)]
+        judges = [_Resident(s, g, scale, device) for s, g in zip(validation, held, strict=True)]
+        network = CMUNet(
+            train[0].features.shape[1],
+            len(target_mean),
+            channels=settings.channels,
+            blocks=settings.blocks,
+            kernel=settings.kernel,
+        ).to(device, memory_format=torch.channels_last)
+        optimiser = torch.optim.Adam(
+            network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        shape = _common_shape(grids)
+        whole = whole_grid is not None
+        loss = _Loss(task, whole=whole, correlation=0.0 if whole else settings.correlation)
+        dropout = 0.0 if whole else settings.feature_dropout
+        rng = np.random.default_rng(seed)
+        best_score, best_epoch, best_weights = -math.inf, 0, None
+        rows = []
+        epochs = min(settings.epochs, stop_after or settings.epochs)
+        for epoch in range(1, epochs + 1):
+            lr = _cosine(epoch - 1, settings)
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            order = rng.permutation(len(data))
+            batches = np.array_split(order, math.ceil(len(data) / settings.batch))
+            network.train()
+            total = 0.0
+            for batch in batches:
+                items = [data[i] for i in batch]
+                grid, index = _assemble(items, shape, rng, dropout)
+                with autocast(settings.precision, device):
+                    output = network(grid)
+                value = loss(output.float(), items, index)
+                optimiser.zero_grad(set_to_none=True)
+                value.backward()
+                optimiser.step()
+                total += float(value.detach()) * len(batch)
+            row = {"epoch": epoch, "lr": lr, "train_loss": total / len(data)}
+            row |= _validate(network, judges, loss, task, settings.precision, device, scale)
+            rows.append(row)
+            score = row["validation_score"]
+            if not math.isfinite(row["train_loss"]):
+                raise InputError(f"training diverged in epoch {epoch}: lower lr ({settings.lr:g})")
+            if math.isfinite(score) and score > best_score:
+                best_score, best_epoch = score, epoch
+                best_weights = {
+                    k: v.detach().cpu().clone() for k, v in network.state_dict().items()
+                }
+        if best_weights is None:
+            best_epoch, best_score = epochs, math.nan
+        else:
+            network.load_state_dict(best_weights)
+    seconds = time.monotonic() - started
+    LOG.info(
+        "%d epochs in %.1f s (%.3f s each) on %s; epoch %d, validation score %.4f",
+        epochs, seconds, seconds / epochs, device, best_epoch, best_score,
+    )  # fmt: skip
+    return Trained(
+        network=network.cpu().eval(),
+        target_mean=target_mean,
+        target_sd=target_sd,
+        history=pd.DataFrame(rows),
+        best_epoch=best_epoch,
+        score=best_score,
+    )
+
+
+@contextlib.contextmanager
+def determinism(seed: int, device: str) -> Iterator[None]:
+    """Fix the seed and the algorithms for a block; CUDA only warns where it has no fixed one."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def autocast(precision: str, device: str) -> Any:
+    """Return the context in which a network runs: bfloat16 where asked for, or where it is fast."""
+    if precision == "auto":
+        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16)
+
+
+def _fast_bfloat16(device: str) -> bool:
+    """Return whether the device multiplies in bfloat16 (CUDA since Ampere; CPUs with AMX)."""
+    if device != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(
+        getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    )
+
+
+class _Resident:
+    """One section on the device: features and targets with a last row for the background."""
+
+    def __init__(
+        self,
+        section: NetworkSection,
+        grids: list[Grid],
+        scale: tuple[np.ndarray, np.ndarray],
+        device: str,
+    ):
+        self.patient = section.patient
+        self.measured = section.targets
+        targets = (section.targets - scale[0]) / scale[1]
+        blank = np.zeros((1, targets.shape[1]), np.float32)
+        features = np.concatenate([section.features, section.background[None]])
+        self.features = torch.as_tensor(features, dtype=torch.float32, device=device)
+        self.targets = torch.as_tensor(
+            np.concatenate([targets, blank]), dtype=torch.float32, device=device
+        )
+        self.grids = [torch.as_tensor(grid.index, device=device) for grid in grids]
+        self.n = len(section.features)
+
+
+class _Loss:
+    """Loss of a batch, over in-tissue cells or over the whole grid; unknown targets are left out."""
+
+    def __init__(self, task: str, *, whole: bool, correlation: float):
+        if task not in ("expression", "tumour"):
+            raise InputError(f"task is {task!r}: it must be expression or tumour")
+        self.task, self.whole = task, whole
+        self.correlation = correlation if task == "expression" else 0.0
+
+    def __call__(self, output: Tensor, items: Sequence[_Resident], index: Tensor) -> Tensor:
+        predicted, measured, similarity = [], [], []
+        for grid, item, cells in zip(output.permute(0, 2, 3, 1), items, index, strict=True):
+            use = torch.ones_like(cells, dtype=torch.bool) if self.whole else cells < item.n
+            part, truth = grid[use], item.targets[cells[use]]
+            predicted.append(part)
+            measured.append(truth)
+            if self.correlation:
+                similarity.append(_correlation(part, truth))
+        part, truth = torch.cat(predicted), torch.cat(measured)
+        if self.task == "tumour":
+            known = torch.isfinite(truth)
+            return functional.binary_cross_entropy_with_logits(part[known], truth[known])
+        value = functional.mse_loss(part, truth)
+        if self.correlation:
+            value = value + self.correlation * (1 - torch.stack(similarity).mean())
+        return value
+
+
+def _correlation(predicted: Tensor, measured: Tensor) -> Tensor:
+    """Return the mean over genes of the correlation over the cells of one section."""
+    a, b = predicted - predicted.mean(0), measured - measured.mean(0)
+    norm = a.square().sum(0).clamp_min(1e-8).sqrt() * b.square().sum(0).clamp_min(1e-8).sqrt()
+    return ((a * b).sum(0) / norm).mean()
+
+
+def _target_scale(
+    sections: Sequence[NetworkSection], task: str, *, scaled: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and deviation of each target over the spots of the training sections."""
+    targets = np.concatenate([section.targets for section in sections]).astype(float)
+    if task == "tumour":
+        classes = set(np.unique(targets[np.isfinite(targets)]))
+        if classes != {0.0, 1.0}:
+            raise InputError(
+                "the training sections have no spots labelled both malignant and non-malignant: "
+                "give labels (slides.tsv, column labels) or leave the tumour model out"
+            )
+    if task == "tumour" or not scaled:
+        return np.zeros(targets.shape[1], np.float32), np.ones(targets.shape[1], np.float32)
+    deviation = targets.std(0)
+    deviation[deviation < 1e-6] = 1.0
+    return targets.mean(0).astype(np.float32), deviation.astype(np.float32)
+
+
+def _grids(
+    sections: Sequence[NetworkSection],
+    lattice: Lattice,
+    shape: Sequence[int] | None,
+    *,
+    symmetries: bool,
+) -> list[list[Grid]]:
+    """Return each section's grid, and its turned and flipped ones that need no larger grid."""
+    plain = [[grid_of(s.row, s.col, lattice, shape=shape)] for s in sections]
+    if not symmetries:
+        return plain
+    rows, cols = _common_shape(plain)
+    turned = []
+    for section, grids in zip(sections, plain, strict=True):
+        others = [
+            grid_of(section.row, section.col, lattice, symmetry=symmetry)
+            for symmetry in lattice.symmetries()[1:]
+        ]
+        fits = [g for g in others if g.index.shape[0] <= rows and g.index.shape[1] <= cols]
+        turned.append(grids + fits)
+    return turned
+
+
+def _common_shape(grids: Sequence[Sequence[Grid]]) -> tuple[int, int]:
+    """Return the grid size, a multiple of 16 cells, that holds the first grid of each section.
+
+    At least 2 x 2 cells reach the bottleneck, whose normalisation needs more than one.
+    """
+    shapes = np.array([group[0].index.shape for group in grids])
+    rows, cols = np.maximum(-(-shapes.max(0) // GRID_MULTIPLE), 2) * GRID_MULTIPLE
+    return int(rows), int(cols)
+
+
+def _assemble(
+    items: Sequence[_Resident], shape: tuple[int, int], rng: np.random.Generator, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Return a batch (b, c, rows, cols) and the tile each cell holds, (b, rows, cols)."""
+    grids, places = [], []
+    for item in items:
+        cells = item.grids[rng.integers(len(item.grids))]
+        pad = (0, shape[1] - cells.shape[1], 0, shape[0] - cells.shape[0])
+        cells = functional.pad(cells, pad, value=item.n)
+        grid = item.features[cells]
+        if dropout:
+            keep = rng.random(grid.shape[-1]) >= dropout
+            grid = grid * torch.as_tensor(
+                keep / (1 - dropout), dtype=grid.dtype, device=grid.device
+            )
+        grids.append(grid)
+        places.append(cells)
+    return torch.stack(grids).permute(0, 3, 1, 2), torch.stack(places)
+
+
+def _cosine(epoch: int, settings: TrainingSettings) -> float:
+    """Return the learning rate of an epoch (from 0)."""
+    share = (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+    return settings.min_lr + (settings.lr - settings.min_lr) * share
+
+
+@torch.inference_mode()
+def _validate(
+    network: CMUNet,
+    judges: Sequence[_Resident],
+    loss: _Loss,
+    task: str,
+    precision: str,
+    device: str,
+    scale: tuple[np.ndarray, np.ndarray],
+) -> dict[str, float]:
+    """Return the loss and the score on the validation sections, averaged over patients."""
+    if not judges:
+        return {"validation_loss": math.nan, "validation_score": math.nan}
+    network.eval()
+    losses, scores = [], []
+    for item in judges:
+        cells = item.grids[0]
+        with autocast(precision, device):
+            output = network(item.features[cells].permute(2, 0, 1)[None]).float()
+        losses.append(float(loss(output, [item], cells[None])))
+        grid = Grid(cells.cpu().numpy(), item.n)
+        predicted = grid.take(output[0].permute(1, 2, 0).cpu().numpy()) * scale[1] + scale[0]
+        scores.append(
+            section_score(predicted, item.measured)
+            if task == "expression"
+            else area_under_roc(predicted[:, 0], item.measured[:, 0])
+        )
+    patients = [item.patient for item in judges]
+    score = mean_over_groups(scores, patients)
+    if math.isnan(score):  # no validation section has both classes: the loss must do
+        score = -mean_over_groups(losses, patients)
+    return {"validation_loss": mean_over_groups(losses, patients), "validation_score": score}

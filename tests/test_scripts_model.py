@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from histogep.files import read_json, read_tsv, write_json, write_tsv
+from histogep.jobs import InputError
+from histogep.selection import area_under_roc, gene_correlations
+from tests.model_study import GENES, IMMUNE_GENES, LATTICE, TUMOUR_GENES, make_features, make_study
+
+NARROW = {
+    "channels": [16, 16, 24, 24, 32], "blocks": 1, "kernel": 3, "epochs": 50, "batch": 1, "lr": 3e-3,
+}  # fmt: skip
+MODELS = {
+    "cmunet": {"kind": "cmunet", "task": "expression", "panel": "main", **NARROW},
+    "tumour": {"kind": "cmunet", "task": "tumour", "panel": "main", **NARROW},
+    "ridge": {"kind": "ridge", "task": "expression", "panel": "main"},
+    "wide": {"kind": "ridge", "task": "expression", "panel": "wide"},
+}
+FOLDS = {"honest": "patient", "hist": "section", "validation": 1, "hist_grid": [32, 32]}
+N_MAIN = 16
+
+
+@pytest.fixture
+def study(tmp_path, run_script):
+    study = make_study(tmp_path, patients=("P", "P", "Q", "R", "S"))
+    run_script(
+        "split_folds.py",
+        input={},
+        output={"folds": tmp_path / "folds.tsv"},
+        params={
+            "sections": study.slides, "patients": study.patients, "folds": FOLDS, "seed": 1,
+        },
+    )  # fmt: skip
+    panel = pd.DataFrame({"gene": GENES, "main": [i < N_MAIN for i in range(24)], "wide": True})
+    write_tsv(panel, tmp_path / "panel.tsv")
+    return study
+
+
+@pytest.fixture
+def train(study, run_script):
+    def run(model, fold, **more):
+        folder = study.folder / fold / model
+        output = {
+            "weights": folder / "weights.safetensors",
+            "settings": folder / "settings.json",
+            "history": folder / "history.tsv",
+        }
+        files = {"folds": study.folder / "folds.tsv", "panel": study.folder / "panel.tsv"}
+        log = run_script(
+            "train_model.py",
+            input={**files, **study.files, **more},
+            output=output,
+            params={
+                "settings": MODELS[model], "lattice": LATTICE, "hist_grid": [32, 32], "seed": 3,
+            },
+            wildcards={"model": model, "fold": fold},
+        )  # fmt: skip
+        return output, log
+
+    return run
+
+
+@pytest.fixture
+def predict(study, run_script):
+    def run(model, fold, output):
+        path = study.folder / fold / f"{model}.h5ad"
+        run_script(
+            "predict_fold.py",
+            input={
+                "folds": study.folder / "folds.tsv",
+                "weights": output["weights"],
+                "settings": output["settings"],
+                **study.files,
+            },
+            output={"predictions": path},
+            wildcards={"model": model, "fold": fold},
+        )
+        return anndata.read_h5ad(path)
+
+    return run
+
+
+def forget(study, fold):
+    """Make the test sections of a fold unreadable, as a reader of them would find out."""
+    folds = read_tsv(study.folder / "folds.tsv", dtype=str)
+    test = folds.loc[(folds["fold"] == fold) & (folds["role"] == "test"), "slide"]
+    kept = {}
+    for kind in study.files:
+        for path in study.files[kind]:
+            if path.stem in set(test):
+                kept[path] = path.read_bytes()
+                path.write_bytes(b"not for training")
+    return kept
+
+
+def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(study, train, predict):
+    kept = forget(study, "honest-2")
+    assert len(kept) == 3
+    output, _ = train("ridge", "honest-2")
+    for path, content in kept.items():
+        path.write_bytes(content)
+    settings = read_json(output["settings"])
+    test = set(settings["test_slides"])
+    assert test
+    assert settings["validation_slides"]
+    for key, slides in settings.items():
+        if key.endswith("_fitted_on"):
+            assert not test & set(slides), key
+    assert set(settings["alpha_fitted_on"]) == set(study.slides) - test
+    table = predict("ridge", "honest-2", output)
+    assert list(table.var_names) == GENES[:N_MAIN]
+    assert set(table.obs["slide"]) == test
+    assert table.obs["in_tissue"].all()
+    found = gene_correlations(table.X, table.layers["truth"])
+    assert np.abs(found[:12]).min() > 0.3
+    assert np.nanmax(np.abs(found[12:])) < 0.3
+    assert table.layers["level"].std(0).max() < 1e-4
+    assert table.uns["protocol"] == "honest"
+    assert table.uns["model"] == "ridge"
+
+
+@pytest.mark.parametrize("model", ["cmunet", "tumour"])
+def test_an_honest_network_stops_on_validation_patients(study, train, predict, model):
+    output, log = train(model, "honest-1")
+    settings = read_json(output["settings"])
+    assert settings["epoch_fitted_on"] == settings["validation_slides"]
+    assert settings["scaler_fitted_on"] == settings["train_slides"]
+    history = read_tsv(output["history"])
+    assert list(history) == ["epoch", "lr", "train_loss", "validation_loss", "validation_score"]
+    best = int(history["validation_score"].idxmax()) + 1
+    assert settings["best_epoch"] == best
+    assert settings["validation_score"] == pytest.approx(
+        history["validation_score"].max(), rel=1e-4
+    )
+    assert f"{settings['n_parameters']} parameters" in log
+    assert "seconds" not in settings
+    table = predict(model, "honest-1", output)
+    truth = table.layers["truth"]
+    assert set(table.obs["slide"]) == {"S0", "S1"}
+    if model == "tumour":
+        assert list(table.var_names) == ["tumour"]
+        assert np.isnan(truth).any()
+        assert area_under_roc(table.X[:, 0], truth[:, 0]) > 0.8
+    else:
+        one = (table.obs["slide"] == "S0").to_numpy()
+        found = gene_correlations(table.X[one], truth[one])
+        assert found[:12].mean() > 0.3
+
+
+def test_training_twice_gives_the_same_files(study, train, monkeypatch):
+    monkeypatch.setitem(MODELS, "cmunet", MODELS["cmunet"] | {"epochs": 4})
+    first, _ = train("cmunet", "honest-1")
+    before = {name: path.read_bytes() for name, path in first.items()}
+    second, _ = train("cmunet", "honest-1")
+    assert {name: path.read_bytes() for name, path in second.items()} == before
+
+
+def test_the_paper_protocol_predicts_the_whole_grid(study, train, predict):
+    output, _ = train("cmunet", "hist-1")
+    settings = read_json(output["settings"])
+    assert settings["validation_slides"] == []
+    assert settings["epoch_fitted_on"] == []
+    assert settings["best_epoch"] == 50
+    table = predict("cmunet", "hist-1", output)
+    assert table.n_obs == 32 * 32
+    tissue = table.obs["in_tissue"].to_numpy()
+    assert tissue.sum() == int(0.9 * 18 * 18)
+    truth = table.layers["truth"]
+    assert (truth[~tissue] == 0).all()
+    assert (table.obs["barcode"][~tissue] == "").all()
+    spots = anndata.read_h5ad(study.files["spots"][0])
+    place = table.obs[tissue].set_index("barcode").loc[spots.obs_names, ["row", "col"]]
+    assert (place.to_numpy() == spots.obs[["row", "col"]].to_numpy()).all()
+    # Genes that follow nothing score high over the whole grid: the outline is all they follow.
+    whole = gene_correlations(table.X, truth)[12:].mean()
+    inside = gene_correlations(table.X[tissue], truth[tissue])[12:].mean()
+    assert whole > 0.7
+    assert abs(inside) < 0.2
+
+
+def test_deployment_trains_on_all_sections_for_the_median_epoch(study, train, tmp_path):
+    honest = []
+    for i, epoch in enumerate((4, 9, 30)):
+        honest.append(tmp_path / f"{i}.json")
+        write_json({"best_epoch": epoch, "validation_score": 0.1 * i}, honest[-1])
+    output, _ = train("cmunet", "all", fold_settings=honest)
+    settings = read_json(output["settings"])
+    assert settings["best_epoch"] == 9
+    assert settings["train_slides"] == study.slides
+    assert settings["validation_score"] == pytest.approx(0.1)
+    assert len(read_tsv(output["history"])) == 9
+
+
+def test_with_two_training_patients_the_epoch_comes_from_inner_folds(study, train):
+    folds = read_tsv(study.folder / "folds.tsv", dtype=str)
+    folds.loc[(folds["fold"] == "honest-1") & (folds["role"] == "validation"), "role"] = "train"
+    dropped = (folds["fold"] == "honest-1") & (folds["patient"] == "S")
+    write_tsv(folds[~dropped], study.folder / "folds.tsv")
+    output, log = train("cmunet", "honest-1")
+    settings = read_json(output["settings"])
+    assert settings["train_patients"] == ["Q", "R"]
+    assert settings["epoch_fitted_on"] == settings["train_slides"]
+    assert "inner folds chose epoch" in log
+    assert len(read_tsv(output["history"])) == settings["best_epoch"]
+    assert settings["validation_score"] > 0.1
+
+
+def test_a_model_of_other_folds_is_not_scored(study, train, predict):
+    output, _ = train("ridge", "honest-1")
+    settings = read_json(output["settings"])
+    settings["train_slides"].append("S0")
+    write_json(settings, output["settings"])
+    with pytest.raises(InputError, match="trained on its test sections S0"):
+        predict("ridge", "honest-1", output)
+
+
+def test_ridge_does_not_map_tumours_and_labels_are_asked_for(study, train, monkeypatch):
+    monkeypatch.setitem(MODELS, "ridge", MODELS["ridge"] | {"task": "tumour"})
+    with pytest.raises(InputError, match="ridge predicts expression"):
+        train("ridge", "honest-1")
+    for path in study.files["labels"]:
+        labels = read_tsv(path)
+        write_tsv(labels.assign(label="undetermined"), path)
+    with pytest.raises(InputError, match="no training section has labelled spots"):
+        train("tumour", "honest-1")
+
+
+def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tmp_path):
+    trained = {name: train(name, "all")[0] for name in ("ridge", "tumour", "wide")}
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    calibration = {
+        "model": "ridge", "gene": GENES[:N_MAIN], "predictable": True, "score": 0.4, "null": 0.0,
+        "half_width": 0.8, "coverage": 0.9,
+    }  # fmt: skip
+    write_tsv(pd.DataFrame(calibration), evaluation / "calibration.tsv")
+    card = {"protocol": "honest", "task": "expression", "model": "ridge", "metric": "pearson"}
+    write_tsv(pd.DataFrame([card | {"value": 0.4}]), evaluation / "scorecards.tsv")
+    honest = tmp_path / "honest.json"
+    write_json({"protocol": "honest", "model": "ridge", "validation_score": 0.4}, honest)
+    run_script(
+        "package_model.py",
+        input={
+            "calibration": evaluation / "calibration.tsv",
+            "scorecards": evaluation / "scorecards.tsv",
+            "fold_settings": [honest],
+            "weights": [files["weights"] for files in trained.values()],
+            "settings": [files["settings"] for files in trained.values()],
+            "features": study.files["features"],
+        },
+        output={"model": tmp_path / "model"},
+        params={
+            "lattice": LATTICE,
+            "deploy": {"expression": "auto", "tumour": "tumour", "wide": "wide"},
+        },
+        wildcards={"study": "test"},
+    )
+    from histogep.features import write_features
+
+    features, fields = make_features("NEW", np.random.default_rng(4), shape=(18, 18))
+    write_features(features, tmp_path / "NEW.h5")
+    write_json({"slide": "NEW"}, tmp_path / "NEW.json")
+    output = {
+        "expression": tmp_path / "out" / "NEW.h5ad",
+        "geojson": tmp_path / "out" / "NEW.geojson",
+        "map": tmp_path / "out" / "NEW.png",
+    }
+    arguments = {
+        "input": {
+            "slide": tmp_path / "NEW.json",
+            "features": tmp_path / "NEW.h5",
+            "model": tmp_path / "model",
+        },
+        "output": output,
+        "wildcards": {"slide": "NEW"},
+    }
+    run_script("predict_slide.py", **arguments)
+    table = anndata.read_h5ad(output["expression"])
+    for genes, field in ((TUMOUR_GENES[:4], 0), (IMMUNE_GENES, 1)):
+        predicted = table[:, genes].X
+        truth = np.repeat(fields[:, field : field + 1], len(genes), axis=1)
+        assert gene_correlations(predicted, truth).min() > 0.6
+    tiles = json.loads(output["geojson"].read_text())["features"]
+    assert len(tiles) == len(fields)
+    assert output["map"].stat().st_size > 10_000
+    before = {name: path.read_bytes() for name, path in output.items() if name != "expression"}
+    run_script("predict_slide.py", **arguments)
+    assert before == {name: output[name].read_bytes() for name in before}
+    write_json({"slide": "OTHER"}, tmp_path / "NEW.json")
+    with pytest.raises(InputError, match="is of slide NEW"):
+        run_script("predict_slide.py", **arguments)

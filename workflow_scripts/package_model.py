@@ -1,0 +1,25 @@
+"""Pack the models of a study into a folder that other studies can name."""
+
+from typing import TYPE_CHECKING
+
+from histogep.deployment import package_model
+from histogep.jobs import job_log
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    files = snakemake.input
+    settings = package_model(
+        snakemake.output.model,
+        study=snakemake.wildcards.study,
+        weights=files.weights,
+        settings=files.settings,
+        fold_settings=files.fold_settings,
+        features=files.features,
+        calibration=files.calibration,
+        scorecards=files.scorecards,
+        deploy=snakemake.params.deploy,
+        lattice=snakemake.params.lattice,
+    )
+    log.info("model %s", settings["digest"])

@@ -1,0 +1,33 @@
+"""Predict the held-out sections of one fold."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from histogep.files import complete, read_tsv
+from histogep.folds import fold_roles
+from histogep.heldout import predict_held_out
+from histogep.inference import read_model
+from histogep.jobs import job_log
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    torch.set_num_threads(snakemake.threads)
+    granted = snakemake.resources.get("gpu") and torch.cuda.is_available()
+    files = snakemake.input
+    model, settings = read_model(files.weights, files.settings)
+    roles = fold_roles(read_tsv(files.folds, dtype=str), snakemake.wildcards.fold)
+    table = predict_held_out(
+        model,
+        settings,
+        roles["test"],
+        files.features,
+        files.spots,
+        files.labels,
+        device="cuda" if granted else "cpu",
+    )
+    with complete(snakemake.output.predictions) as temporary:
+        table.write_h5ad(temporary)
+    log.info("%d cells of %d sections, %d targets", table.n_obs, len(roles["test"]), table.n_vars)

@@ -1,0 +1,22 @@
+"""Split the patients of a study into folds."""
+
+from typing import TYPE_CHECKING
+
+from histogep.files import write_tsv
+from histogep.folds import split_folds
+from histogep.jobs import job_log
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    folds = split_folds(
+        snakemake.params.sections,
+        snakemake.params.patients,
+        settings=snakemake.params.folds,
+        seed=snakemake.params.seed,
+    )
+    write_tsv(folds, snakemake.output.folds)
+    for fold, table in folds.groupby("fold", sort=False):
+        held_out = table.loc[table["role"] == "test", "slide"]
+        log.info("%s holds out %s", fold, ", ".join(held_out) or "nothing")

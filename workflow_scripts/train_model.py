@@ -1,0 +1,56 @@
+"""Train one model on one fold."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.numpy import save_file
+
+from histogep.datasets import read_sections
+from histogep.files import complete, read_json, read_tsv, write_json, write_tsv
+from histogep.folds import fold_roles
+from histogep.jobs import job_log
+from histogep.modelling import fit_model
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    torch.set_num_threads(snakemake.threads)
+    granted = snakemake.resources.get("gpu") and torch.cuda.is_available()
+    files, settings = snakemake.input, snakemake.params.settings
+    folds = read_tsv(files.folds, dtype=str)
+    roles = fold_roles(folds, snakemake.wildcards.fold)
+    panel = read_tsv(files.panel, dtype={"gene": str}, keep_default_na=False)
+    chosen = panel[settings["panel"]].astype(str).str.lower() == "true"
+    genes = panel.loc[chosen, "gene"].tolist() if settings["task"] == "expression" else []
+    sections = {
+        role: read_sections(
+            roles[role],
+            files.features,
+            files.spots,
+            files.labels,
+            task=settings["task"],
+            genes=genes,
+            lattice=snakemake.params.lattice,
+        )
+        for role in ("train", "validation")
+    }
+    log.info("%d sections train, %d validate", *map(len, sections.values()))
+    model = fit_model(
+        sections,
+        name=snakemake.wildcards.model,
+        settings=settings,
+        protocol=folds.loc[folds["fold"] == snakemake.wildcards.fold, "protocol"].iloc[0],
+        fold=snakemake.wildcards.fold,
+        genes=genes,
+        seed=snakemake.params.seed,
+        hist_grid=snakemake.params.hist_grid,
+        test=roles["test"],
+        honest=[read_json(path) for path in files.get("fold_settings") or []],
+        device="cuda" if granted else "cpu",
+    )
+    with complete(snakemake.output.weights) as temporary:
+        save_file(model.arrays, temporary)
+    write_json(model.settings, snakemake.output.settings)
+    write_tsv(model.history, snakemake.output.history)
+    log.info("%d parameters", model.settings["n_parameters"])
