@@ -1,0 +1,180 @@
+"""The scorecards as a page that explains itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from histogep.pages import Table, write_page
+from histogep.scorecards import BASELINES, Evaluation
+
+_TEXT = {
+    ("honest", "expression"): (
+        "Honest card: expression",
+        "Whole patients are held out and only in-tissue spots are scored, gene by gene within each "
+        "section; gene panel, scaling, penalty and epoch come from the training patients alone. "
+        "Here a predictor that only knows where the tissue is scores 0 (row `outline`).",
+    ),
+    ("hist", "expression"): (
+        "The paper's protocol (hist): expression",
+        "Sections, not patients, are held out, genes are chosen on all sections, and the correlation "
+        "runs over the whole grid with the zeros of its background, as the HiST paper does it. A "
+        "predictor that is constant inside the tissue gets the score under `null`, so only what lies "
+        "above it was learned from the image, and this card cannot be compared with the honest one.",
+    ),
+    ("honest", "tumour"): (
+        "Honest card: tumour map",
+        "Held-out patients, in-tissue spots labelled malignant or non-malignant; the null calls every "
+        "spot tumour.",
+    ),
+    ("hist", "tumour"): (
+        "The paper's protocol (hist): tumour map",
+        "The whole grid, where the background counts as not malignant; the null calls all tissue "
+        "tumour.",
+    ),
+}
+_METRICS = {
+    "pearson": "Pearson r, mean over sections",
+    "pearson_patients": "Pearson r, mean over patients",
+    "pearson_within": "Pearson r within sections",
+    "pearson_level": "Pearson r of patient means",
+    "spearman": "Spearman r, mean over sections",
+    "rmse": "RMSE (less is better)",
+    "coverage": "coverage of the intervals",
+    "half_width": "half-width of the intervals (less is better)",
+    "auroc": "AUROC",
+    "auprc": "average precision",
+    "dice": "Dice",
+}
+_ORDER = tuple(_METRICS)
+
+
+def write_scorecards_page(
+    evaluation: Evaluation, path: str | Path, *, study: str, settings: dict[str, Any]
+) -> None:
+    """Write results/evaluation/{study}/scorecards.html.
+
+    Parameters
+    ----------
+    evaluation
+        The tables of a study.
+    path
+        Where to write.
+    study
+        Its name, for the title.
+    settings
+        The evaluation settings, which the notes state.
+    """
+    cards = evaluation.scorecards
+    tables = []
+    for (protocol, task), (heading, note) in _TEXT.items():
+        part = cards[(cards["protocol"] == protocol) & (cards["task"] == task)]
+        if len(part):
+            tables.append(_card_table(part, heading, note))
+    honest = evaluation.genes
+    if len(honest):
+        honest = honest[honest["protocol"] == "honest"]
+    if len(honest):
+        tables.append(_predictable_table(honest))
+    write_page(
+        path,
+        title=f"Scorecards of {study}",
+        tables=tables,
+        notes=[
+            "`value` with its 95 % interval (bootstrap over patients: the spread between patients "
+            "with the models as trained; with few patients it is too narrow). `null`: the score "
+            "expected of a predictor that knows nothing of the image; `null, 95 %`: what chance "
+            "reaches in one of 20 cases, for maps as smooth as the predicted ones where the card is "
+            "honest. `ceiling`: what a perfect predictor would score against counts as noisy as "
+            f"these ({settings['thinnings']} binomial thinnings); `of ceiling` = value / ceiling.",
+        ],
+    )
+
+
+def _card_table(part: pd.DataFrame, heading: str, note: str) -> Table:
+    part = part.copy()
+    part["baseline"] = part["model"].isin(BASELINES)
+    part["order"] = part["metric"].map({m: i for i, m in enumerate(_ORDER)})
+    part = part.sort_values(["order", "baseline", "value"], ascending=[True, True, False])
+    bounded = ~part["metric"].isin(["rmse", "half_width"])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.where(part["ceiling"] > 0, part["value"] / part["ceiling"], np.nan)
+    shown = pd.DataFrame(
+        {
+            "metric": part["metric"].map(_METRICS),
+            "model": part["model"],
+            # Errors in log units have no place on the axis of the bars.
+            "value": part["value"].where(bounded),
+            "error": part["value"].where(~bounded),
+            "interval": [
+                f"{low:.3f} to {high:.3f}" if np.isfinite(low) and np.isfinite(high) else None
+                for low, high in zip(part["ci_low"], part["ci_high"], strict=True)
+            ],
+            "null": part["null"],
+            "null_upper": part["null_upper"],
+            "ceiling": part["ceiling"],
+            "relative": relative,
+            "n_sections": part["n_sections"],
+            "n_patients": part["n_patients"],
+            "n_genes": part["n_genes"],
+        }
+    )
+    empty = [c for c in ("error", "ceiling", "relative", "null_upper") if shown[c].isna().all()]
+    if (shown["n_genes"] == 0).all():
+        empty.append("n_genes")
+    shown = shown.drop(columns=empty)
+    options = {
+        "formats": dict.fromkeys(("value", "error", "null", "null_upper", "ceiling"), "{:.3f}")
+        | {"relative": "{:.0%}"},
+        "bars": {
+            "value": (0.0, 1.0),
+            "null": (0.0, 1.0),
+            "ceiling": (0.0, 1.0),
+            "relative": (0, 1),
+        },
+        "bar_colours": {"null": "#d9d9d9", "ceiling": "#cfcfe8", "relative": "#bfe3cf"},
+        "headers": {
+            "interval": "95 % interval",
+            "null_upper": "null, 95 %",
+            "relative": "of ceiling",
+            "n_sections": "sections",
+            "n_patients": "patients",
+            "n_genes": "genes",
+        },
+    }
+    options = {
+        name: {column: what for column, what in choice.items() if column in shown}
+        for name, choice in options.items()
+    }
+    return Table(shown, heading=heading, notes=[note], group_by="metric", **options)
+
+
+def _predictable_table(genes: pd.DataFrame) -> Table:
+    rows = []
+    for model, group in genes.groupby("model"):
+        good = group[group["predictable"]]
+        best = group.sort_values("pearson", ascending=False)["gene"].head(8)
+        rows.append(
+            {
+                "model": model,
+                "genes": len(group),
+                "predictable": len(good),
+                "share": len(good) / len(group),
+                "median r": group["pearson"].median(),
+                "median r, predictable": good["pearson"].median(),
+                "best genes": ", ".join(best),
+            }
+        )
+    return Table(
+        pd.DataFrame(rows).sort_values("predictable", ascending=False),
+        heading="Predictable genes (only these go downstream)",
+        notes=[
+            "A gene is predictable when its held-out correlation beats maps of the same "
+            "autocorrelation at a false discovery rate below 0.05 and is above 0 in most patients."
+        ],
+        formats={"share": "{:.0%}", "median r": "{:.3f}", "median r, predictable": "{:.3f}"},
+        bars={"share": (0, 1), "median r": (0, 1), "median r, predictable": (0, 1)},
+    )

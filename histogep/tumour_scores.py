@@ -1,0 +1,130 @@
+"""Scores of held-out tumour maps beside their nulls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from histogep.metrics import auprc, auroc, dice
+from histogep.nulls import spatial_basis, spatial_null
+from histogep.predictions import HeldOut, Measured
+from histogep.scoring import SPATIAL_DRAWS, section_seed
+
+LOG = logging.getLogger(__name__)
+#: Where no threshold was chosen inside the fold.
+DEFAULT_THRESHOLD = 0.5
+COLUMNS = (
+    "protocol",
+    "model",
+    "fold",
+    "slide",
+    "patient",
+    "n",
+    "n_malignant",
+    "auroc",
+    "auroc_null",
+    "auroc_upper",
+    "auprc",
+    "auprc_null",
+    "dice",
+    "dice_null",
+    "threshold",
+    "threshold_from",
+)
+
+
+def tumour_table(
+    sections: Sequence[HeldOut], measured: Mapping[str, Measured], *, permutations: int, seed: int
+) -> pd.DataFrame:
+    """Return one row per section of every tumour model.
+
+    Honest maps are scored over the in-tissue spots whose label is known; hist maps over the whole
+    grid, where the background counts as not malignant (undetermined spots are left out). The nulls
+    are the scores of a map that calls all tissue tumour, by the same metric: over the tissue 0.5,
+    the prevalence p, and Dice 2p / (1 + p); over the whole grid the outline's, far higher.
+    `auroc_upper` is the 95 % bound for maps as smooth as this one (honest only; see
+    `histogep.nulls`; AUROC is linear in the ranks, so the ranks are randomised). Sections with one
+    class have no AUROC. `threshold_from` says whether the threshold was chosen inside the fold or
+    is 0.5 for want of one.
+
+    Parameters
+    ----------
+    sections
+        Held-out predictions; those of expression are passed over.
+    measured
+        Counts of all sections, for their lattices.
+    permutations, seed
+        As for the expression scores.
+    """
+    rows = []
+    for section in sections:
+        if section.task != "tumour":
+            continue
+        scored, truth = known_cells(section)
+        label = truth > 0.5
+        probability, mask = scored.predicted[:, 0], scored.in_tissue.astype(float)
+        chosen = section.threshold
+        threshold = DEFAULT_THRESHOLD if chosen is None else chosen
+        upper = float("nan")
+        if section.protocol == "honest" and 0 < label.sum() < len(label):
+            upper = auroc_upper(
+                probability,
+                label,
+                spatial_basis(measured[section.slide].lattice.neighbours(scored.row, scored.col)),
+                draws=permutations * SPATIAL_DRAWS,
+                seed=section_seed(seed, section.slide, section.model, "tumour"),
+            )
+        rows.append(
+            (
+                section.protocol,
+                section.model,
+                section.fold,
+                section.slide,
+                section.patient,
+                len(label),
+                int(label.sum()),
+                auroc(probability, label),
+                auroc(mask, label),
+                upper,
+                auprc(probability, label),
+                auprc(mask, label),
+                dice(probability, label, threshold=threshold),
+                dice(mask, label, threshold=0.5),
+                threshold,
+                "default" if chosen is None else "fold",
+            )
+        )
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    if (table["threshold_from"] == "default").any():
+        LOG.warning("no fold chose a tumour threshold for some models: Dice is taken at 0.5")
+    for slide in table.loc[table["auroc"].isna(), "slide"].unique():
+        LOG.warning("section %s has spots of one class only: no AUROC", slide)
+    return table
+
+
+def known_cells(section: HeldOut) -> tuple[HeldOut, np.ndarray]:
+    """Return the cells of a tumour map whose label is known (in tissue, if honest), and labels."""
+    keep = np.isfinite(section.truth[:, 0])
+    if section.protocol == "honest":
+        keep &= section.in_tissue
+    known = section.cells(keep)
+    return known, known.truth[:, 0]
+
+
+def auroc_upper(
+    probability: np.ndarray, label: np.ndarray, basis: np.ndarray, *, draws: int, seed: int
+) -> float:
+    """Return the 95 % bound of the AUROC of maps with the autocorrelation of this one's ranks.
+
+    AUROC = 1/2 + sum (rank - mean)(label - mean) / (positives x negatives), a correlation up to its
+    scale; so surrogates of the ranks give surrogates of the AUROC.
+    """
+    ranks, label = stats.rankdata(probability), np.asarray(label, float)
+    null = spatial_null(ranks, label, basis, draws=draws, seed=seed)[:, 0]
+    n_positive, n_negative = label.sum(), len(label) - label.sum()
+    scale = np.sqrt(len(label)) * np.std(ranks) * np.sqrt(n_positive * n_negative / len(label))
+    return float(np.quantile(0.5 + null * scale / (n_positive * n_negative), 0.95))

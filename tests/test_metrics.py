@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage, stats
+from sklearn import metrics as reference
+
+from histogep.lattice import Lattice
+from histogep.metrics import (
+    auprc,
+    auroc,
+    best_dice_threshold,
+    bootstrap_patients,
+    dice,
+    false_discovery_rate,
+    padded_pearson,
+    pearson,
+    rmse,
+    roc_curve,
+    spearman,
+)
+from histogep.nulls import (
+    permutation_null,
+    shuffled_in_tissue_null,
+    spatial_basis,
+    spatial_null,
+    upper_p,
+)
+from histogep.tumour_scores import auroc_upper
+
+
+@pytest.fixture
+def matrices():
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(size=(80, 7)).astype(np.float32)
+    measured = (predicted * np.linspace(-1, 1, 7) + rng.normal(size=(80, 7))).astype(np.float32)
+    return predicted, np.round(measured, 1)  # rounding makes ties
+
+
+def test_correlations_agree_with_scipy(matrices):
+    predicted, measured = matrices
+    for ours, theirs in ((pearson, stats.pearsonr), (spearman, stats.spearmanr)):
+        expected = [theirs(predicted[:, g], measured[:, g])[0] for g in range(7)]
+        np.testing.assert_allclose(ours(predicted, measured), expected, atol=1e-6)
+
+
+def test_rmse_agrees_with_scikit_learn(matrices):
+    predicted, measured = matrices
+    expected = [
+        reference.root_mean_squared_error(measured[:, g], predicted[:, g]) for g in range(7)
+    ]
+    np.testing.assert_allclose(rmse(predicted, measured), expected, rtol=1e-6)
+
+
+def test_a_constant_prediction_scores_zero_and_a_constant_measurement_nothing(matrices):
+    _, measured = matrices
+    constant = np.full_like(measured, 0.1)  # 0.1 has no exact binary form: its mean differs
+    assert (pearson(constant, measured) == 0).all()
+    assert (spearman(constant, measured) == 0).all()
+    assert np.isnan(pearson(measured, constant)).all()
+    assert np.isnan(pearson(measured[:2], measured[:2])).all()
+    with pytest.raises(ValueError, match="shapes differ"):
+        pearson(measured, measured[:, :2])
+
+
+def test_padded_pearson_equals_filling_up_with_zeros(matrices):
+    predicted, measured = matrices
+    grid = np.zeros((200, 7)), np.zeros((200, 7))
+    grid[0][:80], grid[1][:80] = predicted, measured
+    np.testing.assert_allclose(
+        padded_pearson(predicted, measured, n_cells=200), pearson(*grid), atol=1e-9
+    )
+    ones = np.ones((80, 7))
+    # Constant in the tissue is no constant over the grid: that is the paper's flaw.
+    assert (np.abs(padded_pearson(ones, measured + 3, n_cells=200)) > 0.8).all()
+    assert (padded_pearson(0 * ones, measured, n_cells=200) == 0).all()
+    with pytest.raises(ValueError, match="cannot hold"):
+        padded_pearson(predicted, measured, n_cells=79)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_classification_scores_agree_with_scikit_learn(ties):
+    rng = np.random.default_rng(1)
+    label = rng.random(300) < 0.3
+    score = rng.normal(size=300) + label
+    if ties:
+        score = np.round(score)
+    assert auroc(score, label) == pytest.approx(reference.roc_auc_score(label, score))
+    assert auprc(score, label) == pytest.approx(reference.average_precision_score(label, score))
+    assert dice(score, label, threshold=0.5) == pytest.approx(
+        reference.f1_score(label, score >= 0.5)
+    )
+    wrong, right = roc_curve(score, label)
+    expected = reference.roc_curve(label, score, drop_intermediate=False)
+    np.testing.assert_allclose(wrong, expected[0])
+    np.testing.assert_allclose(right, expected[1])
+    threshold = best_dice_threshold(score, label)
+    best = max(reference.f1_score(label, score >= t) for t in np.unique(score))
+    assert dice(score, label, threshold=threshold) == pytest.approx(best)
+
+
+def test_one_class_has_no_auroc():
+    assert np.isnan(auroc(np.arange(4.0), np.ones(4, bool)))
+    assert np.isnan(auprc(np.arange(4.0), np.zeros(4, bool)))
+    assert auroc(np.ones(4), np.array([1, 0, 1, 0])) == 0.5
+    assert best_dice_threshold(np.arange(4.0), np.zeros(4, bool)) == 0.5
+
+
+def test_bootstrap_resamples_patients_not_sections():
+    values = np.repeat([0.0, 1.0, 2.0, 3.0], 25)
+    by_patient = bootstrap_patients(values, np.repeat(list("abcd"), 25), bootstraps=2000, seed=0)
+    by_section = bootstrap_patients(values, np.arange(100), bootstraps=2000, seed=0)
+    assert np.ptp(by_patient) > 3 * np.ptp(by_section)
+    exact = stats.bootstrap(
+        (np.arange(4.0),), np.mean, method="percentile", n_resamples=5000, rng=0
+    ).confidence_interval
+    np.testing.assert_allclose(by_patient, (exact.low, exact.high), atol=0.26)
+    assert np.isnan(bootstrap_patients(values, np.repeat("a", 100), bootstraps=10, seed=0)).all()
+
+
+@pytest.mark.parametrize(("n_patients", "expected"), [(3, 0.75), (6, 0.85)])
+def test_interval_holds_the_mean_as_often_as_its_docstring_says(n_patients, expected):
+    rng = np.random.default_rng(2)
+    held = 0
+    for seed in range(400):
+        low, high = bootstrap_patients(
+            rng.normal(size=n_patients), np.arange(n_patients), bootstraps=300, seed=seed
+        )
+        held += low <= 0 <= high
+    assert held / 400 == pytest.approx(expected, abs=0.06)
+
+
+def test_false_discovery_rate_skips_nan():
+    p = np.array([0.01, np.nan, 0.02, 0.5])
+    expected = stats.false_discovery_control([0.01, 0.02, 0.5])
+    np.testing.assert_allclose(false_discovery_rate(p)[[0, 2, 3]], expected)
+    assert np.isnan(false_discovery_rate(p)[1])
+
+
+def fields(rng, *, n_maps, side, sigma):
+    noise = rng.normal(size=(n_maps, side + 16, side + 16))
+    noise = ndimage.gaussian_filter(noise, (0, sigma, sigma))
+    return noise[:, 8:-8, 8:-8].reshape(n_maps, -1).T
+
+
+@pytest.fixture(scope="module")
+def basis():
+    row, col = np.divmod(np.arange(400), 20)
+    return spatial_basis(Lattice().neighbours(row, col))
+
+
+def test_basis_is_orthonormal_and_without_the_constant(basis):
+    assert basis.shape == (400, 399)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(399), atol=1e-9)
+    np.testing.assert_allclose(basis.sum(0), 0, atol=1e-8)
+
+
+def test_surrogates_keep_the_autocorrelation(basis):
+    """The surrogate map itself, made the long way, has the prediction's Moran's I."""
+    rng = np.random.default_rng(3)
+    row, col = np.divmod(np.arange(400), 20)
+    weights = Lattice().neighbours(row, col).astype(float)
+    field = fields(rng, n_maps=1, side=20, sigma=2)[:, 0]
+    field -= field.mean()
+    surrogate = basis @ (rng.choice([-1.0, 1.0], 399) * (basis.T @ field))
+    assert surrogate @ weights @ surrogate == pytest.approx(field @ weights @ field)
+    assert surrogate @ surrogate == pytest.approx(field @ field)
+    assert abs(np.corrcoef(surrogate, field)[0, 1]) < 0.9
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_only_the_spatial_null_is_right_for_smooth_maps_of_nothing(basis, dense, monkeypatch):
+    rng = np.random.default_rng(4)
+    predicted, measured = (fields(rng, n_maps=300, side=20, sigma=2) for _ in range(2))
+    if not dense:
+        monkeypatch.setattr("histogep.nulls._DENSE_CELLS", 100)
+        monkeypatch.setattr("histogep.nulls._BROADEST_MAPS", 80)
+        row, col = np.divmod(np.arange(400), 20)
+        basis = spatial_basis(Lattice().neighbours(row, col))
+        assert basis.shape == (400, 80)
+    score = pearson(predicted, measured)
+    lenient = upper_p(score, permutation_null(predicted, measured, permutations=99, seed=0))
+    strict = upper_p(score, spatial_null(predicted, measured, basis, draws=499, seed=0))
+    assert (lenient < 0.05).mean() > 0.25
+    assert (strict < 0.05).mean() < 0.1
+
+
+def test_both_nulls_let_a_real_signal_through(basis):
+    rng = np.random.default_rng(5)
+    truth = fields(rng, n_maps=20, side=20, sigma=1.5)
+    measured = truth + rng.normal(0, truth.std(), truth.shape)
+    strict = upper_p(
+        pearson(truth, measured), spatial_null(truth, measured, basis, draws=999, seed=0)
+    )
+    assert (strict < 0.01).mean() > 0.9
+
+
+def test_permutation_null_has_the_spread_of_shuffling(matrices):
+    predicted, measured = matrices
+    null = permutation_null(predicted, measured, permutations=500, seed=0)
+    assert null.shape == (500, 7)
+    np.testing.assert_allclose(null.std(0), 1 / np.sqrt(79), rtol=0.15)
+    again = permutation_null(predicted, measured, permutations=500, seed=0)
+    np.testing.assert_array_equal(null, again)
+    flat = measured.copy()
+    flat[:, 0] = 1
+    assert np.isnan(permutation_null(predicted, flat, permutations=5, seed=0)[:, 0]).all()
+
+
+def test_shuffling_inside_the_tissue_leaves_the_outline():
+    rng = np.random.default_rng(6)
+    inside = np.arange(300) < 150
+    measured = inside[:, None] * (2 + rng.normal(size=(300, 5)))
+    outline = pearson(np.repeat(inside[:, None], 5, 1), measured)
+    null = shuffled_in_tissue_null(measured, measured, inside, permutations=50, seed=0)
+    assert (null.mean(0) > 0.5 * outline).all()
+    assert (null.mean(0) < outline).all()
+
+
+def test_p_is_never_zero_and_one_for_a_constant_prediction(basis):
+    assert upper_p(np.array([9.0]), np.zeros((99, 1))) == pytest.approx(0.01)
+    measured = np.random.default_rng(7).normal(size=(400, 3))
+    null = spatial_null(np.ones((400, 3)), measured, basis, draws=50, seed=0)
+    np.testing.assert_allclose(upper_p(pearson(np.ones((400, 3)), measured), null), 1)
+    assert np.isnan(upper_p(np.array([np.nan]), np.zeros((9, 1))))[0]
+
+
+def test_auroc_of_surrogates_is_centred_on_a_half(basis):
+    rng = np.random.default_rng(8)
+    smooth = fields(rng, n_maps=1, side=20, sigma=2)[:, 0]
+    white = rng.normal(size=400)
+    label = fields(rng, n_maps=1, side=20, sigma=2)[:, 0] > 0
+    bounds = [auroc_upper(x, label, basis, draws=2000, seed=0) for x in (smooth, white)]
+    # For white noise Mann and Whitney's own standard error tells the bound.
+    spread = np.sqrt(401 / (12 * label.sum() * (~label).sum()))
+    assert bounds[1] == pytest.approx(0.5 + 1.645 * spread, abs=0.01)
+    assert bounds[0] > bounds[1] + 0.05

@@ -1,0 +1,35 @@
+"""Audit every fold for leaks; a leak fails the run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from histogep.files import file_sha256, read_json, read_tsv, write_json
+from histogep.genes import choose_panel
+from histogep.jobs import job_log
+from histogep.leakage import audit, require_clean
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    text = {"keep_default_na": False}
+    verdict = audit(
+        read_tsv(snakemake.input.folds, dtype=str, **text),
+        panels={Path(path).stem: read_tsv(path, **text) for path in snakemake.input.panels},
+        records={Path(path).stem: read_json(path) for path in snakemake.input.records},
+        models=[read_json(path) for path in snakemake.input.settings],
+        gene_scores={Path(p).stem: read_tsv(p, **text) for p in snakemake.input.gene_scores},
+        score_sha256={Path(path).stem: file_sha256(path) for path in snakemake.input.gene_scores},
+        markers=read_tsv(snakemake.input.markers, dtype=str),
+        gene_settings=snakemake.params.genes,
+        choose_panel=choose_panel,
+    )
+    for check in verdict["checks"]:
+        level = log.info if check["ok"] else log.error
+        level("%s %s %s: %s", check["fold"], check["model"], check["check"], check["detail"])
+    for leak in verdict["known_leaks"]:
+        log.info("known leak of the paper's protocol, %s: %s", leak["fold"], leak["detail"])
+    # Snakemake removes the verdict of a job that failed, so the message says it all.
+    require_clean(verdict)
+    write_json(verdict, snakemake.output.verdict)
+    log.info("%d checks, none failed", verdict["n_checks"])

@@ -1,0 +1,36 @@
+"""Score every held-out prediction, beside its nulls and its ceiling."""
+
+from typing import TYPE_CHECKING
+
+from histogep.files import read_tsv, write_tsv
+from histogep.jobs import job_log
+from histogep.pages_evaluation import write_scorecards_page
+from histogep.plots import save
+from histogep.plots_evaluation import plot_genes, plot_maps, plot_tumour
+from histogep.predictions import read_heldout, read_measured
+from histogep.scorecards import COLUMNS, evaluate
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    settings, output = snakemake.params.evaluation, snakemake.output
+    sections = read_heldout(snakemake.input.predictions)
+    measured = read_measured(snakemake.input.spots, sections)
+    folds = read_tsv(snakemake.input.folds, dtype=str, keep_default_na=False)
+    evaluation = evaluate(sections, measured, folds, settings=settings, seed=snakemake.params.seed)
+    write_tsv(evaluation.scorecards[list(COLUMNS)], output.scorecards)
+    for name in ("genes", "sections", "tumour", "calibration", "registration"):
+        write_tsv(getattr(evaluation, name), getattr(output, name))
+    write_scorecards_page(
+        evaluation, output.scorecards_page, study=snakemake.wildcards.study, settings=settings
+    )
+    save(plot_genes(evaluation), output.genes_plot)
+    save(plot_maps(evaluation, sections, measured), output.maps)
+    save(plot_tumour(sections, measured, evaluation.tumour), output.tumour_plot)
+    for row in evaluation.scorecards.itertuples():
+        log.info(
+            "%s %s %s %s: %.3f (%.3f to %.3f), null %.3f, ceiling %.3f",
+            *(row.protocol, row.task, row.model, row.metric),
+            *(row.value, row.ci_low, row.ci_high, row.null, row.ceiling),
+        )
