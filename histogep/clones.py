@@ -1,0 +1,338 @@
+"""Clones of a tumour from its copy-number profiles, and the arms that each gained or lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from histogep.cnv import CnvProfiles, group_weights
+
+log = logging.getLogger(__name__)
+
+REFERENCE = "reference"
+UNASSIGNED = "unassigned"
+
+#: Most components of the profiles that clones are told apart by.
+_MAX_COMPONENTS = 8
+
+
+@dataclass(frozen=True)
+class Clones:
+    """Which clone each spot belongs to.
+
+    Attributes
+    ----------
+    labels
+        Per spot "0", "1", ... (by size), "reference", or "unassigned" for spots that are neither
+        malignant nor reference.
+    table
+        n_clones, bic, stability (adjusted Rand index between the clones called from two halves of
+        the genes), smallest (spots), chosen; one row per number that was tried.
+    n_components
+        Components of the profiles that stand above the shuffled gene order.
+    """
+
+    labels: np.ndarray
+    table: pd.DataFrame
+    n_components: int
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the clones."""
+        kept = set(self.labels) - {REFERENCE, UNASSIGNED}
+        return sorted(kept, key=int)
+
+
+def call_clones(
+    profiles: CnvProfiles,
+    malignant: np.ndarray,
+    *,
+    neighbours: sparse.spmatrix | None = None,
+    smoothing: float = 0.5,
+    max_clones: int = 5,
+    min_clone_spots: int = 10,
+    min_stability: float = 0.5,
+    n_shuffles: int = 20,
+    n_halves: int = 10,
+    seed: int = 0,
+) -> Clones:
+    """Return the clones of the malignant spots, their number found from the data; it may be 1.
+
+    Profiles (means of neighbouring genes, in standard deviations of the reference spots) are
+    smoothed over the lattice; what only follows the share of tumour in a spot, that is their
+    projection on the mean malignant profile, is taken away. Of the principal components those
+    are kept whose variance is above the largest of the same profiles made with the genes in
+    shuffled order: an expression programme that has no place on the genome is as strong there.
+    On them Gaussian mixtures of 1 to `max_clones` parts are fitted. The number with the lowest
+    BIC stands if its clones are found again when they are called twice, from two halves of the
+    genes. On c components no more than c + 1 clones are sought: one more would lie between the
+    others, as spots do that hold cells of two clones.
+
+    Parameters
+    ----------
+    profiles
+        Profiles of the spots of one slide.
+    malignant
+        Mask of the spots to cluster.
+    neighbours
+        Adjacency of the spots on their lattice; no smoothing without it.
+    smoothing
+        Weight of the neighbours' mean, 0 to 1.
+    max_clones, min_clone_spots
+        Most clones tried, and fewest spots of a clone.
+    min_stability
+        Least adjusted Rand index between the two halves.
+    n_shuffles, n_halves
+        Number of shuffled gene orders and of splits of the genes.
+    seed
+        Seed of the shuffles, splits and mixtures.
+    """
+    malignant = np.asarray(malignant, bool) & ~profiles.reference
+    labels = np.where(profiles.reference, REFERENCE, UNASSIGNED).astype(object)
+    n = int(malignant.sum())
+    single = pd.DataFrame(
+        {"n_clones": [1], "bic": [np.nan], "stability": [1.0], "smallest": [n], "chosen": [True]}
+    )
+    if n == 0:
+        return Clones(labels=labels, table=single.iloc[:0], n_components=0)
+    labels[malignant] = "0"
+    if n < 2 * min_clone_spots or max_clones < 2:
+        return Clones(labels=labels, table=single, n_components=0)
+
+    rng = np.random.default_rng(seed)
+    smoother = _smoother(neighbours, malignant, smoothing)
+    member = _bin_of_gene(profiles)
+
+    def contrast(groups: np.ndarray) -> np.ndarray:
+        return _contrast(profiles, groups, malignant, smoother)
+
+    left, strength, _ = np.linalg.svd(contrast(member), full_matrices=False)
+    null = [
+        np.linalg.svd(contrast(rng.permutation(member)), compute_uv=False)[0]
+        for _ in range(n_shuffles)
+    ]
+    n_components = int((strength[:_MAX_COMPONENTS] > max(null)).sum())
+    log.info(
+        "%d components stand above the shuffled gene order (%.3g); the strongest are %s",
+        *(n_components, max(null), ", ".join(f"{value:.3g}" for value in strength[:4])),
+    )
+    if n_components == 0:
+        return Clones(labels=labels, table=single, n_components=0)
+
+    halves = [_halves(member, rng) for _ in range(n_halves)]
+    scores = [[_scores(contrast(half), n_components) for half in pair] for pair in halves]
+    points = left[:, :n_components] * strength[:n_components]
+    rows, partitions = [], {}
+    most = min(max_clones, n // min_clone_spots, n_components + 1)
+    for k in range(1, most + 1):
+        partition, bic = _mixture(points, k, seed)
+        stability = np.mean([_agreement(pair, k, seed) for pair in scores]) if k > 1 else 1.0
+        partitions[k] = partition
+        rows.append((k, bic, stability, np.bincount(partition, minlength=k).min()))
+    table = pd.DataFrame(rows, columns=["n_clones", "bic", "stability", "smallest"])
+    fit = (table["stability"] >= min_stability) & (table["smallest"] >= min_clone_spots)
+    fit |= table["n_clones"] == 1
+    chosen = int(table.loc[table["bic"].where(fit).idxmin(), "n_clones"])
+    table["chosen"] = table["n_clones"] == chosen
+    labels[malignant] = _by_size(partitions[chosen])
+    return Clones(labels=labels, table=table, n_components=n_components)
+
+
+def call_arms(
+    profiles: CnvProfiles,
+    labels: Sequence[str],
+    *,
+    min_z: float = 3.5,
+    min_arm_genes: int = 15,
+    n_blocks: int = 200,
+    neighbours: sparse.spmatrix | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the mean log ratio of each arm in each clone, and whether it is gained or lost.
+
+    An arm is called when its value is beyond `min_z` standard deviations of two distributions:
+    `z`, the same arm's mean in groups of reference spots (patches of neighbours as large as the
+    clone, or as a quarter of the reference, where the lattice is known); and `z_order`, means of
+    as many genes drawn from the whole genome. The first knows how an arm varies in normal
+    tissue, the second how far a tumour's expression programme carries a set of genes anywhere.
+
+    Parameters
+    ----------
+    profiles
+        Profiles of the spots.
+    labels
+        Clone of each spot, as `Clones.labels`.
+    min_z
+        Least absolute z of a call, in both senses.
+    min_arm_genes
+        Arms with fewer genes are left out.
+    n_blocks
+        Number of groups of reference spots.
+    neighbours
+        Adjacency of the spots on their lattice.
+    seed
+        Seed of the groups.
+
+    Returns
+    -------
+    pandas.DataFrame
+        clone, arm, value, n_genes, n_spots, call ("gain", "loss", "neutral"), z, z_order.
+    """
+    labels = np.asarray(labels, dtype=object)
+    columns = ["clone", "arm", "value", "n_genes", "n_spots", "call", "z", "z_order"]
+    arms = profiles.arm_table
+    kept = np.flatnonzero(arms["n_genes"] >= min_arm_genes)
+    normal = profiles.arms[profiles.reference].mean(axis=0)
+    genes_normal = profiles.ratio.gene_means(profiles.reference)
+    tables = []
+    for clone in sorted(set(labels) - {REFERENCE, UNASSIGNED}, key=int):
+        spots = np.flatnonzero(labels == clone)
+        value = (profiles.arms[spots].mean(axis=0) - normal)[kept]
+        groups = _reference_groups(profiles.reference, len(spots), neighbours, n_blocks, seed)
+        spread = np.std([profiles.arms[g].mean(axis=0) - normal for g in groups], axis=0)[kept]
+        # An arm's own spread is known badly from few spots: half of it is the genome's.
+        spread = np.sqrt((spread**2 + np.median(spread) ** 2) / 2)
+        genes = profiles.ratio.gene_means(spots) - genes_normal
+        n_genes = arms["n_genes"].to_numpy()[kept]
+        table = pd.DataFrame(
+            {
+                "clone": clone,
+                "arm": arms["arm"].to_numpy()[kept],
+                "value": value,
+                "n_genes": n_genes,
+                "n_spots": len(spots),
+                "z": value / np.maximum(spread, 1e-9),
+                "z_order": value / np.maximum(genes.std() / np.sqrt(n_genes), 1e-9),
+            }
+        )
+        both = np.minimum(table["z"].abs(), table["z_order"].abs()) >= min_z
+        sign = np.where(table["value"] > 0, "gain", "loss")
+        table["call"] = np.where(both, sign, "neutral")
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def _bin_of_gene(profiles: CnvProfiles) -> np.ndarray:
+    """Return the bin of each gene: genes lie in the order of the bins within their arms."""
+    genes, table = profiles.genes, profiles.bin_table
+    member = np.empty(len(genes), int)
+    arm = genes["arm"].to_numpy()
+    for name, bins in table.groupby("arm", sort=False):
+        member[arm == name] = np.repeat(bins.index.to_numpy(), bins["n_genes"].to_numpy())
+    return member
+
+
+def _smoother(
+    neighbours: sparse.spmatrix | None, malignant: np.ndarray, weight: float
+) -> sparse.csr_matrix | None:
+    """Return the matrix that blends each malignant spot with its malignant neighbours."""
+    if neighbours is None or weight <= 0:
+        return None
+    near = neighbours.tocsr()[malignant][:, malignant].astype(np.float32)
+    degree = np.asarray(near.sum(axis=1)).ravel()
+    share = np.where(degree > 0, weight, 0.0)
+    blend = sparse.diags(share / np.maximum(degree, 1)) @ near
+    return (blend + sparse.diags(1 - share)).tocsr().astype(np.float32)
+
+
+def _contrast(
+    profiles: CnvProfiles,
+    groups: np.ndarray,
+    malignant: np.ndarray,
+    smoother: sparse.csr_matrix | None,
+) -> np.ndarray:
+    """Return what tells malignant spots apart in the means over groups of genes."""
+    n_groups = len(profiles.bin_table)
+    means = profiles.ratio.average(group_weights(groups, n_groups))
+    means -= np.median(means, axis=1, keepdims=True)
+    normal = means[profiles.reference]
+    spread = normal.std(axis=0)
+    spread = np.sqrt((spread**2 + np.median(spread) ** 2) / 2)
+    values = (means[malignant] - normal.mean(axis=0)) / np.maximum(spread, 1e-9)
+    if smoother is not None:
+        values = smoother @ values
+    shared = values.mean(axis=0)
+    purity = values @ shared / max(float(shared @ shared), 1e-12)
+    values = values - np.outer(purity, shared)
+    return values - values.mean(axis=0)
+
+
+def _scores(values: np.ndarray, n_components: int) -> np.ndarray:
+    left, strength, _ = np.linalg.svd(values, full_matrices=False)
+    return left[:, :n_components] * strength[:n_components]
+
+
+def _halves(member: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return two groupings: each bin's genes dealt at random to one half or the other."""
+    order = np.lexsort((rng.random(len(member)), member))
+    first = np.zeros(len(member), bool)
+    bounds = np.searchsorted(member[order], np.arange(member.max() + 2))
+    for start, stop in pairwise(bounds):
+        first[order[start:stop:2]] = True
+    return np.where(first, member, -1), np.where(first, -1, member)
+
+
+def _mixture(points: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, float]:
+    """Return the parts and the BIC of a Gaussian mixture of k parts of one shape."""
+    from sklearn.mixture import GaussianMixture
+
+    model = GaussianMixture(
+        k, covariance_type="tied", n_init=3, random_state=seed, reg_covar=1e-6 * points.var()
+    )
+    return model.fit_predict(points), float(model.bic(points))
+
+
+def _agreement(pair: Sequence[np.ndarray], k: int, seed: int) -> float:
+    from sklearn.metrics import adjusted_rand_score
+
+    first, second = (_mixture(points, k, seed)[0] for points in pair)
+    return float(adjusted_rand_score(first, second))
+
+
+def _by_size(partition: np.ndarray) -> np.ndarray:
+    """Return the parts named "0", "1", ... from the largest to the smallest."""
+    order = np.argsort(-np.bincount(partition), kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return rank[partition].astype(str).astype(object)
+
+
+def _reference_groups(
+    reference: np.ndarray,
+    size: int,
+    neighbours: sparse.spmatrix | None,
+    n_groups: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """Return groups of reference spots: patches grown on the lattice, or random without one."""
+    spots = np.flatnonzero(reference)
+    size = max(1, min(size, len(spots) // 4))
+    rng = np.random.default_rng(seed)
+    if neighbours is None:
+        return [rng.choice(spots, size, replace=False) for _ in range(n_groups)]
+    near = neighbours.tocsr()[spots][:, spots]
+    groups = []
+    for _ in range(n_groups):
+        patch = [int(rng.integers(len(spots)))]
+        seen, at = set(patch), 0
+        while len(patch) < size:
+            if at == len(patch):  # the piece of tissue is used up: go on in another
+                rest = [i for i in range(len(spots)) if i not in seen]
+                found = [rest[int(rng.integers(len(rest)))]]
+            else:
+                found = near.indices[near.indptr[patch[at]] : near.indptr[patch[at] + 1]]
+                at += 1
+            for spot in found:
+                if int(spot) not in seen and len(patch) < size:
+                    seen.add(int(spot))
+                    patch.append(int(spot))
+        groups.append(spots[patch])
+    return groups

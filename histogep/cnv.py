@@ -1,0 +1,410 @@
+"""Copy-number profiles of spots: expression averaged along the genome against reference spots.
+
+The profiles are those of infercnvpy. The same arithmetic is also kept here as one sparse matrix
+of weights (`window_weights`), because the controls of `histogep.clones` repeat it many times on
+shuffled genes, and because a small slide should not wait for scanpy to be imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from histogep.jobs import InputError
+from histogep.positions import SEX_CHROMOSOMES, locate_genes, order_arms, order_chromosomes
+
+log = logging.getLogger(__name__)
+
+#: Genes whose expression follows the immune cells of a spot, in clusters along the genome.
+EXCLUDED_GENES = ("^IG[HKL][VDJCAEGM]", "^TR[ABDG][VDJC]", "^HLA-", "^RP[SL][0-9P]", "^MT-")
+
+
+@dataclass(frozen=True)
+class LogRatio:
+    """Expression of spots minus that of the reference, gene by gene, without being made dense.
+
+    The log ratio of a gene is `matrix - base`, clipped: `matrix` holds zeros wherever the
+    expression lies at or below the lowest value that the clip allows.
+    """
+
+    matrix: sparse.csr_matrix | np.ndarray
+    base: np.ndarray
+
+    @classmethod
+    def from_expression(
+        cls, expression: sparse.spmatrix | np.ndarray, reference: np.ndarray, *, clip: float
+    ) -> LogRatio:
+        """Return expression minus its mean over the spots of the mask `reference`, clipped."""
+        mean = np.asarray(expression[reference].mean(axis=0)).ravel().astype(np.float32)
+        lower = np.maximum(mean - clip, 0).astype(np.float32)
+        if not sparse.issparse(expression):
+            values = np.clip(np.asarray(expression, np.float32), mean - clip, mean + clip)
+            return cls(matrix=values - mean, base=np.zeros_like(mean))
+        matrix = expression.tocsr().astype(np.float32)
+        if matrix is expression or matrix.data is getattr(expression, "data", None):
+            matrix = matrix.copy()
+        gene = matrix.indices
+        np.clip(matrix.data, lower[gene], mean[gene] + np.float32(clip), out=matrix.data)
+        matrix.data -= lower[gene]
+        return cls(matrix=matrix, base=mean - lower)
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return len(self.base)
+
+    def average(self, weights: sparse.spmatrix) -> np.ndarray:
+        """Return the weighted sums over genes (spots by columns of `weights`, float32)."""
+        weights = weights.tocsr().astype(np.float32)
+        product = self.matrix @ weights
+        product = product.toarray() if sparse.issparse(product) else np.asarray(product)
+        return product - (weights.T @ self.base)[np.newaxis, :]
+
+    def gene_means(self, spots: np.ndarray) -> np.ndarray:
+        """Return the mean log ratio of each gene over the spots of a mask or index."""
+        return np.asarray(self.matrix[spots].mean(axis=0)).ravel() - self.base
+
+
+@dataclass(frozen=True)
+class CnvProfiles:
+    """Copy-number profiles of the spots of one patient.
+
+    Attributes
+    ----------
+    values
+        Denoised profile (spots by windows, float32) as infercnvpy gives it.
+    chr_pos
+        First window of each chromosome, in the order of the genome.
+    score
+        Mean absolute value of each spot's denoised profile.
+    bins
+        Mean log ratio in neighbouring, not overlapping groups of genes, centred by spot and not
+        denoised: what clones are called from.
+    bin_table
+        chromosome, arm, start, end, n_genes of each bin.
+    arms
+        Mean log ratio of each arm, centred by spot.
+    arm_table
+        arm, chromosome, n_genes of each column of `arms`.
+    genes
+        gene, chromosome, start, end, arm of the genes used, in the order of the genome.
+    ratio
+        Log ratios of these genes.
+    reference
+        Mask of the reference spots.
+    """
+
+    values: np.ndarray
+    chr_pos: dict[str, int]
+    score: np.ndarray
+    bins: np.ndarray
+    bin_table: pd.DataFrame
+    arms: np.ndarray
+    arm_table: pd.DataFrame
+    genes: pd.DataFrame
+    ratio: LogRatio
+    reference: np.ndarray
+
+    @property
+    def genes_per_chromosome(self) -> dict[str, int]:
+        """Number of genes used on each chromosome."""
+        counts = self.genes["chromosome"].value_counts()
+        return {name: int(counts[name]) for name in self.chr_pos}
+
+    @property
+    def windows(self) -> pd.DataFrame:
+        """Chromosome of each window."""
+        starts = [*self.chr_pos.values(), self.values.shape[1]]
+        return pd.DataFrame({"chromosome": np.repeat(list(self.chr_pos), np.diff(starts))})
+
+
+def infer_profiles(
+    expression: Any,
+    positions: pd.DataFrame,
+    reference: np.ndarray,
+    *,
+    genes: Sequence[str] | None = None,
+    gene_ids: Sequence[str] | None = None,
+    window: int = 101,
+    step: int = 10,
+    dynamic_threshold: float | None = 1.5,
+    clip: float = 3.0,
+    bin_genes: int = 50,
+    exclude_chromosomes: Sequence[str] = SEX_CHROMOSOMES,
+    exclude_genes: Sequence[str] = EXCLUDED_GENES,
+    min_detected: float = 0.05,
+    min_reference: int = 20,
+    min_genes: int = 1000,
+    min_chromosome_genes: int = 10,
+    min_share_found: float = 0.3,
+    n_jobs: int = 1,
+    engine: Literal["infercnvpy", "weights"] = "infercnvpy",
+) -> CnvProfiles:
+    """Return the copy-number profiles of spots, measured or predicted.
+
+    Parameters
+    ----------
+    expression
+        log1p CP10k: an AnnData (its `var["gene_id"]` is used where it has one), or a matrix of
+        spots by genes, sparse or not, with `genes`. All spots are of one patient: the noise
+        threshold is taken over all of them.
+    positions
+        Table of `histogep.positions.read_gene_positions`.
+    reference
+        Mask of the spots taken as diploid.
+    genes, gene_ids
+        Symbols, and Ensembl ids if they are known, of the columns of a matrix.
+    window, step
+        Genes in a running window, and genes from one window to the next.
+    dynamic_threshold
+        Values below this many standard deviations of the profile become 0; None keeps all.
+    clip
+        Largest log ratio of a gene, in either direction.
+    bin_genes
+        Genes in a bin (`CnvProfiles.bins`).
+    exclude_chromosomes
+        Left out; the sex chromosomes by default, since the reference of a spot is unknown.
+    exclude_genes
+        Patterns of gene symbols left out (immunoglobulins, T-cell receptors, HLA, ribosome).
+    min_detected
+        Genes seen in a smaller share of the reference spots are left out.
+    min_reference
+        Fewer reference spots are refused.
+    min_genes, min_chromosome_genes
+        Fewer genes in all are refused; chromosomes with fewer are left out.
+    min_share_found
+        Share of the genes that the positions must know.
+    n_jobs
+        Processes of infercnvpy.
+    engine
+        "infercnvpy", or "weights" for the same numbers without importing it.
+
+    Raises
+    ------
+    InputError
+        With too few reference spots or genes, or positions of another genome.
+    """
+    matrix, genes, gene_ids = _unpack(expression, genes, gene_ids)
+    reference = np.asarray(reference, bool)
+    if reference.shape != (matrix.shape[0],):
+        raise ValueError(f"{len(reference)} reference flags for {matrix.shape[0]} spots")
+    if reference.sum() < max(1, min_reference):
+        raise InputError(
+            f"copy number needs {min_reference} reference (non-malignant) spots of the same "
+            f"patient, here are {reference.sum()} of {len(reference)}; label more spots or lower "
+            "cnv.min_reference"
+        )
+    located = locate_genes(genes, positions, gene_ids=gene_ids, min_share=min_share_found)
+    located = located[~located["gene"].duplicated()]
+    keep = ~located["chromosome"].isin([*exclude_chromosomes, "chrM"])
+    if exclude_genes:
+        pattern = re.compile("|".join(f"(?:{p})" for p in exclude_genes))
+        keep &= ~located["gene"].map(lambda gene: pattern.search(gene) is not None)
+    located = located[keep]
+    located = located[_informative(matrix, located["column"].to_numpy(), reference, min_detected)]
+    counts = located["chromosome"].map(located["chromosome"].value_counts())
+    located = located[counts >= min_chromosome_genes].reset_index(drop=True)
+    if len(located) < max(2, min_genes):
+        raise InputError(
+            f"copy number needs {min_genes} genes with a position that are seen in "
+            f"{min_detected:.0%} of the reference spots and vary, here are {len(located)} of "
+            f"{len(genes)}; the sections are too shallow, the panel too small (cnv.min_genes)"
+        )
+    log.info(
+        "%d spots, %d of them reference; %d of %d genes on %d chromosomes",
+        *(len(reference), reference.sum(), len(located), len(genes)),
+        located["chromosome"].nunique(),
+    )
+    chosen = matrix[:, located["column"].to_numpy()]
+    located = located.drop(columns="column")
+    if engine == "infercnvpy":
+        values, chr_pos = _infercnvpy(
+            chosen,
+            located,
+            reference,
+            window=window,
+            step=step,
+            dynamic_threshold=dynamic_threshold,
+            clip=clip,
+            n_jobs=n_jobs,
+        )
+        ratio = LogRatio.from_expression(chosen, reference, clip=clip)
+    else:
+        ratio = LogRatio.from_expression(chosen, reference, clip=clip)
+        weights, chr_pos = window_weights(located, window=window, step=step)
+        values = denoise(ratio.average(weights), dynamic_threshold=dynamic_threshold)
+    bin_table, bin_weights = make_bins(located, size=bin_genes)
+    arm_table, arm_weights = make_arms(located)
+    bins = ratio.average(bin_weights)
+    centre = np.median(bins, axis=1, keepdims=True)
+    return CnvProfiles(
+        values=values,
+        chr_pos=chr_pos,
+        score=np.abs(values).mean(axis=1),
+        bins=bins - centre,
+        bin_table=bin_table,
+        arms=ratio.average(arm_weights) - centre,
+        arm_table=arm_table,
+        genes=located,
+        ratio=ratio,
+        reference=reference,
+    )
+
+
+def window_weights(
+    genes: pd.DataFrame, *, window: int, step: int
+) -> tuple[sparse.csr_matrix, dict[str, int]]:
+    """Return infercnvpy's running windows as weights (genes by windows), and where each starts.
+
+    The weight of a gene in a window rises to the middle and falls again. A chromosome with no
+    more genes than a window is one window, the plain mean of its genes.
+
+    Parameters
+    ----------
+    genes
+        Genes in the order of the genome, with their chromosome.
+    window, step
+        Genes in a window, and genes from one window to the next.
+    """
+    ramp = np.minimum(np.arange(1, window + 1), np.arange(window, 0, -1)).astype(np.float64)
+    ramp /= ramp.sum()
+    blocks, chr_pos, n_windows = [], {}, 0
+    chromosome = genes["chromosome"].to_numpy()
+    for name in order_chromosomes(chromosome):
+        chr_pos[name] = n_windows
+        n = int((chromosome == name).sum())
+        if window < n:
+            first = np.arange(0, n - window + 1, step)
+            rows = (first[:, np.newaxis] + np.arange(window)).ravel()
+            cols = np.repeat(np.arange(len(first)), window)
+            block = sparse.csr_matrix((np.tile(ramp, len(first)), (rows, cols)), (n, len(first)))
+        else:
+            block = sparse.csr_matrix(np.full((n, 1), 1 / n))
+        blocks.append(block)
+        n_windows += block.shape[1]
+    return sparse.block_diag(blocks, format="csr"), chr_pos
+
+
+def denoise(smoothed: np.ndarray, *, dynamic_threshold: float | None) -> np.ndarray:
+    """Return window means centred by spot, with what is within the noise set to 0 (float32)."""
+    values = smoothed - np.median(smoothed, axis=1, keepdims=True)
+    if dynamic_threshold is not None:
+        values[np.abs(values) < dynamic_threshold * np.std(values, dtype=np.float64)] = 0
+    return values.astype(np.float32, copy=False)
+
+
+def make_bins(genes: pd.DataFrame, *, size: int) -> tuple[pd.DataFrame, sparse.csr_matrix]:
+    """Return neighbouring groups of about `size` genes within each arm, and their mean as weights.
+
+    Parameters
+    ----------
+    genes
+        Genes in the order of the genome, with chromosome, arm, start and end.
+    size
+        Genes in a bin; an arm with fewer is one bin.
+
+    Returns
+    -------
+    tuple
+        Table with chromosome, arm, start, end and n_genes of each bin, and a matrix of genes by
+        bins.
+    """
+    arm = genes["arm"].to_numpy()
+    # An arm's genes are neighbours in the table, save for genes that lie across a centromere.
+    member = np.full(len(genes), -1)
+    n_bins = 0
+    for name in order_arms(arm):
+        index = np.flatnonzero(arm == name)
+        pieces = max(1, round(len(index) / size))
+        member[index] = n_bins + np.arange(len(index)) * pieces // len(index)
+        n_bins += pieces
+    groups = genes.assign(bin=member).groupby("bin")
+    table = groups.agg(
+        chromosome=("chromosome", "first"),
+        arm=("arm", "first"),
+        start=("start", "min"),
+        end=("end", "max"),
+        n_genes=("gene", "size"),
+    ).reset_index(drop=True)
+    return table, group_weights(member, n_bins)
+
+
+def make_arms(genes: pd.DataFrame) -> tuple[pd.DataFrame, sparse.csr_matrix]:
+    """Return the arms that carry genes (arm, chromosome, n_genes), and their mean as weights."""
+    names = order_arms(genes["arm"])
+    member = pd.Series(range(len(names)), index=names)[genes["arm"]].to_numpy()
+    counts = np.bincount(member, minlength=len(names))
+    chromosome = [f"chr{name.rstrip('pq')}" for name in names]
+    table = pd.DataFrame({"arm": names, "chromosome": chromosome, "n_genes": counts})
+    return table, group_weights(member, len(names))
+
+
+def group_weights(member: np.ndarray, n_groups: int) -> sparse.csr_matrix:
+    """Return the mean over groups as a matrix (items by groups); members below 0 count nowhere."""
+    counts = np.bincount(member[member >= 0], minlength=n_groups)
+    rows = np.flatnonzero(member >= 0)
+    data = 1 / counts[member[rows]]
+    return sparse.csr_matrix((data, (rows, member[rows])), (len(member), n_groups))
+
+
+def _unpack(expression: Any, genes: Any, gene_ids: Any) -> tuple[Any, list[str], Any]:
+    """Return matrix, symbols and Ensembl ids of an AnnData or of a matrix with names."""
+    if hasattr(expression, "var_names"):
+        ids = expression.var["gene_id"].astype(str) if "gene_id" in expression.var else None
+        return expression.X, [str(name) for name in expression.var_names], ids
+    if genes is None or len(genes) != expression.shape[1]:
+        raise ValueError("a matrix needs the name of each of its columns in `genes`")
+    return expression, [str(name) for name in genes], gene_ids
+
+
+def _informative(
+    matrix: Any, columns: np.ndarray, reference: np.ndarray, min_detected: float
+) -> np.ndarray:
+    """Return which columns are seen in enough reference spots and are not constant."""
+    if sparse.issparse(matrix):
+        chosen = matrix.tocsr()[:, columns]
+        seen = (chosen[reference] != 0).mean(axis=0)
+        n, gene = chosen.shape[0], chosen.indices
+        mean = np.bincount(gene, weights=chosen.data, minlength=len(columns)) / n
+        square = np.bincount(gene, weights=chosen.data.astype(np.float64) ** 2, minlength=len(mean))
+        variance = square / n - mean**2
+    else:
+        dense = np.asarray(matrix)[:, columns]
+        seen = (dense[reference] != 0).mean(axis=0)
+        variance = dense.var(axis=0)
+    return (np.asarray(seen).ravel() >= min_detected) & (variance > 1e-10)
+
+
+def _infercnvpy(
+    matrix: Any, genes: pd.DataFrame, reference: np.ndarray, *, window: int, step: int, **options
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Return values and chr_pos of `infercnvpy.tl.infercnv`, all spots in one chunk."""
+    import anndata
+    import infercnvpy
+
+    var = genes.set_index("gene")[["chromosome", "start", "end"]]
+    var.index.name = None
+    # infercnvpy orders genes by start alone and not stably: equal starts must not be left to luck.
+    var["start"] = np.arange(len(var))
+    adata = anndata.AnnData(X=matrix.astype(np.float32, copy=False), var=var)
+    mean = np.asarray(adata.X[reference].mean(axis=0)).ravel().astype(np.float32)
+    chr_pos, values, _ = infercnvpy.tl.infercnv(
+        adata,
+        reference=mean,
+        lfc_clip=options["clip"],
+        window_size=window,
+        step=step,
+        dynamic_threshold=options["dynamic_threshold"],
+        exclude_chromosomes=None,
+        chunksize=adata.n_obs,
+        n_jobs=options["n_jobs"],
+        inplace=False,
+    )
+    return values.toarray().astype(np.float32), {name: int(i) for name, i in chr_pos.items()}

@@ -1,0 +1,348 @@
+"""Copy number of one slide, from its measured spots or its predicted expression, to its file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from histogep.clones import UNASSIGNED, call_arms, call_clones
+from histogep.cnv import infer_profiles
+from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
+from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, name_result, run_controls
+from histogep.features import read_features
+from histogep.files import complete, read_tsv
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.normalise import log_cp10k
+
+log = logging.getLogger(__name__)
+
+MALIGNANT, NON_MALIGNANT, UNDETERMINED = "malignant", "non-malignant", "undetermined"
+
+ARM_COLUMNS = [
+    *("slide", "clone", "arm", "value", "n_genes", "n_spots", "call", "z", "z_order", "name"),
+]
+
+_PROFILE_SETTINGS = (
+    *("window", "step", "dynamic_threshold", "bin_genes", "exclude_genes", "min_detected"),
+    *("min_reference", "min_genes", "min_chromosome_genes"),
+)
+_CLONE_SETTINGS = ("smoothing", "max_clones", "min_clone_spots", "min_stability")
+
+
+def profile_slide(
+    expression: Any,
+    positions: pd.DataFrame,
+    *,
+    slide: str,
+    labels: np.ndarray,
+    obs: pd.DataFrame,
+    lattice: Lattice,
+    settings: Mapping[str, Any],
+    measured: bool,
+    spatial: np.ndarray | None = None,
+    genes: list[str] | None = None,
+    gene_ids: list[str] | None = None,
+    n_jobs: int = 1,
+    seed: int = 0,
+) -> tuple[anndata.AnnData, pd.DataFrame]:
+    """Return the copy number of a slide and its arms; a slide that allows none says why.
+
+    Parameters
+    ----------
+    expression
+        log1p CP10k, spots by genes, as `histogep.cnv.infer_profiles` takes it.
+    positions
+        Table of `histogep.positions.read_gene_positions`.
+    slide
+        Id of the slide.
+    labels
+        malignant, boundary, non-malignant or undetermined, for each spot; non-malignant spots are
+        the reference.
+    obs
+        row and col of each spot on the lattice; the index names the spots.
+    lattice
+        The lattice, for neighbours.
+    settings
+        Section `cnv` of the configuration.
+    measured
+        Whether the expression was measured; a prediction is named by its controls.
+    spatial
+        Level-0 pixels (x, y) of the spots.
+    genes, gene_ids
+        Names of the columns, where `expression` is a matrix.
+    n_jobs
+        Processes of infercnvpy.
+    seed
+        Seed of all that is random.
+
+    Returns
+    -------
+    tuple
+        AnnData without X: obs row, col, label, reference, malignant, cnv_score, clone;
+        obsm X_cnv (and X_arms, spatial); uns cnv.chr_pos, arms, measured, name, refused (why
+        there is no profile, or ""), n_reference, n_tumour, genes_per_chromosome, controls,
+        clone_numbers, lattice. And the table of arms (columns `ARM_COLUMNS`).
+    """
+    labels = np.asarray(labels, dtype=object)
+    reference, malignant = labels == NON_MALIGNANT, labels == MALIGNANT
+    obs = obs[["row", "col"]].copy()
+    obs.index = obs.index.astype(str)
+    obs["label"] = labels.astype(str)
+    obs["reference"], obs["malignant"] = reference, malignant
+    try:
+        profiles = infer_profiles(
+            expression,
+            positions,
+            reference,
+            genes=genes,
+            gene_ids=gene_ids,
+            n_jobs=n_jobs,
+            # Both engines give the same numbers; only measured spots are worth scanpy's import.
+            engine="infercnvpy" if measured else "weights",
+            **_chosen(settings, _PROFILE_SETTINGS),
+        )
+    except InputError as error:
+        log.warning("slide %s: no copy number: %s", slide, error)
+        return _refused(obs, str(error), slide, measured, spatial, lattice), _no_arms()
+    neighbours = lattice.neighbours(obs["row"].to_numpy(), obs["col"].to_numpy())
+    clones = call_clones(
+        profiles,
+        malignant,
+        neighbours=neighbours,
+        seed=seed,
+        **_chosen(settings, _CLONE_SETTINGS),
+    )
+    arms = call_arms(
+        profiles,
+        clones.labels,
+        neighbours=neighbours,
+        seed=seed,
+        **_chosen(settings, ("min_z", "min_arm_genes")),
+    )
+    arms.insert(0, "slide", slide)
+    controls = run_controls(
+        profiles,
+        clones.labels,
+        malignant=malignant,
+        seed=seed,
+        **_chosen(settings, ("guard_genes", "guard_chromosome_genes", "permutations")),
+    )
+    obs["cnv_score"] = profiles.score.astype(np.float32)
+    obs["clone"] = clones.labels.astype(str)
+    name = name_result(controls, measured=measured)
+    log.info("slide %s: %d clones, called %s", slide, len(clones.names), name)
+    for row in controls.itertuples():
+        log.info("control %s: %.4g, p %.3g: %s", row.control, row.value, row.p, row.verdict)
+    result = anndata.AnnData(obs=obs)
+    result.obsm["X_cnv"] = profiles.values
+    result.obsm["X_arms"] = profiles.arms.astype(np.float32)
+    result.uns |= _record(slide, measured, name, refused="", controls=controls)
+    result.uns |= {
+        "cnv": {"chr_pos": profiles.chr_pos},
+        "arms": profiles.arm_table,
+        "n_reference": int(reference.sum()),
+        "n_tumour": int(malignant.sum()),
+        "genes_per_chromosome": profiles.genes_per_chromosome,
+        "clone_numbers": clones.table,
+    }
+    _place(result, spatial, lattice)
+    return result, arms.assign(name=name)[ARM_COLUMNS]
+
+
+def measured_slide(
+    spots: str | Path,
+    labels: str | Path,
+    *,
+    slide: str,
+    positions: pd.DataFrame,
+    settings: Mapping[str, Any],
+    n_jobs: int = 1,
+    seed: int = 0,
+) -> tuple[anndata.AnnData, pd.DataFrame]:
+    """Return `profile_slide` of a section, from its counts and labels.
+
+    Parameters
+    ----------
+    spots, labels
+        results/spots/{slide}.h5ad and results/labels/{slide}.tsv.
+    slide, positions, settings, n_jobs, seed
+        As `profile_slide` takes them.
+    """
+    section = anndata.read_h5ad(spots)
+    table = read_tsv(labels, dtype={"barcode": str, "label": str})
+    ids = section.var["gene_id"].astype(str).tolist() if "gene_id" in section.var else None
+    return profile_slide(
+        log_cp10k(section.X),
+        positions,
+        slide=slide,
+        labels=join_labels(section.obs_names, table, str(labels)),
+        obs=section.obs,
+        lattice=Lattice.from_settings(_plain(section.uns["lattice"])),
+        settings=settings,
+        measured=True,
+        spatial=section.obsm["spatial"],
+        genes=section.var_names.tolist(),
+        gene_ids=ids,
+        n_jobs=n_jobs,
+        seed=seed,
+    )
+
+
+def predicted_slide(
+    features: str | Path,
+    expression: str | Path,
+    model: str | Path,
+    *,
+    slide: str,
+    positions: pd.DataFrame,
+    settings: Mapping[str, Any],
+    seed: int = 0,
+) -> tuple[anndata.AnnData, pd.DataFrame]:
+    """Return `profile_slide` of a slide without spots: the model's wide panel is predicted here.
+
+    Tiles with a tumour probability below `tumour_threshold` are the reference.
+
+    Parameters
+    ----------
+    features, expression
+        results/features/{slide}.h5 and results/expression/{slide}.h5ad.
+    model
+        Model folder.
+    slide, positions, settings, seed
+        As `profile_slide` takes them.
+    """
+    from histogep.ridge import predict_wide
+
+    encoded = read_features(features)
+    tiles = anndata.read_h5ad(expression)
+    row, col = (tiles.obs[name].to_numpy() for name in ("row", "col"))
+    if not (np.array_equal(row, encoded.row) and np.array_equal(col, encoded.col)):
+        raise InputError(
+            f"{expression} and {features} do not list the same tiles in the same order; remake "
+            "the former"
+        )
+    labels = tile_labels(
+        tiles.obs["tumour"].to_numpy(), threshold=settings.get("tumour_threshold", 0.5)
+    )
+    values, genes = predict_wide(encoded, model)
+    return profile_slide(
+        values,
+        positions,
+        slide=slide,
+        labels=labels,
+        obs=tiles.obs,
+        lattice=Lattice.from_settings(_plain(tiles.uns["lattice"])),
+        settings=settings,
+        measured=False,
+        spatial=tiles.obsm["spatial"],
+        genes=genes,
+        seed=seed,
+    )
+
+
+def write_profile(result: anndata.AnnData, path: str | Path) -> None:
+    """Write the copy number of a slide."""
+    with complete(path) as temporary:
+        result.write_h5ad(temporary, compression="gzip")
+
+
+def chromosome_starts(result: anndata.AnnData) -> dict[str, int]:
+    """Return the first window of each chromosome, in the order of the windows."""
+    chr_pos = result.uns["cnv"]["chr_pos"]
+    return {name: int(chr_pos[name]) for name in sorted(chr_pos, key=lambda c: int(chr_pos[c]))}
+
+
+def tile_labels(tumour: np.ndarray, *, threshold: float) -> np.ndarray:
+    """Return malignant for tiles whose tumour probability reaches the threshold, else not."""
+    tumour = np.asarray(tumour, np.float64)
+    labels = np.where(tumour >= threshold, MALIGNANT, NON_MALIGNANT).astype(object)
+    labels[np.isnan(tumour)] = UNDETERMINED
+    return labels
+
+
+def join_labels(barcodes: pd.Index, table: pd.DataFrame, source: str) -> np.ndarray:
+    """Return the label of each spot, found by its barcode.
+
+    Parameters
+    ----------
+    barcodes
+        Spots of the section.
+    table
+        barcode and label.
+    source
+        Name of the table's file, for the message.
+    """
+    label = table.drop_duplicates("barcode").set_index("barcode")["label"].reindex(barcodes)
+    if label.notna().sum() == 0:
+        raise InputError(f"{source}: none of its barcodes is a spot of the section")
+    return label.fillna(UNDETERMINED).to_numpy(dtype=object)
+
+
+def _plain(lattice: Any) -> dict[str, Any]:
+    """Return a lattice as it was written to an h5ad file, by JSON or as a group."""
+    if isinstance(lattice, str):
+        return json.loads(lattice)
+    return {name: getattr(value, "item", lambda v=value: v)() for name, value in lattice.items()}
+
+
+def _chosen(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: settings[name] for name in names if name in settings}
+
+
+def _refused(
+    obs: pd.DataFrame,
+    reason: str,
+    slide: str,
+    measured: bool,
+    spatial: np.ndarray | None,
+    lattice: Lattice,
+) -> anndata.AnnData:
+    """Return the file of a slide that allows no profile."""
+    obs = obs.assign(cnv_score=np.float32(np.nan), clone=UNASSIGNED)
+    result = anndata.AnnData(obs=obs)
+    result.obsm["X_cnv"] = np.zeros((len(obs), 0), np.float32)
+    name = COPY_NUMBER if measured else EXPRESSION_SUBTYPE
+    controls = pd.DataFrame(columns=CONTROL_COLUMNS)
+    controls.loc[0] = ["profile made", 0.0, np.nan, np.nan, np.nan, "fail"]
+    result.uns |= _record(slide, measured, name, refused=reason, controls=controls)
+    result.uns |= {
+        "n_reference": int(obs["reference"].sum()),
+        "n_tumour": int(obs["malignant"].sum()),
+    }
+    _place(result, spatial, lattice)
+    return result
+
+
+def _record(
+    slide: str, measured: bool, name: str, *, refused: str, controls: pd.DataFrame
+) -> dict[str, Any]:
+    controls = controls.reset_index(drop=True)
+    controls.index = controls.index.astype(str)
+    return {
+        "slide": slide,
+        "measured": bool(measured),
+        "name": name,
+        "refused": refused,
+        "controls": controls,
+    }
+
+
+def _place(result: anndata.AnnData, spatial: np.ndarray | None, lattice: Lattice) -> None:
+    result.uns["lattice"] = lattice.to_settings()
+    if spatial is not None:
+        result.obsm["spatial"] = np.asarray(spatial, np.float64)
+    for name, value in list(result.uns.items()):
+        if isinstance(value, pd.DataFrame):
+            result.uns[name] = value.set_axis(value.index.astype(str))
+
+
+def _no_arms() -> pd.DataFrame:
+    return pd.DataFrame(columns=ARM_COLUMNS)

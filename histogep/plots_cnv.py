@@ -1,0 +1,243 @@
+"""Figures of copy number: spots by genome, and clones of a cohort by chromosome arm."""
+
+from __future__ import annotations
+
+from textwrap import fill
+
+import anndata
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from histogep.clones import REFERENCE, UNASSIGNED
+from histogep.cnv_controls import COPY_NUMBER, FAIL
+from histogep.cnv_slides import chromosome_starts
+from histogep.lattice import Lattice
+from histogep.plots import CATEGORY_COLOURS, DIVERGING_MAP, LABEL_COLOURS, figure
+from histogep.positions import order_arms
+from histogep.subtypes import Subtypes
+
+_REFERENCE_COLOUR = LABEL_COLOURS["non-malignant"]
+_UNASSIGNED_COLOUR = LABEL_COLOURS["undetermined"]
+#: Clones take the colours that the reference does not have.
+_CLONE_COLOURS = [c for c in CATEGORY_COLOURS if c != _REFERENCE_COLOUR]
+
+
+def profile_figure(result: anndata.AnnData, arms: pd.DataFrame) -> Figure:
+    """Return spots by genome, the reference on top and then clone by clone, beside their map.
+
+    Parameters
+    ----------
+    result
+        Copy number of a slide (`histogep.cnv_slides.profile_slide`).
+    arms
+        Its table of arms: what is gained or lost is written under the map.
+    """
+    lattice = Lattice.from_settings(result.uns["lattice"])
+    slide, name = result.uns["slide"], result.uns["name"]
+    kind = "measured" if result.uns["measured"] else "predicted"
+    if result.uns["refused"]:
+        fig = figure(width_mm=180, height_mm=45)
+        text = fill(f"No profile: {result.uns['refused']}", 110)
+        fig.text(0.02, 0.92, f"{slide}: {name}, {kind} expression", weight="bold", va="top")
+        fig.text(0.02, 0.7, text, va="top")
+        return fig
+    clone = result.obs["clone"].astype(str).to_numpy()
+    groups = [REFERENCE, *sorted(set(clone) - {REFERENCE, UNASSIGNED}, key=int)]
+    colours = _group_colours(groups)
+    word = _word(name)
+    rows = np.concatenate([_ordered(result, np.flatnonzero(clone == group)) for group in groups])
+    fig = figure(width_mm=200, height_mm=105)
+    grid = fig.add_gridspec(2, 3, width_ratios=[0.025, 1, 0.38], height_ratios=[1, 0.5])
+    strip = fig.add_subplot(grid[:, 0])
+    heat = fig.add_subplot(grid[:, 1])
+    code = np.concatenate([[i] * int((clone == g).sum()) for i, g in enumerate(groups)])
+    strip.imshow(
+        code[:, np.newaxis],
+        aspect="auto",
+        interpolation="nearest",
+        cmap=ListedColormap([colours[g] for g in groups]),
+        vmin=-0.5,
+        vmax=len(groups) - 0.5,
+    )
+    strip.set_xticks([])
+    edges = np.cumsum([0, *[(clone == group).sum() for group in groups]])
+    strip.set_yticks([(a + b - 1) / 2 for a, b in zip(edges, edges[1:], strict=False)])
+    strip.set_yticklabels(
+        [
+            f"{group if group == REFERENCE else f'{word} {group}'} ({(clone == group).sum()})"
+            for group in groups
+        ],
+        rotation=90,
+        va="center",
+    )
+    strip.tick_params(length=0)
+    values = np.asarray(result.obsm["X_cnv"])[rows]
+    limit = _limit(values)
+    image = heat.imshow(
+        values, aspect="auto", interpolation="nearest", cmap=DIVERGING_MAP, vmin=-limit, vmax=limit
+    )
+    for edge in edges[1:-1]:
+        heat.axhline(edge - 0.5, color="black", linewidth=0.6)
+    starts = chromosome_starts(result)
+    _chromosomes(heat, list(starts), [*starts.values(), values.shape[1]])
+    heat.set_title(_title(slide, name, kind))
+    bar = fig.colorbar(image, ax=heat, location="bottom", shrink=0.35, aspect=30, pad=0.02)
+    bar.set_label("log ratio to the reference spots, within the noise = 0")
+    _map(fig.add_subplot(grid[0, 2]), result, clone, groups, colours, lattice, word)
+    _calls(fig.add_subplot(grid[1, 2]), result, arms, word)
+    return fig
+
+
+def subtype_figure(subtypes: Subtypes, *, cohort: str) -> Figure:
+    """Return the clones of a cohort by chromosome arm, grouped into subtypes.
+
+    Parameters
+    ----------
+    subtypes
+        Subtypes of the cohort.
+    cohort
+        Its name.
+    """
+    clones = subtypes.clones
+    title = f"Cohort {cohort}: {'CNV' if subtypes.name == COPY_NUMBER else subtypes.name} profiles"
+    if not len(clones):
+        fig = figure(width_mm=180, height_mm=40)
+        fig.text(0.02, 0.9, title, weight="bold", va="top")
+        refused = subtypes.controls["note"].iloc[0] if len(subtypes.controls) else "no slides"
+        fig.text(0.02, 0.65, fill(f"No slide has a profile; the first: {refused}", 110), va="top")
+        return fig
+    fixed = ("slide", "patient", "clone", "measured", "subtype", "n_spots")
+    arms = order_arms([column for column in clones.columns if column not in fixed])
+    values = clones[arms].to_numpy(np.float64)
+    for kind in set(clones["measured"]):
+        rows = (clones["measured"] == kind).to_numpy()
+        values[rows] /= max(float(np.sqrt(np.mean(values[rows] ** 2))), 1e-12)
+    height = float(np.clip(35 + 3.4 * len(clones), 60, 260))
+    fig = figure(width_mm=200, height_mm=height)
+    grid = fig.add_gridspec(1, 2, width_ratios=[0.02, 1])
+    strip, heat = fig.add_subplot(grid[0, 0]), fig.add_subplot(grid[0, 1])
+    names = sorted(set(clones["subtype"]))
+    colours = [CATEGORY_COLOURS[i % len(CATEGORY_COLOURS)] for i in range(len(names))]
+    code = clones["subtype"].map({name: i for i, name in enumerate(names)}).to_numpy()
+    strip.imshow(
+        code[:, np.newaxis],
+        aspect="auto",
+        interpolation="nearest",
+        cmap=ListedColormap(colours),
+        vmin=-0.5,
+        vmax=len(names) - 0.5,
+    )
+    strip.set_xticks([])
+    strip.set_yticks(range(len(clones)))
+    small = 7 if len(clones) <= 60 else 4
+    strip.set_yticklabels(
+        [
+            f"{row.slide} {_word(subtypes.name)} {row.clone} ({row.n_spots})"
+            for row in clones[["slide", "clone", "n_spots"]].itertuples()
+        ],
+        fontsize=small,
+    )
+    strip.tick_params(length=0)
+    limit = _limit(values)
+    image = heat.imshow(
+        values, aspect="auto", interpolation="nearest", cmap=DIVERGING_MAP, vmin=-limit, vmax=limit
+    )
+    heat.set_yticks([])
+    heat.set_xticks(range(len(arms)), arms, rotation=90, fontsize=7)
+    chromosomes = [arm.rstrip("pq") for arm in arms]
+    for i in range(1, len(arms)):
+        if chromosomes[i] != chromosomes[i - 1]:
+            heat.axvline(i - 0.5, color="#555555", linewidth=0.4)
+    heat.set_title(title)
+    handles = [Patch(color=c, label=f"{n}") for n, c in zip(names, colours, strict=True)]
+    heat.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), title="subtype")
+    bar = fig.colorbar(image, ax=heat, location="bottom", shrink=0.4, aspect=40, pad=0.02)
+    bar.set_label("mean log ratio by arm, in root mean squares of its kind (measured or predicted)")
+    return fig
+
+
+def _title(slide: str, name: str, kind: str) -> str:
+    if name == COPY_NUMBER:
+        return f"{slide}: copy number (CNV) from {kind} expression"
+    return f"{slide}: expression subtype from {kind} expression (controls failed: not CNV)"
+
+
+def _word(name: str) -> str:
+    """Return what the groups of spots are called: clones only where the result is copy number."""
+    return "clone" if name == COPY_NUMBER else "group"
+
+
+def _group_colours(groups: list[str]) -> dict[str, str]:
+    colours = {REFERENCE: _REFERENCE_COLOUR, UNASSIGNED: _UNASSIGNED_COLOUR}
+    clones = [group for group in groups if group not in colours]
+    return colours | {g: _CLONE_COLOURS[i % len(_CLONE_COLOURS)] for i, g in enumerate(clones)}
+
+
+def _ordered(result: anndata.AnnData, rows: np.ndarray) -> np.ndarray:
+    """Return rows by their score, so that like lies by like and the order is fixed."""
+    score = result.obs["cnv_score"].to_numpy()[rows]
+    return rows[np.argsort(-score, kind="stable")]
+
+
+def _limit(values: np.ndarray) -> float:
+    nonzero = np.abs(values[values != 0])
+    return float(np.quantile(nonzero, 0.98)) if len(nonzero) else 1.0
+
+
+def _chromosomes(axes: Axes, names: list[str], edges: list[int]) -> None:
+    """Draw the boundaries of the chromosomes and name them in three staggered rows."""
+    for edge in edges[1:-1]:
+        axes.axvline(edge - 0.5, color="#555555", linewidth=0.4)
+    middles = [(a + b - 1) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    labels = [name.removeprefix("chr") for name in names]
+    labels = ["\n" * (i % 3) + label for i, label in enumerate(labels)]
+    axes.set_xticks(middles, labels, fontsize=6)
+    axes.tick_params(length=0)
+    axes.set_yticks([])
+
+
+def _map(
+    axes: Axes,
+    result: anndata.AnnData,
+    clone: np.ndarray,
+    groups: list[str],
+    colours: dict[str, str],
+    lattice: Lattice,
+    word: str,
+) -> None:
+    x_um, y_um = lattice.centres_um(result.obs["row"].to_numpy(), result.obs["col"].to_numpy())
+    span = max(np.ptp(x_um), np.ptp(y_um), lattice.pitch_um) / lattice.pitch_um
+    size = float(np.clip((110 / span) ** 2, 0.3, 30))
+    present = [*groups, UNASSIGNED] if (clone == UNASSIGNED).any() else groups
+    for group in present:
+        spots = clone == group
+        axes.scatter(
+            x_um[spots] / 1000, y_um[spots] / 1000, s=size, color=colours[group], linewidths=0
+        )
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.set_xlabel("mm")
+    axes.set_title(f"{word.capitalize()}s on the tissue")
+    handles = [Patch(color=colours[g], label=f"{word} {g}" if g.isdigit() else g) for g in present]
+    axes.legend(handles=handles, fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _calls(axes: Axes, result: anndata.AnnData, arms: pd.DataFrame, word: str) -> None:
+    """Write the arms that each clone gained and lost, and which controls failed."""
+    axes.axis("off")
+    lines = []
+    for clone, table in arms.groupby("clone"):
+        for call, sign in (("gain", "+"), ("loss", "-")):
+            found = [f"{sign}{arm}" for arm in table.loc[table["call"] == call, "arm"]]
+            if found:
+                lines.append(fill(f"{word} {clone}: {' '.join(found)}", 44))
+        if (table["call"] == "neutral").all():
+            lines.append(f"{word} {clone}: no arm called")
+    controls = result.uns["controls"]
+    failed = controls.loc[controls["verdict"] == FAIL, "control"].tolist()
+    lines.append(fill(f"controls failed: {', '.join(failed) or 'none'}", 44))
+    axes.text(0, 1, "\n".join(lines), va="top", fontsize=6, transform=axes.transAxes)

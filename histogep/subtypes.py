@@ -1,0 +1,368 @@
+"""Subtypes of a cohort: clones of all its slides grouped by the arms that they gained and lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import pdist, squareform
+
+from histogep.clones import REFERENCE, UNASSIGNED
+from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
+from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, FAIL, PASS
+from histogep.positions import order_arms
+
+log = logging.getLogger(__name__)
+
+SUBTYPE_COLUMNS = ["slide", "patient", "spot", "clone", "subtype", "name"]
+#: Without enough clones there is nothing to divide.
+_FEWEST_CLONES = 4
+#: Arms with fewer genes on a slide are no part of its profile.
+_FEWEST_GENES = 15
+#: Settings of `subtype_cohort` that the configuration may name.
+DEFAULTS = {"max_subtypes": 6, "min_silhouette": 0.15, "min_stability_subtypes": 0.6}
+
+
+@dataclass(frozen=True)
+class SlideProfile:
+    """What the cohort needs of one slide's copy number.
+
+    Attributes
+    ----------
+    slide, patient
+        Ids.
+    measured
+        Whether the expression was measured.
+    name
+        "CNV" or "expression subtype".
+    refused
+        Why the slide has no profile; "" when it has one.
+    spots
+        Index: spot; clone, cnv_score, reference.
+    clones
+        Mean of each arm in each clone minus the reference's (clone by arm).
+    controls
+        Controls of the slide.
+    """
+
+    slide: str
+    patient: str
+    measured: bool
+    name: str
+    refused: str
+    spots: pd.DataFrame
+    clones: pd.DataFrame
+    controls: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Subtypes:
+    """Subtypes of a cohort.
+
+    Attributes
+    ----------
+    spots
+        slide, patient, spot, clone, subtype, name ("CNV" or "expression subtype": what the slide's
+        result may be called) of every malignant spot with a clone.
+    clones
+        slide, patient, clone, subtype, n_spots, measured, then one column per arm; in the order
+        of the dendrogram.
+    patients
+        patient, n_tumour_spots, cnv_burden (mean score of malignant spots minus that of reference
+        spots), share_<subtype>, name ("CNV" if all that the patient's slides gave bears it, "" if
+        they gave nothing); one row per patient.
+    controls
+        slide ("cohort" for those of the whole), control, value, null_mean, null_q95, p, verdict,
+        name, note.
+    name
+        "CNV" when every slide's result bears this name, else "expression subtype".
+    """
+
+    spots: pd.DataFrame
+    clones: pd.DataFrame
+    patients: pd.DataFrame
+    controls: pd.DataFrame
+    name: str
+
+
+def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
+    """Return what the cohort needs of a file of `histogep.cnv_slides.write_profile`."""
+    result = anndata.read_h5ad(path)
+    spots = result.obs[["clone", "cnv_score", "reference"]].copy()
+    spots["clone"] = spots["clone"].astype(str)
+    refused = str(result.uns["refused"])
+    clones = pd.DataFrame()
+    if not refused:
+        table = result.uns["arms"]
+        arms = pd.DataFrame(
+            np.asarray(result.obsm["X_arms"], np.float64),
+            index=spots["clone"].to_numpy(),
+            columns=table["arm"].astype(str).to_numpy(),
+        ).loc[:, table["n_genes"].to_numpy() >= _FEWEST_GENES]
+        means = arms.groupby(level=0).mean()
+        clones = means.drop(index=[REFERENCE, UNASSIGNED], errors="ignore") - means.loc[REFERENCE]
+    return SlideProfile(
+        slide=slide,
+        patient=patient,
+        measured=bool(result.uns["measured"]),
+        name=str(result.uns["name"]),
+        refused=refused,
+        spots=spots,
+        clones=clones,
+        controls=result.uns["controls"],
+    )
+
+
+def subtype_cohort(
+    profiles: Sequence[SlideProfile],
+    *,
+    max_subtypes: int = 6,
+    min_silhouette: float = 0.15,
+    min_stability_subtypes: float = 0.6,
+    permutations: int = 199,
+    seed: int = 0,
+) -> Subtypes:
+    """Return the subtypes of a cohort's clones, their number found from the data; it may be 1.
+
+    The arm profiles of all clones are grouped by Ward's method, measured and predicted ones each
+    scaled by their own root mean square, since a prediction is a shrunken profile. The number
+    with the best silhouette stands if that is at least `min_silhouette`, above 95 % of those of
+    profiles whose arms were shuffled among the clones, and if the groups are found again when
+    arms are drawn anew (adjusted Rand index).
+
+    Parameters
+    ----------
+    profiles
+        All slides of the cohort; those that were refused are listed and skipped.
+    max_subtypes
+        Most subtypes tried.
+    min_silhouette, min_stability_subtypes
+        Least silhouette, and least adjusted Rand index, of more than one subtype.
+    permutations
+        Number of shuffles, and of draws of the arms.
+    seed
+        Seed of both.
+    """
+    used = [profile for profile in profiles if len(profile.clones)]
+    rows = [
+        {"slide": p.slide, "patient": p.patient, "clone": clone, "measured": p.measured}
+        for p in used
+        for clone in p.clones.index
+    ]
+    names = {p.name for p in used}
+    name = COPY_NUMBER if names == {COPY_NUMBER} else EXPRESSION_SUBTYPE
+    controls = _slide_controls(profiles)
+    clones = pd.DataFrame(rows, columns=["slide", "patient", "clone", "measured"])
+    values = pd.concat([p.clones for p in used], ignore_index=True) if used else pd.DataFrame()
+    if len(clones):
+        arms = order_arms(values.columns)
+        # An arm that a slide has too few genes for counts as unchanged there.
+        values = values[arms].fillna(0.0)
+        subtype, order, found = _group(
+            _scaled(values.to_numpy(), clones["measured"].to_numpy()),
+            max_subtypes=max_subtypes,
+            min_silhouette=min_silhouette,
+            min_stability=min_stability_subtypes,
+            permutations=permutations,
+            seed=seed,
+        )
+        imprint = _imprint(values, clones)
+        tables = [table for table in (controls, found, imprint) if len(table)]
+        controls = pd.concat([table.astype(object) for table in tables])
+        clones["subtype"] = subtype
+        counts = pd.concat([p.spots["clone"].value_counts() for p in used], keys=range(len(used)))
+        place = {p.slide: i for i, p in enumerate(used)}
+        clones["n_spots"] = [
+            int(counts[place[s], c]) for s, c in zip(clones["slide"], clones["clone"], strict=True)
+        ]
+        clones = pd.concat([clones, values], axis=1).iloc[order]
+    else:
+        clones = clones.assign(subtype=pd.Series(dtype=object), n_spots=pd.Series(dtype=int))
+    controls = controls.reset_index(drop=True).infer_objects()
+    spots = _spots(used, clones)
+    patients = _patients(profiles, spots, sorted(set(clones["subtype"])))
+    return Subtypes(
+        spots=spots,
+        clones=clones.reset_index(drop=True),
+        patients=patients,
+        controls=controls,
+        name=name,
+    )
+
+
+def _scaled(values: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    values = values.astype(np.float64).copy()
+    for kind in (True, False):
+        rows = measured == kind
+        if rows.any():
+            values[rows] /= max(float(np.sqrt(np.mean(values[rows] ** 2))), 1e-12)
+    return values
+
+
+def _group(
+    values: np.ndarray,
+    *,
+    max_subtypes: int,
+    min_silhouette: float,
+    min_stability: float,
+    permutations: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """Return subtype names, the order of the dendrogram, and the controls of their number."""
+    n = len(values)
+    if n < 2:
+        return np.array(["S1"] * n, dtype=object), np.arange(n), _controls([])
+    tree = hierarchy.linkage(values, method="ward")
+    order = hierarchy.leaves_list(tree)
+    most = min(max_subtypes, n // 2)
+    if n < _FEWEST_CLONES or most < 2:
+        return np.array(["S1"] * n, dtype=object), order, _controls([])
+    best, value = _best_cut(values, tree, most)
+    rng = np.random.default_rng(seed)
+    null = np.array([_best_cut(s, None, most)[1] for s in _shuffled(values, permutations, rng)])
+    p = float((1 + (null >= value).sum()) / (1 + len(null)))
+    partition = hierarchy.fcluster(tree, best, criterion="maxclust")
+    stability = _stability(values, partition, best, permutations, rng)
+    accepted = value >= min_silhouette and p <= 0.05 and stability >= min_stability
+    note = f"{best} subtypes tried; " + ("kept" if accepted else "one subtype kept")
+    rows = [
+        ("subtypes, silhouette", value, null.mean(), np.quantile(null, 0.95), p, accepted, note),
+        ("subtypes, stability", stability, np.nan, np.nan, np.nan, accepted, note),
+    ]
+    if not accepted:
+        partition = np.ones(n, int)
+    sizes = np.bincount(partition)
+    rank = {part: i for i, part in enumerate(np.argsort(-sizes, kind="stable"))}
+    names = np.array([f"S{rank[part] + 1}" for part in partition], dtype=object)
+    return names, order, _controls(rows)
+
+
+def _best_cut(values: np.ndarray, tree: np.ndarray | None, most: int) -> tuple[int, float]:
+    """Return the number of groups with the best silhouette, and that silhouette."""
+    from sklearn.metrics import silhouette_score
+
+    tree = hierarchy.linkage(values, method="ward") if tree is None else tree
+    distances = squareform(pdist(values))
+    best, value = 2, -1.0
+    for k in range(2, most + 1):
+        partition = hierarchy.fcluster(tree, k, criterion="maxclust")
+        if 1 < len(set(partition)) < len(values):
+            score = float(silhouette_score(distances, partition, metric="precomputed"))
+            if score > value:
+                best, value = k, score
+    return best, value
+
+
+def _shuffled(values: np.ndarray, times: int, rng: np.random.Generator):
+    """Give `values` with each arm's values shuffled among the clones, again and again."""
+    for _ in range(times):
+        yield rng.permuted(values, axis=0)
+
+
+def _stability(
+    values: np.ndarray, partition: np.ndarray, k: int, times: int, rng: np.random.Generator
+) -> float:
+    """Return how well groups are found again (mean adjusted Rand index) on arms drawn anew."""
+    from sklearn.metrics import adjusted_rand_score
+
+    scores = []
+    for _ in range(min(times, 100)):
+        drawn = values[:, rng.integers(values.shape[1], size=values.shape[1])]
+        again = hierarchy.fcluster(hierarchy.linkage(drawn, "ward"), k, criterion="maxclust")
+        scores.append(adjusted_rand_score(partition, again))
+    return float(np.mean(scores))
+
+
+def _imprint(values: pd.DataFrame, clones: pd.DataFrame) -> pd.DataFrame:
+    """Return how alike the predicted profiles of different patients are.
+
+    A model that has learnt one tumour's copy number gives it to every patient: then profiles
+    correlate, whatever the controls of each slide say.
+    """
+    predicted = ~clones["measured"].to_numpy(bool)
+    first = values[predicted].groupby(clones.loc[predicted, "patient"]).mean()
+    first = first[first.std(axis=1) > 0]
+    if len(first) < 3:
+        return _controls([])
+    correlation = np.corrcoef(first.to_numpy())
+    median = float(np.median(correlation[np.triu_indices(len(first), 1)]))
+    note = "median correlation between patients; above 0.9 the profile is the model's, not theirs"
+    row = ("same predicted profile in all patients", median, *[np.nan] * 3, median <= 0.9, note)
+    return _controls([row])
+
+
+def _controls(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
+    """Return controls of the whole cohort as a table."""
+    columns = [*CONTROL_COLUMNS, "note"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["verdict"] = np.where(table["verdict"].astype(bool), PASS, FAIL)
+    table.insert(0, "slide", "cohort")
+    return table.assign(name="")[["slide", *CONTROL_COLUMNS, "name", "note"]]
+
+
+def _slide_controls(profiles: Sequence[SlideProfile]) -> pd.DataFrame:
+    tables = []
+    for profile in profiles:
+        kind = "measured" if profile.measured else "predicted"
+        table = profile.controls[list(CONTROL_COLUMNS)].copy()
+        table.insert(0, "slide", profile.slide)
+        table["name"] = profile.name
+        table["note"] = profile.refused or kind
+        tables.append(table)
+    columns = ["slide", *CONTROL_COLUMNS, "name", "note"]
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    return pd.concat([table.astype(object) for table in tables], ignore_index=True)
+
+
+def _spots(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame:
+    subtype = clones.set_index(["slide", "clone"])["subtype"] if len(clones) else {}
+    tables = []
+    for profile in used:
+        kept = profile.spots[profile.spots["clone"].isin(profile.clones.index)]
+        table = pd.DataFrame({"spot": kept.index.astype(str), "clone": kept["clone"].to_numpy()})
+        table.insert(0, "patient", profile.patient)
+        table.insert(0, "slide", profile.slide)
+        table["subtype"] = [subtype[profile.slide, clone] for clone in table["clone"]]
+        table["name"] = profile.name
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame(columns=SUBTYPE_COLUMNS)
+    return pd.concat(tables, ignore_index=True)[SUBTYPE_COLUMNS]
+
+
+def _patients(
+    profiles: Sequence[SlideProfile], spots: pd.DataFrame, subtypes: list[str]
+) -> pd.DataFrame:
+    """Return one row per patient, in the order of first appearance."""
+    burden: dict[str, list[np.ndarray]] = {}
+    for profile in profiles:
+        scores = burden.setdefault(profile.patient, [])
+        table = profile.spots
+        tumour = table.loc[table["clone"].isin(profile.clones.index), "cnv_score"]
+        if len(tumour):
+            normal = table.loc[table["reference"].to_numpy(bool), "cnv_score"]
+            scores.append(tumour.to_numpy(np.float64) - float(normal.mean()))
+    rows = []
+    for patient, scores in burden.items():
+        own = spots[spots["patient"] == patient]
+        share = own["subtype"].value_counts(normalize=True)
+        row = {
+            "patient": patient,
+            "n_tumour_spots": len(own),
+            "cnv_burden": float(np.concatenate(scores).mean()) if scores else np.nan,
+        }
+        names = set(own["name"])
+        for subtype in subtypes:
+            row[f"share_{subtype}"] = float(share.get(subtype, 0.0)) if len(own) else np.nan
+        row["name"] = COPY_NUMBER if names == {COPY_NUMBER} else EXPRESSION_SUBTYPE if names else ""
+        rows.append(row)
+    columns = ["patient", "n_tumour_spots", "cnv_burden", *(f"share_{s}" for s in subtypes), "name"]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,226 @@
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+from scipy import sparse
+
+from histogep.features import Features, write_features
+from histogep.lattice import Lattice
+from histogep.model_folder import FORMAT, folder_digest
+from histogep.positions import assign_arms
+from histogep.preparation import Tiles
+from histogep.ridge import fit_ridge
+
+LATTICE = Lattice("visium")
+SETTINGS = {"window": 51, "step": 10, "min_reference": 20, "min_genes": 500, "guard_genes": 1000}
+N_ROWS, N_COLS = 14, 12
+
+
+@pytest.fixture(scope="module")
+def genome():
+    rows = [
+        (f"c{number}g{i}", f"chr{number}", int(i / 90 * 130e6 + 21e6 * (number > 12)) + 1)
+        for number in range(1, 23)
+        for i in range(90)
+    ]
+    table = pd.DataFrame(rows, columns=["gene", "chromosome", "start"])
+    return table.assign(end=table["start"] + 1000)
+
+
+def _counts(genome, seed):
+    """Return counts, rows, columns and labels: the right half is tumour, 7q gained and 3 lost."""
+    rng = np.random.default_rng(seed)
+    row, col = np.divmod(np.arange(N_ROWS * N_COLS), N_COLS)
+    mean = np.tile(rng.lognormal(1, 1, len(genome)), (len(row), 1))
+    tumour = col >= N_COLS // 2
+    arm = assign_arms(genome)
+    mean[np.ix_(tumour, arm == "7q")] *= 1.6
+    mean[np.ix_(tumour, genome["chromosome"] == "chr3")] *= 0.5
+    counts = rng.poisson(mean / mean.sum(axis=1, keepdims=True) * 5000).astype(np.float32)
+    return counts, row, col, tumour
+
+
+def _section(genome, folder, *, seed=1, reference=True):
+    counts, row, col, tumour = _counts(genome, seed)
+    spots = anndata.AnnData(
+        X=sparse.csr_matrix(counts),
+        obs=pd.DataFrame({"row": row, "col": col}, index=[f"b{i}" for i in range(len(row))]),
+        var=pd.DataFrame({"gene_id": ""}, index=genome["gene"].to_numpy()),
+    )
+    spots.obsm["spatial"] = np.stack(LATTICE.centres_um(row, col), axis=1)
+    spots.uns["lattice"] = LATTICE.to_settings()
+    spots.write_h5ad(folder / "spots.h5ad")
+    label = np.where(tumour | (not reference), "malignant", "non-malignant")
+    table = pd.DataFrame({"barcode": spots.obs_names, "label": label, "source": "annotation"})
+    table.sample(frac=1, random_state=1).to_csv(folder / "labels.tsv", sep="\t", index=False)
+    genome.to_csv(folder / "positions.tsv", sep="\t", index=False)
+
+
+def _outputs(folder):
+    return {name: folder / f"out/s1.{name}" for name in ("cnv", "arms")} | {
+        "heatmap": folder / "out/s1.png"
+    }
+
+
+def _run_measured(run_script, folder):
+    outputs = _outputs(folder)
+    log = run_script(
+        "infer_cnv.py",
+        input={
+            "spots": folder / "spots.h5ad",
+            "labels": folder / "labels.tsv",
+            "gene_positions": folder / "positions.tsv",
+        },
+        output=outputs,
+        params={"code": "", "cnv": SETTINGS, "seed": 1},
+        wildcards={"slide": "s1"},
+    )
+    return anndata.read_h5ad(outputs["cnv"]), pd.read_csv(outputs["arms"], sep="\t"), log
+
+
+def test_measured_section(run_script, genome, tmp_path):
+    _section(genome, tmp_path)
+    result, arms, log = _run_measured(run_script, tmp_path)
+    assert list(result.obs_names[:2]) == ["b0", "b1"]
+    tumour = result.obs["col"] >= N_COLS // 2
+    assert ((result.obs["clone"] == "reference") == ~tumour).all()
+    score = result.obs["cnv_score"]
+    assert score[tumour].mean() > 1.3 * score[~tumour].mean()
+    assert result.uns["name"] == "CNV"
+    assert result.uns["measured"]
+    assert result.uns["n_reference"] == 84
+    assert len(result.uns["cnv"]["chr_pos"]) == 22
+    assert result.obsm["X_cnv"].shape[0] == result.n_obs
+    assert list(arms.columns[:8]) == (
+        "slide clone arm value n_genes n_spots call z".split()  # noqa: SIM905
+    )
+    calls = arms.set_index("arm")["call"]
+    assert calls["7q"] == "gain"
+    assert calls["3p"] == calls["3q"] == "loss"
+    assert "84 of them reference" in log
+    assert (tmp_path / "out/s1.png").stat().st_size > 10_000
+
+
+def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    for folder, reference in ((good, True), (bad, False)):
+        folder.mkdir()
+        _section(genome, folder, reference=reference)
+        result, arms, log = _run_measured(run_script, folder)
+    assert "here are 0 of 168" in result.uns["refused"]
+    assert "no copy number" in log
+    assert arms.empty
+    outputs = {name: tmp_path / f"{name}.tsv" for name in ("subtypes", "patients", "controls")}
+    run_script(
+        "subtype_tumours.py",
+        input={"cnv": [good / "out/s1.cnv", bad / "out/s1.cnv"]},
+        output=outputs | {"heatmap": tmp_path / "subtypes.png"},
+        params={
+            "code": "",
+            "slides": ["s1", "s2"],
+            "patients": ["p1", "p2"],
+            "cnv": SETTINGS,
+            "seed": 1,
+        },
+        wildcards={"cohort": "c"},
+    )
+    subtypes, patients, controls = (pd.read_csv(p, sep="\t") for p in outputs.values())
+    assert list(subtypes.columns) == ["slide", "patient", "spot", "clone", "subtype", "name"]
+    assert set(subtypes["slide"]) == {"s1"}
+    assert patients["patient"].tolist() == ["p1", "p2"]
+    assert patients["n_tumour_spots"].tolist() == [84, 0]
+    assert patients["cnv_burden"].isna().tolist() == [False, True]
+    assert controls.loc[controls["slide"] == "s2", "verdict"].tolist() == ["fail"]
+    assert (tmp_path / "subtypes.png").stat().st_size > 5_000
+
+
+def _model(genome, folder, encoders):
+    """Write a model folder whose wide ridge has learnt from two sections; return the features."""
+    slides = [_counts(genome, seed) for seed in (1, 2, 3)]
+    rng = np.random.default_rng(0)
+    features = [
+        np.where(tumour[:, None], 1.0, -1.0) * [1, 0.5, 0, 0] + rng.normal(0, 0.2, (len(row), 4))
+        for _, row, _, tumour in slides
+    ]
+    tiles = [Tiles(f.astype(np.float32), s[1], s[2]) for f, s in zip(features, slides, strict=True)]
+    targets = [
+        np.log1p(s[0] / s[0].sum(axis=1, keepdims=True) * 1e4).astype(np.float32) for s in slides
+    ]
+    blocks = [("descriptors", 4)]
+    ridge = fit_ridge(tiles[:2], targets[:2], ["p1", "p2"], blocks=blocks, lattice=LATTICE)
+    folder.mkdir()
+    save_file(ridge.to_arrays(), folder / "wide.safetensors")
+    shared = {"lattice": LATTICE.to_settings(), "encoders": encoders, "blocks": blocks}
+    shared["blocks"] = [list(block) for block in blocks]
+    wide = shared | {"kind": "ridge", "genes": genome["gene"].tolist(), "choice": ridge.choice}
+    settings = shared | {"format": FORMAT, "models": {"wide": wide}}
+    settings = json.loads(json.dumps(settings, default=float))
+    settings["digest"] = folder_digest(folder, settings)
+    (folder / "settings.json").write_text(json.dumps(settings))
+    return tiles[2], slides[2][3]
+
+
+def test_predicted_slide(run_script, genome, tmp_path):
+    encoders = [{"name": "descriptors", "sha256": "", "dim": 4, "mpp": 0.5, "precision": "fp32"}]
+    tiles, tumour = _model(genome, tmp_path / "model", encoders)
+    centres = np.stack(LATTICE.centres_um(tiles.row, tiles.col), axis=1)
+    write_features(
+        Features(
+            slide="s1",
+            values=tiles.values,
+            row=tiles.row.astype(np.int32),
+            col=tiles.col.astype(np.int32),
+            coords=centres.astype(np.int64),
+            barcode=np.array([""] * len(tumour), dtype=object),
+            white=np.zeros(4, np.float32),
+            blocks=[("descriptors", 4)],
+            lattice=LATTICE.to_settings(),
+            encoders=encoders,
+        ),
+        tmp_path / "features.h5",
+    )
+    names = [f"{r}x{c}" for r, c in zip(tiles.row, tiles.col, strict=True)]
+    obs = pd.DataFrame(
+        {"row": tiles.row, "col": tiles.col, "tumour": np.where(tumour, 0.8, 0.1)}, index=names
+    )
+    expression = anndata.AnnData(obs=obs, obsm={"spatial": centres})
+    expression.uns["lattice"] = LATTICE.to_settings()
+    expression.write_h5ad(tmp_path / "expression.h5ad")
+    genome.to_csv(tmp_path / "positions.tsv", sep="\t", index=False)
+    outputs = _outputs(tmp_path)
+
+    def run():
+        return run_script(
+            "infer_cnv.py",
+            input={
+                "features": tmp_path / "features.h5",
+                "expression": tmp_path / "expression.h5ad",
+                "model": tmp_path / "model",
+                "gene_positions": tmp_path / "positions.tsv",
+            },
+            output=outputs,
+            params={"code": "", "cnv": SETTINGS, "seed": 1},
+            wildcards={"slide": "s1"},
+        )
+
+    run()
+    result = anndata.read_h5ad(outputs["cnv"])
+    assert not result.uns["measured"]
+    assert (result.obs["reference"].to_numpy() == ~tumour).all()
+    # The training tumours share their copy number and the features tell tumour from the rest.
+    arms = pd.read_csv(outputs["arms"], sep="\t").set_index("arm")["value"]
+    assert arms.idxmax() == "7q"
+    assert set(arms.nsmallest(2).index) == {"3p", "3q"}
+    verdict = result.uns["controls"].set_index("control")["verdict"]
+    assert verdict["gene order, tumour"] == "pass"
+
+    # A slide that is tumour throughout has no reference: it is refused, and the job goes well.
+    expression.obs["tumour"] = 0.9
+    expression.write_h5ad(tmp_path / "expression.h5ad")
+    assert "no copy number" in run()
+    result = anndata.read_h5ad(outputs["cnv"])
+    assert "here are 0 of" in result.uns["refused"]
+    assert result.uns["name"] == "expression subtype"

@@ -1,0 +1,307 @@
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.metrics import adjusted_rand_score
+
+from histogep.clones import call_arms, call_clones
+from histogep.cnv import infer_profiles
+from histogep.cnv_controls import compare_arms, name_result, run_controls
+from histogep.cnv_slides import join_labels, profile_slide, tile_labels, write_profile
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.plots_cnv import profile_figure, subtype_figure
+from histogep.positions import assign_arms, order_arms
+from histogep.subtypes import read_profile, subtype_cohort
+
+CLONE_A = {"1q": 1.5, "16q": 0.5, "8q": 1.5, "17p": 0.5}
+CLONE_B = {"1q": 1.5, "16q": 0.5, "3p": 0.5, "20q": 1.5, "7p": 1.5}
+LATTICE = Lattice("visium")
+N_ROWS, N_COLS = 18, 13
+
+
+@pytest.fixture(scope="module")
+def genome():
+    """Return 4,000 genes along chromosomes 1 to 22."""
+    ends = [249, 242, 198, 190, 181, 171, 159, 145, 138, 134, 135]
+    ends += [133, 114, 107, 102, 90, 83, 80, 59, 64, 47, 51]
+    rows = []
+    for number, end in enumerate(ends, start=1):
+        places = np.linspace(20 if number in (13, 14, 15, 21, 22) else 1, end, end * 4000 // 2872)
+        rows += [(f"g{number}_{i}", f"chr{number}", int(p * 1e6)) for i, p in enumerate(places)]
+    table = pd.DataFrame(rows, columns=["gene", "chromosome", "start"])
+    return table.assign(end=table["start"] + 1000)
+
+
+def simulate(genome, *, clones=(CLONE_A, CLONE_B), seed=1, programme=0.5):
+    """Return log1p CP10k of a section of 234 spots, half of them tumour, and the clone of each."""
+    rng = np.random.default_rng(seed)
+    arm, n = assign_arms(genome), len(genome)
+    base = rng.lognormal(0, 1.2, n)
+    stroma = base * np.exp(rng.normal(0, programme, n) * (rng.random(n) < 0.25))
+    tumour = base * np.exp(rng.normal(0, programme, n) * (rng.random(n) < 0.25))
+    profiles = [tumour * [clone.get(a, 1.0) for a in arm] for clone in clones]
+    row, col = np.divmod(np.arange(N_ROWS * N_COLS), N_COLS)
+    # The tumour is the lower half; its clones lie side by side.
+    truth = np.where(row < N_ROWS // 2, -1, col * len(clones) // N_COLS)
+    purity = rng.uniform(0.5, 0.95, len(row))
+    values = np.empty((len(row), n))
+    for spot, clone in enumerate(truth):
+        mean = stroma / stroma.sum()
+        if clone >= 0:
+            own = profiles[clone] / profiles[clone].sum()
+            mean = purity[spot] * own + (1 - purity[spot]) * mean
+        mean = mean * rng.gamma(10, 0.1, n) * 8000 * np.exp(rng.normal(0, 0.25))
+        values[spot] = rng.poisson(mean)
+    values = np.log1p(values / values.sum(axis=1, keepdims=True) * 1e4)
+    return sparse.csr_matrix(values.astype(np.float32)), truth, row, col
+
+
+def _profiles(genome, section):
+    values, truth, _, _ = section
+    options = {"genes": list(genome["gene"]), "engine": "weights"}
+    return infer_profiles(values, genome, truth < 0, **options)
+
+
+@pytest.fixture(scope="module")
+def section(genome):
+    return simulate(genome)
+
+
+@pytest.fixture(scope="module")
+def called(genome, section):
+    profiles = _profiles(genome, section)
+    neighbours = LATTICE.neighbours(section[2], section[3])
+    clones = call_clones(profiles, section[1] >= 0, neighbours=neighbours)
+    return profiles, clones, call_arms(profiles, clones.labels, neighbours=neighbours)
+
+
+def test_planted_clones_are_found(section, called):
+    tumour = section[1] >= 0
+    _, clones, _ = called
+    assert clones.names == ["0", "1"]
+    assert adjusted_rand_score(section[1][tumour], clones.labels[tumour]) >= 0.8
+    assert set(clones.labels[~tumour]) == {"reference"}
+    assert clones.table["chosen"].sum() == 1
+
+
+def test_planted_arms_are_called_with_the_right_sign(section, called):
+    _, clones, arms = called
+    for clone in clones.names:
+        own = pd.Series(section[1][clones.labels == clone]).mode()[0]
+        planted = (CLONE_A, CLONE_B)[own]
+        calls = arms[arms["clone"] == clone].set_index("arm")["call"]
+        for arm, factor in planted.items():
+            assert calls[arm] == ("gain" if factor > 1 else "loss"), arm
+        others = calls.drop(index=list(planted))
+        assert (others != "neutral").sum() <= 1
+
+
+@pytest.mark.parametrize("clones", [(CLONE_A,), ({},)])
+def test_one_clone_stays_one(genome, clones):
+    section = simulate(genome, clones=clones, seed=4, programme=1.0)
+    profiles = _profiles(genome, section)
+    neighbours = LATTICE.neighbours(section[2], section[3])
+    found = call_clones(profiles, section[1] >= 0, neighbours=neighbours)
+    assert found.names == ["0"]
+    arms = call_arms(profiles, found.labels, neighbours=neighbours)
+    wrong = arms[~arms["arm"].isin(list(clones[0])) & (arms["call"] != "neutral")]
+    assert len(wrong) <= 1
+
+
+def test_shuffled_positions_destroy_the_clones(genome, section):
+    shuffled = genome.assign(gene=np.random.default_rng(0).permutation(genome["gene"]))
+    values, truth, row, col = section
+    profiles = infer_profiles(
+        values, shuffled, truth < 0, genes=list(genome["gene"]), engine="weights"
+    )
+    clones = call_clones(profiles, truth >= 0, neighbours=LATTICE.neighbours(row, col))
+    assert clones.names == ["0"]
+    controls = run_controls(profiles, clones.labels).set_index("control")
+    assert controls.loc["gene order, tumour", "verdict"] == "fail"
+    assert (call_arms(profiles, clones.labels)["call"] == "neutral").mean() > 0.95
+
+
+def test_controls_pass_on_planted_copy_number(called):
+    profiles, clones, _ = called
+    controls = run_controls(profiles, clones.labels, permutations=99).set_index("control")
+    assert (controls["verdict"] == "pass").all()
+    order = controls.loc["gene order, clones"]
+    assert order["value"] > order["null_q95"]
+    few = run_controls(profiles, clones.labels, guard_genes=5000, permutations=19)
+    assert few.set_index("control").loc["genes", "verdict"] == "fail"
+    assert name_result(few, measured=False) == "expression subtype"
+    assert name_result(few, measured=True) == "CNV"
+    assert name_result(controls.reset_index(), measured=False) == "CNV"
+
+
+def test_shuffled_labels_fail_their_control(called):
+    profiles, _, _ = called
+    rng = np.random.default_rng(5)
+    mixed = profiles.reference.copy()
+    mixed[:] = rng.permutation(mixed)
+    from dataclasses import replace
+
+    labels = np.where(mixed, "reference", "0").astype(object)
+    controls = run_controls(replace(profiles, reference=mixed), labels, permutations=199)
+    assert controls.set_index("control").loc["labels shuffled", "verdict"] == "fail"
+
+
+def test_a_prediction_without_place_on_the_genome_is_no_copy_number(genome):
+    # Low rank, as a ridge on few components gives: gene loadings know nothing of positions.
+    rng = np.random.default_rng(2)
+    _, truth, row, col = simulate(genome, seed=2)
+    factors = rng.normal(size=(len(truth), 8)) + (truth >= 0)[:, np.newaxis]
+    values = np.maximum(1 + 0.1 * factors @ rng.normal(size=(8, len(genome))), 0)
+    result, arms = _slide(genome, (values.astype(np.float32), truth, row, col), measured=False)
+    assert result.uns["name"] == "expression subtype"
+    assert result.uns["refused"] == ""
+    verdict = result.uns["controls"].set_index("control")["verdict"]
+    assert verdict["gene order, tumour"] == "fail"
+    assert verdict["labels shuffled"] == "pass"
+    assert "expression subtype" in _text(profile_figure(result, arms))
+    assert "clone" not in _text(profile_figure(result, arms)).lower()
+    assert set(arms["name"]) == {"expression subtype"}
+
+
+def test_agreement_of_two_profiles_has_a_null():
+    rng = np.random.default_rng(0)
+    first = pd.Series(rng.normal(size=40), index=[f"a{i}" for i in range(40)])
+    same = compare_arms(first, first + rng.normal(0, 0.3, 40))
+    assert same["value"] > 0.9
+    assert same["p"] < 0.01
+    other = compare_arms(first, pd.Series(rng.normal(size=40), index=first.index))
+    assert other["p"] > 0.01
+    assert abs(other["null_mean"]) < 0.1
+    assert np.isnan(compare_arms(first[:3], first[:3])["value"])
+
+
+def _slide(genome, section, *, slide="s1", measured=True, labels=None, settings=None):
+    values, truth, row, col = section
+    obs = pd.DataFrame({"row": row, "col": col}, index=[f"{slide}-{i}" for i in range(len(row))])
+    if labels is None:
+        labels = np.where(truth >= 0, "malignant", "non-malignant")
+    return profile_slide(
+        values,
+        genome,
+        slide=slide,
+        labels=labels,
+        obs=obs,
+        lattice=LATTICE,
+        settings=settings or {},
+        measured=measured,
+        genes=list(genome["gene"]),
+    )
+
+
+def _text(fig):
+    texts = [text.get_text() for text in fig.texts]
+    for axes in fig.axes:
+        texts += [axes.get_title(loc="left"), *(text.get_text() for text in axes.texts)]
+    return " ".join(texts)
+
+
+@pytest.fixture(scope="module")
+def cohort(genome, tmp_path_factory):
+    """Return five slides of four patients: two kinds of tumour, and one without reference."""
+    folder = tmp_path_factory.mktemp("cnv")
+    other = {"5q": 0.5, "13q": 1.5, "10q": 0.5}
+    planted = {"s1": (CLONE_B,), "s2": (CLONE_B,), "s3": (other,), "s4": (other,), "s5": None}
+    patients = {"s1": "p1", "s2": "p1", "s3": "p2", "s4": "p3", "s5": "p4"}
+    profiles = []
+    for seed, (slide, clones) in enumerate(planted.items()):
+        section = simulate(genome, clones=clones or ({},), seed=seed)
+        labels = None if clones else np.full(len(section[1]), "malignant", dtype=object)
+        # Predicted expression takes the engine that needs no import of infercnvpy.
+        result, _ = _slide(genome, section, slide=slide, measured=False, labels=labels)
+        write_profile(result, folder / f"{slide}.h5ad")
+        profiles.append(
+            read_profile(folder / f"{slide}.h5ad", slide=slide, patient=patients[slide])
+        )
+    return profiles
+
+
+def test_subtypes_of_a_cohort(cohort):
+    subtypes = subtype_cohort(cohort)
+    kinds = subtypes.spots.groupby("slide")["subtype"].agg(lambda names: names.mode()[0])
+    assert kinds["s1"] == kinds["s2"]
+    assert kinds["s3"] == kinds["s4"]
+    assert kinds["s1"] != kinds["s3"]
+    assert "s5" not in kinds
+    patients = subtypes.patients.set_index("patient")
+    assert list(patients.index) == ["p1", "p2", "p3", "p4"]
+    assert patients.loc["p1", "n_tumour_spots"] == N_ROWS * N_COLS
+    shares = patients.filter(like="share_")
+    np.testing.assert_allclose(shares.loc[["p1", "p2", "p3"]].sum(axis=1), 1)
+    assert shares.loc["p4"].isna().all()
+    assert patients.loc["p4", "n_tumour_spots"] == 0
+    assert (patients["cnv_burden"].drop("p4") > 0).all()
+    refused = subtypes.controls[subtypes.controls["slide"] == "s5"].iloc[0]
+    assert refused["verdict"] == "fail"
+    assert "here are 0 of 234" in refused["note"]
+    assert "s1 clone 0" in " ".join(
+        label.get_text() for label in subtype_figure(subtypes, cohort="c").axes[0].get_yticklabels()
+    )
+
+
+def test_like_tumours_are_one_subtype(genome, tmp_path):
+    profiles = []
+    for seed in range(4):
+        slide = f"s{seed}"
+        section = simulate(genome, clones=(CLONE_A,), seed=20 + seed)
+        result, _ = _slide(genome, section, slide=slide, measured=False)
+        write_profile(result, tmp_path / f"{slide}.h5ad")
+        profiles.append(read_profile(tmp_path / f"{slide}.h5ad", slide=slide, patient=slide))
+    subtypes = subtype_cohort(profiles)
+    assert set(subtypes.spots["subtype"]) == {"S1"}
+    # Four patients with one profile: that is what a model gives that knows a single tumour.
+    control = subtypes.controls.set_index("control").loc["same predicted profile in all patients"]
+    assert control["value"] > 0.9
+    assert control["verdict"] == "fail"
+
+
+@pytest.mark.parametrize("chosen", [[0], [4], [4, 0], []])
+def test_small_cohorts_and_refused_slides(cohort, chosen):
+    subtypes = subtype_cohort([cohort[i] for i in chosen])
+    assert len(subtypes.patients) == len(chosen)
+    assert list(subtypes.spots.columns) == ["slide", "patient", "spot", "clone", "subtype", "name"]
+    assert set(subtypes.spots["subtype"]) <= {"S1"}
+    subtype_figure(subtypes, cohort="c")
+
+
+def test_a_slide_without_reference_is_refused_not_lost(genome, section, tmp_path):
+    labels = np.full(len(section[1]), "malignant", dtype=object)
+    result, arms = _slide(genome, section, labels=labels)
+    assert "needs 20 reference" in result.uns["refused"]
+    assert arms.empty
+    assert "needs 20 reference" in _text(profile_figure(result, arms)).replace("\n", " ")
+    write_profile(result, tmp_path / "a.h5ad")
+    back = anndata.read_h5ad(tmp_path / "a.h5ad")
+    assert back.obsm["X_cnv"].shape == (len(labels), 0)
+    assert set(back.obs["clone"]) == {"unassigned"}
+
+
+def test_same_seed_same_result(genome, section, called):
+    neighbours = LATTICE.neighbours(section[2], section[3])
+    again = call_clones(called[0], section[1] >= 0, neighbours=neighbours)
+    np.testing.assert_array_equal(again.labels, called[1].labels)
+    pd.testing.assert_frame_equal(again.table, called[1].table)
+
+
+def test_labels_of_tiles_and_spots():
+    assert tile_labels(np.array([0.2, 0.5, np.nan]), threshold=0.5).tolist() == [
+        "non-malignant",
+        "malignant",
+        "undetermined",
+    ]
+    table = pd.DataFrame({"barcode": ["b", "a"], "label": ["malignant", "boundary"]})
+    found = join_labels(pd.Index(["a", "b", "c"]), table, "labels.tsv")
+    assert found.tolist() == ["boundary", "malignant", "undetermined"]
+    with pytest.raises(InputError, match="labels.tsv"):
+        join_labels(pd.Index(["x"]), table, "labels.tsv")
+
+
+def test_arms_follow_the_genome(called):
+    arms = called[2].loc[called[2]["clone"] == "0", "arm"].tolist()
+    assert arms == order_arms(arms)

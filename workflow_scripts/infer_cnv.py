@@ -1,0 +1,35 @@
+"""Infer the copy number of one slide, from measured spots or from predicted expression."""
+
+from typing import TYPE_CHECKING
+
+from histogep.cnv_slides import measured_slide, predicted_slide, write_profile
+from histogep.files import write_tsv
+from histogep.jobs import job_log
+from histogep.plots import save
+from histogep.plots_cnv import profile_figure
+from histogep.positions import read_gene_positions
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]):
+    shared = {
+        "slide": snakemake.wildcards.slide,
+        "positions": read_gene_positions(snakemake.input.gene_positions),
+        "settings": snakemake.params.cnv,
+        "seed": snakemake.params.seed,
+    }
+    if snakemake.input.get("spots") is not None:
+        result, arms = measured_slide(
+            snakemake.input.spots, snakemake.input.labels, n_jobs=snakemake.threads, **shared
+        )
+    else:
+        result, arms = predicted_slide(
+            snakemake.input.features,
+            snakemake.input.expression,
+            snakemake.input.model,
+            **shared,
+        )
+    write_profile(result, snakemake.output.cnv)
+    write_tsv(arms, snakemake.output.arms)
+    save(profile_figure(result, arms), snakemake.output.heatmap)

@@ -1,0 +1,27 @@
+"""Group the tumour clones of a cohort into subtypes."""
+
+from typing import TYPE_CHECKING
+
+from histogep.files import write_tsv
+from histogep.jobs import job_log
+from histogep.plots import save
+from histogep.plots_cnv import subtype_figure
+from histogep.subtypes import DEFAULTS, read_profile, subtype_cohort
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]):
+    slides = zip(
+        snakemake.input.cnv, snakemake.params.slides, snakemake.params.patients, strict=True
+    )
+    settings = {name: snakemake.params.cnv.get(name, value) for name, value in DEFAULTS.items()}
+    subtypes = subtype_cohort(
+        [read_profile(path, slide=slide, patient=patient) for path, slide, patient in slides],
+        seed=snakemake.params.seed,
+        **settings,
+    )
+    write_tsv(subtypes.spots, snakemake.output.subtypes)
+    write_tsv(subtypes.patients, snakemake.output.patients)
+    write_tsv(subtypes.controls, snakemake.output.controls)
+    save(subtype_figure(subtypes, cohort=snakemake.wildcards.cohort), snakemake.output.heatmap)
