@@ -1,0 +1,114 @@
+"""How well scores tell patients apart: C-index, AUROC and AUPRC with bootstrap intervals.
+
+C-index and AUROC are both shares of correctly ordered pairs, so that a bootstrap draw, which only
+weighs the patients anew, is a product of matrices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def survival_pairs(time: np.ndarray, event: np.ndarray) -> np.ndarray:
+    """Return which pairs (i, j) are comparable: i is known to have had the event before j.
+
+    Of two tied times only an event against a censoring is comparable, as in lifelines.
+    """
+    time, event = np.asarray(time, float), np.asarray(event).astype(bool)
+    earlier = time[:, None] < time[None, :]
+    tied = (time[:, None] == time[None, :]) & ~event[None, :]
+    return event[:, None] & (earlier | tied)
+
+
+def response_pairs(response: np.ndarray) -> np.ndarray:
+    """Return which pairs (i, j) are comparable: i responded and j did not."""
+    response = np.asarray(response).astype(bool)
+    return response[:, None] & ~response[None, :]
+
+
+def concordance(scores: np.ndarray, pairs: np.ndarray) -> float:
+    """Return the share of comparable pairs whose scores are in order, ties counting a half."""
+    return float(bootstrap_concordance(scores[None], pairs, np.ones((1, len(scores))))[0, 0])
+
+
+def bootstrap_concordance(scores: np.ndarray, pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the concordance of several scores under several weightings of the patients.
+
+    Parameters
+    ----------
+    scores
+        Models x patients; a higher score means an earlier event, or a response.
+    pairs
+        From `survival_pairs` or `response_pairs`.
+    weights
+        Draws x patients: how often each draw holds each patient.
+
+    Returns
+    -------
+    ndarray
+        Models x draws; NaN for a draw without a comparable pair.
+    """
+    total = ((weights @ pairs) * weights).sum(axis=1)
+    result = np.empty((len(scores), len(weights)))
+    for model, score in enumerate(np.asarray(scores, float)):
+        right = pairs * ((score[:, None] > score) + 0.5 * (score[:, None] == score))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            result[model] = ((weights @ right) * weights).sum(axis=1) / total
+    return result
+
+
+def average_precision(
+    scores: np.ndarray, positive_weight: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Return scikit-learn's average precision under several weightings.
+
+    Parameters
+    ----------
+    scores
+        One per patient, (n,).
+    positive_weight
+        Draws x patients: weight of the patient as a positive (0 for negatives).
+    weight
+        Draws x patients: weight of the patient.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    hits = np.cumsum(positive_weight[:, order], axis=1)[:, last]
+    called = np.cumsum(weight[:, order], axis=1)[:, last]
+    gained = np.diff(hits, axis=1, prepend=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(called > 0, hits / called, 0.0)
+        return (gained * precision).sum(axis=1) / hits[:, -1]
+
+
+def bootstrap_weights(
+    n: int, *, draws: int, seed: int, strata: np.ndarray | None = None
+) -> np.ndarray:
+    """Return how often each of `draws` bootstrap samples holds each of `n` patients.
+
+    With `strata`, patients are drawn within each stratum, so that no draw loses a class.
+    """
+    rng = np.random.default_rng([seed, n])
+    strata = np.zeros(n, int) if strata is None else np.asarray(strata).astype(int)
+    weights = np.zeros((draws, n))
+    for stratum in np.unique(strata):
+        rows = np.flatnonzero(strata == stratum)
+        weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=draws)
+    return weights
+
+
+def interval(draws: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile interval of bootstrap draws, NaN when there is none."""
+    draws = draws[np.isfinite(draws)]
+    if not len(draws):
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def permutation_p(observed: float, null: np.ndarray) -> float:
+    """Return the one-sided permutation p: how often the null is at least as high."""
+    null = null[np.isfinite(null)]
+    if not len(null) or not np.isfinite(observed):
+        return float("nan")
+    return float((1 + (null >= observed - 1e-12).sum()) / (1 + len(null)))

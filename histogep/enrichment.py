@@ -1,0 +1,281 @@
+"""Enrichment: genes ranked by a contrast, and gene sets at the ends of the ranking (GSEA)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from histogep.files import read_tsv
+from histogep.jobs import InputError
+from histogep.normalise import log_cp10k
+
+log = logging.getLogger(__name__)
+
+DEFAULTS: dict[str, Any] = {"min_size": 5, "max_size": 500, "permutations": 1000}
+COLUMNS = ["collection", "gene_set", "es", "nes", "p", "fdr", "n_genes", "leading_edge"]
+#: A section (or slide) with fewer tiles on either side of the contrast says nothing about it.
+MIN_SPOTS = 5
+
+
+def read_gmt(path: str | Path) -> dict[str, list[str]]:
+    """Return the gene sets of a GMT file: one set a line; name, description, genes, by tabs.
+
+    Raises
+    ------
+    InputError
+        The file is no GMT, or names a set twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no text file; gene sets are GMT files") from None
+    sets: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        cells = line.split("\t")
+        # Some collections give a weight behind the symbol: `GENE,1.0`.
+        genes = [cell.split(",")[0].strip() for cell in cells[2:]]
+        genes = list(dict.fromkeys(gene for gene in genes if gene))
+        if len(cells) < 3 or not cells[0].strip() or not genes:
+            raise InputError(
+                f"{path}, line {number} is no GMT: name, description and genes are separated by "
+                "tabs, one set a line"
+            )
+        if cells[0] in sets:
+            raise InputError(f"{path}, line {number}: gene set {cells[0]!r} stands twice")
+        sets[cells[0]] = genes
+    if not sets:
+        raise InputError(f"{path} holds no gene set")
+    return sets
+
+
+def rank_by_column(path: str | Path, column: str) -> pd.DataFrame:
+    """Rank genes by a column of a table: `z` of cox.tsv, `t` of the response's genes.tsv.
+
+    Returns
+    -------
+    DataFrame
+        gene, score; the highest first. Genes without a score are left out.
+    """
+    table = read_tsv(path, dtype={"gene": str}, keep_default_na=False, na_values=[""])
+    if "gene" not in table or column not in table:
+        raise InputError(f"{path} needs the columns gene and {column}")
+    return _ranking(table["gene"].to_numpy(str), pd.to_numeric(table[column]).to_numpy(float))
+
+
+def rank_measured(
+    spots: Sequence[str | Path],
+    labels: Sequence[str | Path],
+    *,
+    min_detected: float = 0.02,
+) -> pd.DataFrame:
+    """Rank all measured genes by malignant against non-malignant spots.
+
+    Within each section the score is the difference of the mean log1p CP10k between the two kinds
+    of spots over the gene's standard deviation in the section; the ranking is by the mean over
+    the sections that hold the gene, so that no section's depth decides it.
+
+    Parameters
+    ----------
+    spots, labels
+        Sections (`results/spots/*.h5ad`) and their labels (`results/labels/*.tsv`), parallel.
+    min_detected
+        Genes seen in a smaller share of a section's labelled spots have no score there.
+    """
+    scores: list[pd.Series] = []
+    for path, label_path in zip(spots, labels, strict=True):
+        data = ad.read_h5ad(path)
+        table = read_tsv(label_path, dtype={"barcode": str}).set_index("barcode")["label"]
+        label = table.reindex(data.obs_names).to_numpy(object)
+        malignant, other = label == "malignant", label == "non-malignant"
+        if min(malignant.sum(), other.sum()) < MIN_SPOTS:
+            log.warning(
+                "%s has %d malignant and %d non-malignant spots, fewer than %d of each; left out",
+                path,
+                malignant.sum(),
+                other.sum(),
+                MIN_SPOTS,
+            )
+            continue
+        values = sp.csr_matrix(log_cp10k(data.X))
+        detected = np.asarray((values[malignant | other] > 0).mean(axis=0)).ravel()
+        score = _difference(values, malignant, other)
+        score[detected < min_detected] = np.nan
+        scores.append(pd.Series(score, index=data.var_names.astype(str)))
+    return _mean_ranking(scores, "no section has enough malignant and non-malignant spots")
+
+
+def rank_predicted(
+    expression: Sequence[str | Path], *, tumour_threshold: float = 0.5
+) -> pd.DataFrame:
+    """Rank the predictable genes by tumour against other tiles of predicted slides.
+
+    As `rank_measured`, with the predicted tumour probability in place of labels.
+
+    Parameters
+    ----------
+    expression
+        `results/expression/*.h5ad`.
+    tumour_threshold
+        Probability from which a tile is a tumour tile.
+    """
+    scores: list[pd.Series] = []
+    for path in expression:
+        data = ad.read_h5ad(path)
+        predictable = data.var["predictable"].to_numpy(bool)
+        tumour = data.obs["tumour"].to_numpy(float) >= tumour_threshold
+        if min(tumour.sum(), (~tumour).sum()) < MIN_SPOTS:
+            log.info("%s has tiles of one kind only; left out", path)
+            continue
+        score = _difference(sp.csr_matrix(data.X)[:, predictable], tumour, ~tumour)
+        scores.append(pd.Series(score, index=data.var_names[predictable].astype(str)))
+    return _mean_ranking(scores, "no slide has both tumour and other tiles")
+
+
+def rank_contrast(
+    *,
+    cox: str | Path | None = None,
+    response_genes: str | Path | None = None,
+    spots: Sequence[str | Path] | None = None,
+    labels: Sequence[str | Path] | None = None,
+    expression: Sequence[str | Path] | None = None,
+) -> tuple[pd.DataFrame, str]:
+    """Rank genes by whichever source is given; return the ranking and what it is ranked by."""
+    if cox:
+        return rank_by_column(cox, "z"), "Ranked by Cox z: right, higher with a higher hazard"
+    if response_genes:
+        return rank_by_column(response_genes, "t"), "Ranked by t: right, higher in responders"
+    if spots and labels:
+        title = "Measured sections: right, higher in malignant than in non-malignant spots"
+        return rank_measured(spots, labels), title
+    if expression:
+        title = "Predicted slides: right, higher in tumour tiles than in others"
+        return rank_predicted(expression), title
+    raise ValueError("no source of a ranking was given")
+
+
+def enrich(
+    ranking: pd.DataFrame,
+    gene_sets: dict[str, dict[str, list[str]]],
+    *,
+    min_size: int,
+    max_size: int,
+    permutations: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Return the preranked GSEA of every collection; the ranked genes are the background.
+
+    The test is competitive: a set is compared with random sets of the ranked genes. On a small
+    panel, most of which follows the contrast one way, a set without any relation stands out by
+    that. Sets of genes that follow each other also have smaller p than patients would support.
+
+    Parameters
+    ----------
+    ranking
+        gene, score, from one of the functions above.
+    gene_sets
+        Collection -> gene set -> genes.
+    min_size, max_size
+        Sizes of a gene set within the ranking that are tested.
+    permutations
+        For the normalisation of the enrichment score and as a first look at p; small p are
+        found by multilevel sampling (Korotkevich et al., fgsea), so that they are not cut off.
+    seed
+        Of the permutations.
+
+    Returns
+    -------
+    DataFrame
+        collection, gene_set, es, nes (positive: at the high end of the ranking), p, fdr
+        (Benjamini-Hochberg within the collection), n_genes (in the ranking), leading_edge;
+        by collection, p and name. Empty when no set has enough of its genes in the ranking.
+    """
+    import gseapy
+
+    tables = []
+    ranked = ranking.set_index("gene")[["score"]]
+    universe = set(ranked.index)
+    flat = ranked["score"].nunique() < 2
+    for collection, sets in gene_sets.items():
+        kept = {name: [g for g in genes if g in universe] for name, genes in sets.items()}
+        kept = {name: genes for name, genes in kept.items() if min_size <= len(genes) <= max_size}
+        # A set that is the whole ranking has nothing to be compared with.
+        kept = {name: genes for name, genes in sorted(kept.items()) if len(genes) < len(ranked)}
+        if not kept or flat:
+            log.warning(
+                "%s: none of its %d gene sets has %d to %d genes among the %d ranked ones",
+                collection,
+                len(sets),
+                min_size,
+                max_size,
+                len(ranked),
+            )
+            continue
+        result = gseapy.prerank(
+            rnk=ranked,
+            gene_sets=kept,
+            min_size=min_size,
+            max_size=max_size,
+            permutation_num=permutations,
+            method="multilevel",
+            seed=seed,
+            threads=1,
+            outdir=None,
+            no_plot=True,
+        ).res2d
+        table = pd.DataFrame(
+            {
+                "collection": collection,
+                "gene_set": result["Term"].astype(str),
+                "es": result["ES"].astype(float),
+                "nes": result["NES"].astype(float),
+                "p": result["NOM p-val"].astype(float),
+                "fdr": result["FDR q-val"].astype(float),
+                "n_genes": [len(kept[name]) for name in result["Term"]],
+                "leading_edge": result["Lead_genes"].astype(str).str.replace(";", ","),
+            }
+        )
+        log.info(
+            "%s: %d of %d sets tested, %d with FDR below .05",
+            collection,
+            len(table),
+            len(sets),
+            (table["fdr"] < 0.05).sum(),
+        )
+        tables.append(table.sort_values(["p", "gene_set"], kind="stable"))
+    if not tables:
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.concat(tables, ignore_index=True)[COLUMNS]
+
+
+def _difference(values: sp.csr_matrix, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the difference of means of two groups of rows over the sd of both together."""
+    both = values[first | second]
+    mean = np.asarray(both.mean(axis=0)).ravel()
+    variance = np.asarray(both.multiply(both).mean(axis=0)).ravel() - mean**2
+    sd = np.sqrt(np.clip(variance, 0, None))
+    gap = np.asarray(values[first].mean(axis=0) - values[second].mean(axis=0)).ravel()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(sd > 1e-6, gap / sd, np.nan).astype(float)
+
+
+def _mean_ranking(scores: list[pd.Series], nothing: str) -> pd.DataFrame:
+    if not scores:
+        raise InputError(f"{nothing}: {MIN_SPOTS} of each are needed; drop this contrast")
+    mean = pd.concat(scores, axis=1).mean(axis=1)
+    return _ranking(mean.index.to_numpy(str), mean.to_numpy(float))
+
+
+def _ranking(genes: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """Return the genes with a score, the highest first, ties by name."""
+    table = pd.DataFrame({"gene": genes, "score": scores})
+    table = table[np.isfinite(table["score"])].drop_duplicates("gene")
+    return table.sort_values(["score", "gene"], ascending=[False, True], ignore_index=True)

@@ -1,0 +1,422 @@
+"""Out-of-fold scores from nested patient folds: clinical, image, both, and shuffled images.
+
+Everything that is learnt from data is learnt inside the training patients of a fold: the filling
+of missing cells, the scaling, the principal components, and, in inner folds of the training
+patients, the penalty. One exception is harmless: the components are those of the outer training
+patients in the inner folds too; they know no outcome, and the held-out patients are not in them.
+
+Image features are many and correlated, patients are few. So genes and summary columns, each
+block with the same total variance, are turned into a few principal components, which keep their
+natural scale (the first has unit variance): a ridge penalty then shrinks the minor ones most.
+That is a ridge on all features, at the cost of a handful of coefficients.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from scipy.linalg import eigh
+from sklearn.model_selection import StratifiedKFold
+
+from histogep.cox import RiskSets, fit_cox
+
+log = logging.getLogger(__name__)
+
+#: Penalties on standardised clinical covariates; the weakest stops a separated one from running off.
+CLINICAL_PENALTIES = (0.01, 0.1, 1.0)
+#: Floats of one batch of designs; larger batches are split.
+_BATCH_FLOATS = 8_000_000
+
+
+class Learner(Protocol):
+    """A penalised linear model for an outcome known to it."""
+
+    def fit(self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+        """Return the coefficients (B, p) for designs (B, n, p) and penalties (B, p)."""
+
+    def gain(
+        self, x: np.ndarray, coef: np.ndarray, train: np.ndarray, held_out: np.ndarray
+    ) -> np.ndarray:
+        """Return the log likelihood that the held-out rows give the coefficients, (B,)."""
+
+
+class CoxLearner:
+    """Ridge Cox regression; the held-out likelihood is that of Verweij and van Houwelingen."""
+
+    def __init__(self, time: np.ndarray, event: np.ndarray):
+        self.time, self.event = np.asarray(time, float), np.asarray(event).astype(int)
+        self._sets: dict[bytes, RiskSets] = {}
+
+    def _risk_sets(self, rows: np.ndarray) -> RiskSets:
+        key = rows.tobytes()
+        if key not in self._sets:
+            self._sets[key] = RiskSets(self.time[rows], self.event[rows])
+        return self._sets[key]
+
+    def fit(self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+        """Return the coefficients (B, p) for designs (B, n, p) and penalties (B, p)."""
+        sets = self._risk_sets(rows)
+        if not len(sets.rows):
+            return np.zeros((len(x), x.shape[2]))
+        return fit_cox(
+            x[:, rows], self.time[rows], self.event[rows], penalty=penalty, risk_sets=sets
+        ).coef
+
+    def gain(
+        self, x: np.ndarray, coef: np.ndarray, train: np.ndarray, held_out: np.ndarray
+    ) -> np.ndarray:
+        """Return log likelihood of all rows less that of the training rows, (B,)."""
+        everyone = np.sort(np.concatenate([train, held_out]))
+        with_all = self._risk_sets(everyone).log_likelihood(x[:, everyone], coef)
+        sets = self._risk_sets(train)
+        return with_all - (sets.log_likelihood(x[:, train], coef) if len(sets.rows) else 0.0)
+
+
+class LogisticLearner:
+    """Ridge logistic regression with a free intercept: scikit-learn's, with C = 1 / (n penalty)."""
+
+    def __init__(self, response: np.ndarray):
+        self.response = np.asarray(response, float)
+        self._intercept: dict[bytes, np.ndarray] = {}
+
+    def fit(self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+        """Return the coefficients (B, p) for designs (B, n, p) and penalties (B, p)."""
+        coef, intercept = fit_logistic(x[:, rows], self.response[rows], penalty=penalty)
+        self._last = intercept
+        return coef
+
+    def gain(
+        self, x: np.ndarray, coef: np.ndarray, train: np.ndarray, held_out: np.ndarray
+    ) -> np.ndarray:
+        """Return the held-out log likelihood of the last fit, (B,)."""
+        eta = np.einsum("bnp,bp->bn", x[:, held_out], coef) + self._last[:, None]
+        return (self.response[held_out] * eta - np.logaddexp(0, eta)).sum(axis=1)
+
+
+def fit_logistic(
+    x: np.ndarray, response: np.ndarray, *, penalty: np.ndarray | float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit a batch of ridge logistic regressions by Newton's method.
+
+    Maximises `log likelihood / n - sum(penalty * coef ** 2) / 2` with a free intercept.
+
+    Parameters
+    ----------
+    x
+        Covariates, (B, n, p).
+    response
+        0 or 1, (n,), shared by the batch.
+    penalty
+        Broadcast to (B, p).
+
+    Returns
+    -------
+    coef, intercept
+        (B, p) and (B,).
+    """
+    batch, n, p = x.shape
+    design = np.concatenate([x, np.ones((batch, n, 1))], axis=2)
+    ridge = np.zeros((batch, p + 1))
+    ridge[:, :p] = n * np.broadcast_to(np.asarray(penalty, float), (batch, p))
+    share = np.clip(response.mean(), 1e-3, 1 - 1e-3)
+    coef = np.zeros((batch, p + 1))
+    coef[:, p] = np.log(share / (1 - share))
+    diagonal = np.arange(p + 1)
+
+    def objective(at: np.ndarray) -> np.ndarray:
+        eta = np.einsum("bnp,bp->bn", design, at)
+        return (response * eta - np.logaddexp(0, eta)).sum(axis=1) - (ridge * at**2).sum(axis=1) / 2
+
+    value = objective(coef)
+    for _ in range(60):
+        eta = np.einsum("bnp,bp->bn", design, coef)
+        probability = 1 / (1 + np.exp(-np.clip(eta, -500, 500)))
+        gradient = np.einsum("bnp,bn->bp", design, response - probability) - ridge * coef
+        spread = np.clip(probability * (1 - probability), 1e-10, None)
+        information = np.swapaxes(design, 1, 2) @ (design * spread[..., None])
+        information[:, diagonal, diagonal] += ridge
+        step = np.linalg.solve(information, gradient[..., None])[..., 0]
+        new_value = objective(coef + step)
+        for _ in range(20):
+            worse = new_value < value - 1e-9 * (1 + np.abs(value))
+            if not worse.any():
+                break
+            step[worse] /= 2
+            new_value = objective(coef + step)
+        coef, value = coef + step, new_value
+        if np.abs(step).max() <= 1e-9 * (1 + np.abs(coef).max()):
+            break
+    return coef[:, :p], coef[:, p]
+
+
+@dataclass(frozen=True)
+class NestedScores:
+    """Out-of-fold scores, each in standard deviations of its fold's training patients.
+
+    Attributes
+    ----------
+    scores
+        Patients by model: clinical, image, clinical+image (those that could be fitted).
+    shuffled
+        Model -> shuffles x patients: the images permuted over the patients, and for the clinical
+        model the covariates.
+    fold
+        Fold of each patient, from 1.
+    penalties
+        Model -> penalty on the image (on the covariates: clinical) chosen in each fold.
+    """
+
+    scores: dict[str, np.ndarray]
+    shuffled: dict[str, np.ndarray]
+    fold: np.ndarray
+    penalties: dict[str, list[float]]
+
+
+def nested_scores(
+    learner: Learner,
+    strata: np.ndarray,
+    *,
+    clinical: pd.DataFrame,
+    image: tuple[np.ndarray, np.ndarray],
+    folds: int,
+    inner_folds: int,
+    penalties: list[float],
+    components: int,
+    shuffles: int,
+    seed: int,
+    shuffle_seed: int,
+    warned: set[str],
+) -> NestedScores:
+    """Return out-of-fold scores of every model from nested folds.
+
+    Parameters
+    ----------
+    learner
+        `CoxLearner` or `LogisticLearner` of the outcome.
+    strata
+        Class of each patient (event, response); folds hold equal shares of each.
+    clinical
+        Covariates with NaN for missing; no column for none.
+    image
+        Genes and summary columns, both patients x features with NaN for missing; no column for
+        none.
+    folds, inner_folds
+        Numbers of outer and inner folds.
+    penalties
+        Grid of the ridge penalty on the image components.
+    components
+        Principal components of the image features, at most.
+    shuffles
+        Permutations of the images over the patients, each through the whole procedure.
+    seed, shuffle_seed
+        Of the folds, and of the shuffles: repeats with other folds keep the same shuffles.
+    warned
+        Collects the covariates dropped in a fold, so that each is told once.
+    """
+    n = len(strata)
+    has_clinical, has_image = clinical.shape[1] > 0, sum(block.shape[1] for block in image) > 0
+    rng = np.random.default_rng([shuffle_seed, n])
+    rows = np.array([np.arange(n), *(rng.permutation(n) for _ in range(shuffles))])
+    wanted = {
+        "clinical": has_clinical,
+        "image": has_image,
+        "clinical+image": has_clinical and has_image,
+    }
+    out = {name: np.zeros((len(rows), n)) for name, fitted in wanted.items() if fitted}
+    chosen: dict[str, list[float]] = {name: [] for name in out}
+    fold_of = np.zeros(n, int)
+    for number, (train, test) in enumerate(stratified(strata, folds, seed), start=1):
+        fold_of[test] = number
+        inner = [
+            (train[a], train[b])
+            for a, b in stratified(strata[train], inner_folds, seed + 1000 * number)
+        ]
+        covariates = fill_and_scale(clinical, train, warned=warned)
+        width = n * (covariates.shape[1] + components) * len(penalties) * len(CLINICAL_PENALTIES)
+        for part in _parts(len(rows), width):
+            designs = {}
+            if has_clinical:
+                designs["clinical"] = np.stack(
+                    [fill_and_scale(clinical.iloc[r], train) for r in rows[part]]
+                )
+            if has_image:
+                designs["image"] = np.stack(
+                    [reduce_image(image, r, train, components) for r in rows[part]]
+                )
+            if has_clinical and has_image:
+                kept = np.broadcast_to(covariates, (len(part), *covariates.shape))
+                designs["clinical+image"] = np.concatenate([kept, designs["image"]], axis=2)
+            for name, x in designs.items():
+                n_clinical = 0 if name == "image" else covariates.shape[1]
+                coef, picked = _choose_and_fit(learner, x, n_clinical, train, inner, penalties)
+                out[name][part[:, None], test] = _standard_scores(x, coef, train)[:, test]
+                if part[0] == 0:
+                    chosen[name].append(float(picked[0]))
+    return NestedScores(
+        scores={name: values[0] for name, values in out.items()},
+        shuffled={name: values[1:] for name, values in out.items()},
+        fold=fold_of,
+        penalties=chosen,
+    )
+
+
+def stratified(
+    strata: np.ndarray, folds: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (train, test) rows of scikit-learn's shuffled stratified folds."""
+    counts = np.bincount(np.asarray(strata).astype(int))
+    folds = max(2, min(folds, int(counts[counts > 0].max())))
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed % (2**32))
+    with warnings.catch_warnings():  # a class rarer than the folds is spread over some of them
+        warnings.filterwarnings("ignore", message="The least populated class")
+        parts = list(splitter.split(np.zeros(len(strata)), strata))
+    yield from parts
+
+
+def fill_and_scale(
+    clinical: pd.DataFrame, train: np.ndarray, *, warned: set[str] | None = None
+) -> np.ndarray:
+    """Return covariates for all rows, filled and standardised by the training rows.
+
+    A missing cell becomes the training median, and missing becomes a level of its own: a column
+    that marks it. A column that is constant in the training rows is set to zero, with a warning.
+    """
+    columns = []
+    for name in clinical:
+        values = clinical[name].to_numpy(float)
+        missing = ~np.isfinite(values)
+        known = values[train][~missing[train]]
+        filled = np.where(missing, np.median(known) if len(known) else 0.0, values)
+        candidates = [(name, filled)]
+        if missing.any():
+            candidates.append((f"{name} missing", missing.astype(float)))
+        for label, column in candidates:
+            spread = column[train].std()
+            if spread > 1e-9 * (1 + np.abs(column).max()):
+                columns.append((column - column[train].mean()) / spread)
+                continue
+            columns.append(np.zeros(len(column)))
+            if warned is not None and label not in warned:
+                warned.add(label)
+                log.warning(
+                    "covariate %s is constant in a fold's training patients; left out there", label
+                )
+    return np.stack(columns, axis=1) if columns else np.zeros((len(clinical), 0))
+
+
+def reduce_image(
+    image: tuple[np.ndarray, np.ndarray], rows: np.ndarray, train: np.ndarray, components: int
+) -> np.ndarray:
+    """Return principal components of the image features for all rows, fitted on `train`.
+
+    Parameters
+    ----------
+    image
+        Genes and summary columns, patients x features each.
+    rows
+        Which patient's image each row gets: `arange(n)`, or a permutation of it.
+    train
+        Rows that means, scales and components are taken from.
+    components
+        How many to keep; fewer where the rank is lower.
+
+    Returns
+    -------
+    ndarray
+        (n, components) with columns of zeros past the rank; the first has unit variance.
+    """
+    blocks = []
+    for block in image:
+        values = block[rows]
+        known = np.isfinite(values)
+        if not known.all():
+            middle = np.array(
+                [
+                    np.median(column[k]) if k.any() else 0.0
+                    for column, k in zip(values[train].T, known[train].T, strict=True)
+                ]
+            )
+            values = np.where(known, values, middle)
+        spread = values[train].std(axis=0)
+        keep = spread > 1e-9 * (1 + np.abs(values).max(axis=0, initial=0))
+        if keep.any():
+            scaled = (values[:, keep] - values[train][:, keep].mean(axis=0)) / spread[keep]
+            blocks.append(scaled / np.sqrt(keep.sum()))
+    result = np.zeros((len(rows), components))
+    if not blocks:
+        return result
+    joined = np.concatenate(blocks, axis=1)
+    values, axes = _principal_axes(joined[train], components)
+    signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])
+    result[:, : len(axes)] = joined @ (axes * signs[:, None]).T
+    return result / np.sqrt(values[0] / len(train))
+
+
+def _principal_axes(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest eigenvalues of x'x and their unit axes as rows, at most `count`."""
+    n, p = x.shape
+    gram = x.T @ x if p <= n else x @ x.T
+    low = max(0, len(gram) - count)
+    values, vectors = eigh(gram, subset_by_index=(low, len(gram) - 1))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    keep = values > 1e-10 * values[0]
+    values, vectors = values[keep], vectors[:, keep]
+    axes = vectors.T if p <= n else (vectors / np.sqrt(values)).T @ x
+    return values, axes
+
+
+def _choose_and_fit(
+    learner: Learner,
+    x: np.ndarray,
+    n_clinical: int,
+    train: np.ndarray,
+    inner: list[tuple[np.ndarray, np.ndarray]],
+    penalties: list[float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose each design's penalties by the inner held-out likelihood, then fit it.
+
+    The first `n_clinical` columns have a penalty of their own, so that either block can be shrunk
+    away. Returned with the coefficients: the image's penalty (the covariates' without an image).
+    """
+    batch, n, p = x.shape
+    grid = np.array(
+        [
+            [of_clinical] * n_clinical + [of_image] * (p - n_clinical)
+            for of_clinical in (CLINICAL_PENALTIES if n_clinical else (0.0,))
+            for of_image in (penalties if p > n_clinical else (0.0,))
+        ]
+    )
+    # From weak to strong, so that the strongest of equals wins.
+    grid = grid[np.argsort(grid.sum(axis=1), kind="stable")]
+    ridge = np.repeat(grid, batch, axis=0)
+    tiled = np.broadcast_to(x, (len(grid), batch, n, p)).reshape(-1, n, p)
+    gains = np.zeros(len(tiled))
+    for inner_train, held_out in inner:
+        coef = learner.fit(tiled, inner_train, ridge)
+        gains += learner.gain(tiled, coef, inner_train, held_out)
+    gains = np.where(np.isfinite(gains), gains, -np.inf).reshape(len(grid), batch)
+    best = grid[len(grid) - 1 - np.argmax(gains[::-1], axis=0)]
+    return learner.fit(x, train, best), best[:, -1]
+
+
+def _standard_scores(x: np.ndarray, coef: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Return linear predictors in standard deviations of the training rows, (B, n).
+
+    Folds differ in penalty and so in the spread of their predictors; on this scale the patients
+    of different folds can be ranked together.
+    """
+    eta = np.einsum("bnp,bp->bn", x, coef)
+    centre, spread = eta[:, train].mean(axis=1), eta[:, train].std(axis=1)
+    return (eta - centre[:, None]) / np.where(spread > 1e-12, spread, 1.0)[:, None]
+
+
+def _parts(count: int, floats_each: int) -> list[np.ndarray]:
+    """Split a batch so that no part exceeds the memory of `_BATCH_FLOATS`."""
+    size = max(1, _BATCH_FLOATS // max(1, floats_each))
+    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,0 +1,327 @@
+"""One row per patient: predicted expression, tissue composition, clinical covariates, outcome."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from histogep.files import read_tsv
+from histogep.jobs import InputError
+from histogep.signatures import Signature, score_signatures
+
+log = logging.getLogger(__name__)
+
+GENE, SIGNATURE, SHARE = "gene:", "signature:", "share_"
+CLINICAL = ("age", "sex", "stage")
+#: Columns that describe the image besides genes, signatures and subtype shares.
+COMPOSITION = ("tumour_fraction", "heterogeneity", "cnv_burden")
+_STAGE = re.compile(r"^(?:stage\s*)?(IV|III|II|I|[1-4])\s*[ABCD]?[0-9]?$", re.IGNORECASE)
+_ORDINAL = {"I": 1.0, "II": 2.0, "III": 3.0, "IV": 4.0}
+_SEX = {"f": 0.0, "female": 0.0, "w": 0.0, "woman": 0.0, "m": 1.0, "male": 1.0, "man": 1.0}
+_UNKNOWN = {"", "na", "n/a", "nan", "none", "unknown", "x", "stage x", "[not available]"}
+
+
+@dataclass
+class _Sums:
+    """Running sums over the tiles of one patient."""
+
+    tissue: np.ndarray
+    tumour: np.ndarray
+    tissue_scatter: np.ndarray
+    tumour_scatter: np.ndarray
+    tiles: int = 0
+    tumour_tiles: int = 0
+    distant: float = 0.0
+    mapped: bool = True
+    slides: list[str] = field(default_factory=list)
+
+
+def summarise_patients(
+    expression: Sequence[str | Path],
+    *,
+    slides: Sequence[str],
+    slide_patients: Sequence[str],
+    patients: pd.DataFrame | None,
+    signatures: dict[str, Signature],
+    subtypes: str | Path | None = None,
+    tumour_threshold: float = 0.5,
+    min_tumour_tiles: int = 5,
+    max_distant: float = 0.5,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return one row per patient, and the patients that were dropped with the reason.
+
+    Parameters
+    ----------
+    expression
+        Predicted slides of the cohort (`results/expression/{slide}.h5ad`).
+    slides, slide_patients
+        Their slides and patients, in the same order.
+    patients
+        The patient sheet (`histogep.sheets.read_patients`); None for a cohort without one.
+    signatures
+        From `histogep.signatures.read_signatures`.
+    subtypes
+        `results/cnv/{cohort}/patients.tsv`, where copy number was inferred.
+    tumour_threshold
+        Tumour probability from which a tile is a tumour tile.
+    min_tumour_tiles
+        A patient with fewer tumour tiles is described by all tiles.
+    max_distant
+        A slide or patient with a larger share of tiles far from the training features is flagged.
+
+    Returns
+    -------
+    table
+        One row per patient, sorted by patient. Tiles of several slides are pooled, so that a
+        large slide weighs more than a small one. Columns:
+
+        - patient, n_slides, n_tiles, n_tumour_tiles;
+        - all_tiles: genes are means over all tiles, as there are too few tumour tiles;
+        - distant_fraction: share of tiles far from the training features; distant: above
+          `max_distant`;
+        - tumour_fraction: share of tumour tiles; NaN without a tumour map;
+        - heterogeneity: mean over genes of the standard deviation between the tumour tiles of a
+          slide (predicted log1p CP10k);
+        - cnv_burden and share_<subtype>, where `subtypes` has them;
+        - time (months), event, response as in the sheet; age (years); sex (1 male, 0 female);
+          stage (1 to 4); NaN for unknown;
+        - gene:<SYMBOL>: mean predicted log1p CP10k in tumour tiles, predictable genes only;
+        - signature:<name>: scored on the mean over ALL tiles, since signatures were made for
+          bulk tissue and immune cells stand beside the tumour as often as in it.
+    dropped
+        patient, slides, reason.
+
+    Raises
+    ------
+    InputError
+        No patient is left; slides predicted by different models; a file without what it needs.
+    """
+    genes, sums = _pool_tiles(expression, slides, slide_patients, tumour_threshold, max_distant)
+    dropped: list[dict[str, str]] = []
+    rows: list[dict[str, Any]] = []
+    clinical = None if patients is None else _clinical(patients)
+    for patient, part in sorted(sums.items()):
+        reason = ""
+        if part.tiles == 0:
+            reason = "no tile on any slide"
+        elif clinical is not None and patient not in clinical.index:
+            reason = "no row in the patient sheet"
+        elif clinical is not None and not _has_outcome(clinical.loc[patient]):
+            reason = "neither time and event nor response in the patient sheet"
+        if reason:
+            dropped.append({"patient": patient, "slides": ",".join(part.slides), "reason": reason})
+            continue
+        row = _describe(part, min_tumour_tiles, max_distant)
+        row["patient"] = patient
+        row.update({} if clinical is None else clinical.loc[patient].to_dict())
+        rows.append(row)
+    if clinical is not None:
+        dropped += [
+            {"patient": patient, "slides": "", "reason": "no predicted slide in this cohort"}
+            for patient in clinical.index
+            if patient not in sums
+        ]
+    for entry in dropped:
+        log.warning("patient %s dropped: %s", entry["patient"], entry["reason"])
+    dropped_table = pd.DataFrame(dropped, columns=["patient", "slides", "reason"])
+    if not rows:
+        raise InputError(
+            f"none of the {len(sums)} patients with predicted slides is left: "
+            + "; ".join(f"{d['patient']}: {d['reason']}" for d in dropped[:5])
+            + ". The ids in the slide sheet and in the patient sheet must be the same text"
+        )
+    table = pd.DataFrame([{k: v for k, v in r.items() if not k.startswith("_")} for r in rows])
+    table = table[["patient", *[name for name in table if name != "patient"]]]
+    if subtypes is not None:
+        table = _with_subtypes(table, subtypes)
+    tumour = pd.DataFrame([r["_genes"] for r in rows], columns=genes, dtype=np.float64)
+    tissue = pd.DataFrame([r["_tissue"] for r in rows], columns=genes, dtype=np.float64)
+    scores, _ = score_signatures(tissue, signatures)
+    table = pd.concat(
+        [table, scores.add_prefix(SIGNATURE), tumour.add_prefix(GENE)],
+        axis=1,
+    )
+    _report(table, len(genes))
+    return table, dropped_table
+
+
+def image_columns(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return the gene columns and the other columns of the table that describe the image."""
+    genes = [name for name in table if name.startswith(GENE)]
+    others = [name for name in table if name in COMPOSITION or name.startswith((SIGNATURE, SHARE))]
+    return genes, others
+
+
+def stage_number(text: str) -> float:
+    """Return 1 to 4 for a stage such as `II`, `Stage IIIA` or `3`; NaN for an unknown one.
+
+    Raises
+    ------
+    InputError
+        The text is neither a stage I to IV nor one of the usual words for unknown.
+    """
+    cleaned = str(text).strip()
+    if cleaned.lower() in _UNKNOWN:
+        return float("nan")
+    match = _STAGE.match(cleaned)
+    if match is None:
+        raise InputError(f"stage {cleaned!r} is none of I, II, III, IV (with A, B or C); or empty")
+    return _ORDINAL.get(match[1].upper()) or float(match[1])
+
+
+def sex_number(text: str) -> float:
+    """Return 0 for female, 1 for male, NaN for unknown."""
+    cleaned = str(text).strip().lower()
+    if cleaned in _UNKNOWN:
+        return float("nan")
+    if cleaned not in _SEX:
+        raise InputError(f"sex {text!r} is neither female (f) nor male (m); or leave it empty")
+    return _SEX[cleaned]
+
+
+def _pool_tiles(
+    expression: Sequence[str | Path],
+    slides: Sequence[str],
+    slide_patients: Sequence[str],
+    threshold: float,
+    max_distant: float,
+) -> tuple[list[str], dict[str, _Sums]]:
+    """Read the slides one by one; return the predictable genes and the sums of each patient."""
+    if not len(expression) == len(slides) == len(slide_patients):
+        raise ValueError("expression, slides and slide_patients must be parallel")
+    genes: list[str] | None = None
+    first, digest = "", None
+    sums: dict[str, _Sums] = {}
+    for path, slide, patient in zip(expression, slides, slide_patients, strict=True):
+        data = ad.read_h5ad(path)
+        for column in ("tumour", "distant"):
+            if column not in data.obs:
+                raise InputError(f"{path} has no obs column {column!r}; predict the slide again")
+        if "predictable" not in data.var:
+            raise InputError(f"{path} has no var column 'predictable'; predict the slide again")
+        predictable = data.var["predictable"].to_numpy(bool)
+        names = list(data.var_names[predictable])
+        this = str(data.uns.get("model_digest", ""))
+        if genes is None:
+            genes, first, digest = names, str(path), this
+        elif names != genes or this != digest:
+            raise InputError(
+                f"{path} and {first} were predicted by different models; predict both with one"
+            )
+        values = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
+        values = values[:, predictable].astype(np.float64)
+        if not np.isfinite(values).all():
+            raise InputError(f"{path} holds predictions that are not numbers; predict it again")
+        part = sums.setdefault(str(patient), _Sums(*(np.zeros(len(names)) for _ in range(4))))
+        probability = data.obs["tumour"].to_numpy(float)
+        part.mapped &= bool(np.isfinite(probability).all())  # a model folder may have no tumour map
+        tumour = probability >= threshold
+        part.slides.append(str(slide))
+        part.tiles += len(values)
+        part.tumour_tiles += int(tumour.sum())
+        distant = data.obs["distant"].to_numpy(bool)
+        part.distant += float(distant.sum())
+        if len(distant) and distant.mean() > max_distant:
+            log.warning(
+                "slide %s: %.0f %% of its tiles are far from the training features",
+                slide,
+                100 * distant.mean(),
+            )
+        for chosen, total, scatter in (
+            (values, part.tissue, part.tissue_scatter),
+            (values[tumour], part.tumour, part.tumour_scatter),
+        ):
+            if len(chosen):
+                total += chosen.sum(axis=0)
+                scatter += chosen.var(axis=0) * len(chosen)
+    if genes is None:
+        raise InputError("the cohort has no predicted slide; a patient needs one")
+    if not genes:
+        log.warning(
+            "no gene of the panel is predictable on held-out patients: there are no gene columns "
+            "and no signatures"
+        )
+    return genes, sums
+
+
+def _describe(part: _Sums, min_tumour_tiles: int, max_distant: float) -> dict[str, Any]:
+    """Return the image columns of one patient; keys with an underscore are vectors by gene."""
+    fallback = part.tumour_tiles < max(1, min_tumour_tiles)
+    total = part.tissue if fallback else part.tumour
+    scatter = part.tissue_scatter if fallback else part.tumour_scatter
+    count = part.tiles if fallback else part.tumour_tiles
+    return {
+        "n_slides": len(part.slides),
+        "n_tiles": part.tiles,
+        "n_tumour_tiles": part.tumour_tiles,
+        "all_tiles": fallback,
+        "distant_fraction": part.distant / part.tiles,
+        "distant": part.distant / part.tiles > max_distant,
+        "tumour_fraction": part.tumour_tiles / part.tiles if part.mapped else np.nan,
+        "heterogeneity": float(np.sqrt(scatter / count).mean()) if len(scatter) else np.nan,
+        "_genes": total / count,
+        "_tissue": part.tissue / part.tiles,
+    }
+
+
+def _clinical(patients: pd.DataFrame) -> pd.DataFrame:
+    """Return outcome and covariates as numbers, by patient; absent columns stay absent."""
+    table = pd.DataFrame(index=pd.Index(patients["patient"].astype(str), name=None))
+    problems: list[str] = []
+    for column in ("time", "event", "age", "response"):
+        if column in patients:
+            table[column] = pd.to_numeric(patients[column]).to_numpy(float)
+    for column, convert in (("sex", sex_number), ("stage", stage_number)):
+        if column not in patients:
+            continue
+        values = []
+        for patient, text in zip(table.index, patients[column], strict=True):
+            try:
+                values.append(convert("" if text is None or text != text else text))
+            except InputError as error:
+                problems.append(f"  patient {patient}: {error}")
+                values.append(np.nan)
+        table[column] = values
+    if problems:
+        raise InputError("the patient sheet has mistakes:\n" + "\n".join(problems))
+    return table
+
+
+def _has_outcome(row: pd.Series) -> bool:
+    """Whether a patient has a survival time with its event, or a response."""
+    survival = "time" in row and "event" in row and np.isfinite(row[["time", "event"]]).all()
+    return bool(survival or ("response" in row and np.isfinite(row["response"])))
+
+
+def _with_subtypes(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    """Add cnv_burden and share_* of the copy-number subtypes."""
+    subtypes = read_tsv(path, dtype={"patient": str})
+    if "patient" not in subtypes or subtypes["patient"].duplicated().any():
+        raise InputError(f"{path} needs one row per patient, named in the column patient")
+    wanted = [c for c in subtypes if c == "cnv_burden" or c.startswith(SHARE)]
+    absent = sorted(set(table["patient"]) - set(subtypes["patient"]))
+    if absent:
+        log.info("%d patients have no copy-number profile: %s", len(absent), ", ".join(absent[:10]))
+    return table.merge(subtypes[["patient", *wanted]], on="patient", how="left", validate="1:1")
+
+
+def _report(table: pd.DataFrame, n_genes: int) -> None:
+    log.info("%d patients, %d predictable genes", len(table), n_genes)
+    if table["all_tiles"].any():
+        log.warning(
+            "too few tumour tiles, described by all tiles: %s",
+            ", ".join(table.loc[table["all_tiles"], "patient"]),
+        )
+    if table["distant"].any():
+        log.warning(
+            "mostly far from the training features: %s",
+            ", ".join(table.loc[table["distant"], "patient"]),
+        )

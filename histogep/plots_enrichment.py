@@ -1,0 +1,74 @@
+"""Figure of enrichment: gene sets by their normalised enrichment score."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from histogep.plots import NULL_COLOUR, figure
+
+_MIN_FDR = 1e-10
+_MAX_NAME = 46
+
+
+def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12) -> Figure:
+    """Draw the gene sets with the smallest p of each collection.
+
+    Parameters
+    ----------
+    gsea
+        From `histogep.enrichment.enrich`; an empty table gives a figure that says so.
+    title
+        What the genes are ranked by.
+    n_ranked
+        How many genes the ranking has.
+    n_sets
+        Gene sets per collection, at most.
+    """
+    if gsea.empty:
+        fig = figure(width_mm=120, height_mm=40)
+        axes = fig.subplots()
+        axes.set_axis_off()
+        message = f"No gene set has enough of its genes\namong the {n_ranked} ranked ones."
+        axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)
+        axes.set_title(title)
+        return fig
+    parts = [part.head(n_sets) for _, part in gsea.groupby("collection", sort=False)]
+    rows = sum(map(len, parts))
+    fig = figure(width_mm=165, height_mm=32 + 5.5 * rows + 6 * len(parts))
+    all_axes = fig.subplots(
+        len(parts), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": [*map(len, parts)]}
+    )[:, 0]
+    strongest = max(2.0, float(-np.log10(gsea["fdr"].clip(lower=_MIN_FDR).min())))
+    for axes, part in zip(all_axes, parts, strict=True):
+        part = part.sort_values(["nes", "gene_set"], kind="stable")
+        y = np.arange(len(part))
+        strength = -np.log10(part["fdr"].clip(lower=_MIN_FDR))
+        dots = axes.scatter(
+            part["nes"],
+            y,
+            s=12 + 60 * np.sqrt(part["n_genes"] / gsea["n_genes"].max()),
+            c=strength,
+            cmap="viridis_r",
+            vmin=0,
+            vmax=strongest,
+            edgecolors=["#000000" if fdr < 0.05 else "none" for fdr in part["fdr"]],
+            linewidths=0.9,
+            zorder=3,
+        )
+        axes.hlines(y, 0, part["nes"], color="#DDDDDD", lw=1, zorder=1)
+        axes.axvline(0, color=NULL_COLOUR, lw=0.8)
+        axes.set_yticks(y, [f"{_short(r.gene_set)} ({r.n_genes})" for r in part.itertuples()])
+        axes.tick_params(axis="y", labelsize=7)
+        axes.set_ylim(-0.8, len(part) - 0.2)
+        axes.set_title(str(part["collection"].iloc[0]), fontsize=8)
+    all_axes[-1].set_xlabel(f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)")
+    fig.colorbar(dots, ax=list(all_axes), label="-log10 FDR", shrink=0.6, aspect=15)
+    fig.suptitle(title, fontsize=9, fontweight="bold")
+    return fig
+
+
+def _short(name: str) -> str:
+    name = name.removeprefix("HALLMARK_").replace("_", " ")
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"

@@ -1,0 +1,210 @@
+"""Figures of survival and response."""
+
+from __future__ import annotations
+
+import lifelines
+import numpy as np
+import pandas as pd
+from lifelines.statistics import logrank_test
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, figure
+
+_GROUP_COLOURS = {"high": CATEGORY_COLOURS[1], "low": CATEGORY_COLOURS[0]}
+_N_GENES = 15
+
+
+def log_rank_p(time: pd.Series, event: pd.Series, group: pd.Series) -> float:
+    """Return the log-rank p of two groups, `high` and `low`; NaN when one is empty."""
+    high, low = group == "high", group == "low"
+    if not high.any() or not low.any():
+        return float("nan")
+    return float(logrank_test(time[high], time[low], event[high], event[low]).p_value)
+
+
+def kaplan_meier(risk: pd.DataFrame) -> Figure:
+    """Draw survival by the median of the out-of-fold risk: the clinical model, and the fullest.
+
+    Parameters
+    ----------
+    risk
+        `risk.tsv` of a cohort.
+    """
+    panels = []
+    has_clinical = risk["risk_clinical"].notna().any()
+    if has_clinical:
+        panels.append(("Clinical covariates", "group_clinical"))
+    if risk["risk_image"].notna().any():
+        panels.append(("Clinical + image" if has_clinical else "Image", "group"))
+    fig = figure(width_mm=90 * len(panels), height_mm=85)
+    axes = fig.subplots(
+        2, len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [5, 1]}
+    )
+    ticks = _time_ticks(float(risk["time"].max()))
+    for column, (title, group) in enumerate(panels):
+        curve, counts = axes[0, column], axes[1, column]
+        for name, colour in _GROUP_COLOURS.items():
+            rows = risk[risk[group] == name]
+            if not rows.empty:
+                _curve(curve, rows, name, colour)
+        p = log_rank_p(risk["time"], risk["event"], risk[group])
+        curve.set_title(f"{title} (log-rank p = {p:.2g})")
+        curve.set(ylim=(0, 1.02), xlim=(0, ticks[-1]))
+        curve.legend(title="out-of-fold risk", loc="upper right", title_fontsize=7)
+        _at_risk(counts, risk, group, ticks)
+    axes[0, 0].set_ylabel("Survival")
+    return fig
+
+
+def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
+    """Draw the C-index of every model with its interval and null, and the strongest genes.
+
+    Parameters
+    ----------
+    concordance, cox
+        The tables of a cohort.
+    """
+    genes = cox.dropna(subset=["p"]).head(_N_GENES).iloc[::-1]
+    fig = figure(width_mm=180, height_mm=85)
+    left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [1.15, 1]})
+    models = concordance[~concordance["model"].str.contains(" - ")].iloc[::-1]
+    y = np.arange(len(models))
+    is_null = models["model"].str.contains("shuffled").to_numpy()
+    for at, row, null in zip(y, models.itertuples(), is_null, strict=True):
+        colour = NULL_COLOUR if null else CATEGORY_COLOURS[0]
+        left.plot([row.ci_low, row.ci_high], [at, at], color=colour, lw=1.5)
+        left.plot(row.c_index, at, "o", color=colour, ms=4)
+        if not null:
+            left.plot(row.null, at, "|", color=NULL_COLOUR, ms=10, mew=1.5)
+    left.axvline(0.5, color=NULL_COLOUR, lw=0.8, ls=":")
+    left.set_yticks(
+        y,
+        [
+            f"{r.model}\n{r.c_index:.2f} ({r.ci_low:.2f}–{r.ci_high:.2f})"
+            for r in models.itertuples()
+        ],
+    )
+    left.tick_params(axis="y", labelsize=7)
+    left.set_xlabel("C-index, out of fold (grey tick: mean of the shuffles)")
+    first = concordance.iloc[0]
+    left.set_title(f"Models ({first['n']} patients, {first['events']} events)")
+    gain = concordance[concordance["model"] == "clinical+image - clinical"]
+    if len(gain):
+        row = gain.iloc[0]
+        left.text(
+            0.0,
+            -0.24,
+            f"image beyond clinical: {row.c_index:+.3f} "
+            f"({row.ci_low:+.3f} to {row.ci_high:+.3f}), p = {row.p:.2g}",
+            transform=left.transAxes,
+            fontsize=7,
+        )
+    if genes.empty:
+        right.text(0.5, 0.5, "no gene was tested", ha="center", transform=right.transAxes)
+        right.set_axis_off()
+        return fig
+    y = np.arange(len(genes))
+    for at, row in zip(y, genes.itertuples(), strict=True):
+        colour = CATEGORY_COLOURS[1] if row.fdr < 0.05 else NULL_COLOUR
+        right.plot([row.ci_low, row.ci_high], [at, at], color=colour, lw=1.5)
+        right.plot(row.hr, at, "s", color=colour, ms=3.5)
+    right.axvline(1, color=NULL_COLOUR, lw=0.8, ls=":")
+    right.set_xscale("log")
+    right.xaxis.set_minor_formatter("")
+    ticks = [
+        t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10) if genes.ci_low.min() <= t <= genes.ci_high.max()
+    ]
+    right.set_xticks(ticks or [1], [f"{t:g}" for t in ticks or [1]])
+    right.set_yticks(y, genes["gene"])
+    right.tick_params(axis="y", labelsize=7)
+    right.set_xlabel("hazard ratio per SD (orange: FDR < .05)")
+    right.set_title(f"Genes with the smallest p of {cox['p'].notna().sum()}")
+    return fig
+
+
+def roc(scores: pd.DataFrame, performance: pd.DataFrame) -> Figure:
+    """Draw the ROC and precision-recall curves of the models, the best five signatures included.
+
+    Parameters
+    ----------
+    scores, performance
+        The tables of a cohort.
+    """
+    table = performance.pivot(index="model", columns="metric", values="value")
+    models = [name for name in performance["model"].unique() if name in scores]
+    learnt = [name for name in models if name in ("clinical", "image", "clinical+image")]
+    fixed = [name for name in models if name not in learnt]
+    fixed = sorted(fixed, key=lambda name: (-table.loc[name, "auroc"], name))[:5]
+    positive = scores["response"].to_numpy(bool)
+    fig = figure(width_mm=180, height_mm=105)
+    left, right = fig.subplots(1, 2)
+    p = performance[performance["metric"] == "auroc"].set_index("model")["p"]
+    for index, name in enumerate([*learnt, *fixed]):
+        recall, fall_out, precision = _curve_points(scores[name].to_numpy(float), positive)
+        colour = CATEGORY_COLOURS[index % len(CATEGORY_COLOURS)]
+        style = {"color": colour, "lw": 1.6 if name in learnt else 0.9}
+        style["ls"] = "-" if name in learnt else "--"
+        label = f"{name} {table.loc[name, 'auroc']:.2f} (p {p[name]:.2g})"
+        left.plot(fall_out, recall, label=label, **style)
+        right.plot(
+            recall[1:], precision[1:], label=f"{name} {table.loc[name, 'auprc']:.2f}", **style
+        )
+    left.plot([0, 1], [0, 1], color=NULL_COLOUR, lw=0.8, ls=":")
+    right.axhline(positive.mean(), color=NULL_COLOUR, lw=0.8, ls=":")
+    left.set(xlabel="1 - specificity", ylabel="sensitivity")
+    left.set_title(f"ROC ({positive.sum()} of {len(positive)} patients responded)")
+    right.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title="Precision and recall")
+    for axes, title in ((left, "AUROC"), (right, "AUPRC")):
+        axes.legend(
+            title=title, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2, title_fontsize=7
+        )
+    return fig
+
+
+def _curve(axes: Axes, rows: pd.DataFrame, name: str, colour: str) -> None:
+    fitted = lifelines.KaplanMeierFitter().fit(rows["time"], rows["event"])
+    survival = fitted.survival_function_["KM_estimate"]
+    band = fitted.confidence_interval_
+    axes.step(survival.index, survival, where="post", color=colour, lw=1.5, label=name)
+    axes.fill_between(
+        band.index, band.iloc[:, 0], band.iloc[:, 1], step="post", color=colour, alpha=0.15, lw=0
+    )
+    censored = rows.loc[rows["event"] == 0, "time"]
+    axes.plot(
+        censored, fitted.survival_function_at_times(censored), "|", color=colour, ms=5, mew=0.8
+    )
+
+
+def _at_risk(axes: Axes, risk: pd.DataFrame, group: str, ticks: np.ndarray) -> None:
+    for line, (name, colour) in enumerate(_GROUP_COLOURS.items()):
+        times = risk.loc[risk[group] == name, "time"].to_numpy()
+        for tick in ticks:
+            axes.text(
+                tick, 1 - line, str(int((times >= tick).sum())), color=colour, ha="center",
+                va="center", fontsize=7,
+            )  # fmt: skip
+    axes.set(ylim=(-0.6, 1.6), xlabel="months")
+    axes.set_yticks([])
+    axes.set_xticks(ticks)
+    axes.set_title("at risk", fontsize=7, fontweight="normal", pad=2)
+    axes.spines["left"].set_visible(False)
+
+
+def _time_ticks(longest: float) -> np.ndarray:
+    for step in (1, 2, 3, 6, 12, 24, 36, 60, 120):
+        if longest / step <= 7:
+            break
+    return np.arange(0, longest + step, step)
+
+
+def _curve_points(
+    scores: np.ndarray, positive: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return recall, fall-out and precision at every threshold, tied scores taken together."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    hits = np.cumsum(positive[order])[last]
+    recall = np.concatenate([[0], hits / positive.sum()])
+    fall_out = np.concatenate([[0], (last + 1 - hits) / (~positive).sum()])
+    return recall, fall_out, np.concatenate([[1], hits / (last + 1)])

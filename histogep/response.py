@@ -1,0 +1,261 @@
+"""Response to treatment: signatures, clinical covariates and image, scored out of fold."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from histogep.discrimination import (
+    average_precision,
+    bootstrap_concordance,
+    bootstrap_weights,
+    interval,
+    permutation_p,
+    response_pairs,
+)
+from histogep.jobs import InputError
+from histogep.nested import LogisticLearner, NestedScores, nested_scores
+from histogep.patients import CLINICAL, GENE, SIGNATURE, image_columns
+
+log = logging.getLogger(__name__)
+
+DEFAULTS: dict[str, Any] = {
+    "folds": 5,
+    "inner_folds": 5,
+    "repeats": 5,
+    "penalties": [0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
+    "components": 10,
+    "permutations": 50,
+    "bootstraps": 1000,
+    "covariates": list(CLINICAL),
+}
+#: Patients of the rarer class, at the least.
+MIN_CLASS = 3
+_CLASS_PER_COMPONENT = 2
+#: Permuting labels costs nothing where nothing is learnt.
+_SIGNATURE_PERMUTATIONS = 2000
+
+
+@dataclass(frozen=True)
+class ResponseResult:
+    """What `predict_response` finds.
+
+    Attributes
+    ----------
+    performance
+        One row per model and metric (auroc, auprc): model, metric, value (mean over the repeats),
+        ci_low, ci_high (95 %, bootstrap within responders and non-responders), p (one-sided
+        permutation), null (0.5; the share of responders), n, positives.
+    scores
+        One row per patient: patient, fold (of each repeat), response, and the score of every
+        model: a signature's value, or the mean over the repeats of the out-of-fold score.
+    genes
+        One row per gene: gene, difference (responders less non-responders), t, p (Welch), fdr,
+        auroc, n, positives; sorted by p.
+    """
+
+    performance: pd.DataFrame
+    scores: pd.DataFrame
+    genes: pd.DataFrame
+
+
+def predict_response(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) -> ResponseResult:
+    """Score the patients' response from signatures alone and from penalised logistic models.
+
+    A signature has nothing to learn: its value is the score, and a higher one speaks for a
+    response. The clinical, the image and the clinical+image model are ridge logistic regressions
+    in nested patient folds (`histogep.nested`). Their permutation p gives every patient the image
+    (the clinical model: the covariates) of another one and repeats the whole procedure; a
+    signature's permutes the responses.
+
+    Parameters
+    ----------
+    table
+        From `histogep.patients.summarise_patients`, with `response` (0/1).
+    settings
+        Keys of `DEFAULTS`.
+    seed
+        Of folds, permutations and bootstrap draws.
+
+    Raises
+    ------
+    InputError
+        One class only, too few of the rarer one, a response that is not 0 or 1, nothing to score.
+    """
+    settings = DEFAULTS | settings
+    table = _with_response(table)
+    response = table["response"].to_numpy(int)
+    n, positives = len(table), int(response.sum())
+    rarer = min(positives, n - positives)
+    folds = min(settings["folds"], rarer)
+    if folds < settings["folds"]:
+        log.warning(
+            "%d folds instead of %d: one per patient of the rarer class", folds, settings["folds"]
+        )
+    clinical = table[[name for name in settings["covariates"] if name in table]]
+    clinical = clinical.loc[:, [np.isfinite(clinical[c].to_numpy(float)).any() for c in clinical]]
+    genes, others = image_columns(table)
+    signatures = [name for name in others if name.startswith(SIGNATURE)]
+    if not genes and not others and clinical.shape[1] == 0:
+        raise InputError(
+            "there is nothing to score a response with: no gene, signature or covariate"
+        )
+    image = table[genes].to_numpy(float), table[others].to_numpy(float)
+    learner, warned = LogisticLearner(response), set()
+    repeats = [
+        nested_scores(
+            learner,
+            response,
+            clinical=clinical,
+            image=image,
+            folds=folds,
+            inner_folds=settings["inner_folds"],
+            penalties=settings["penalties"],
+            components=max(1, min(settings["components"], rarer // _CLASS_PER_COMPONENT)),
+            shuffles=settings["permutations"],
+            seed=seed + 10_000 * repeat,
+            shuffle_seed=seed,
+            warned=warned,
+        )
+        for repeat in range(settings["repeats"])
+    ]
+    performance, scores = _performance(table, response, signatures, repeats, settings, seed)
+    names = [name.removeprefix(GENE) for name in genes]
+    return ResponseResult(performance, scores, compare_genes(image[0], response, genes=names))
+
+
+def compare_genes(values: np.ndarray, response: np.ndarray, *, genes: list[str]) -> pd.DataFrame:
+    """Compare responders with non-responders gene by gene (Welch's t; rank AUROC).
+
+    Parameters
+    ----------
+    values
+        Patients x genes.
+    response
+        0 or 1, (n,).
+    genes
+        Names of the columns.
+    """
+    positive = np.asarray(response).astype(bool)
+    yes, no = values[positive], values[~positive]
+    spread = values.std(axis=0) > 1e-9 * (1 + np.abs(values).max(axis=0, initial=0))
+    table = pd.DataFrame({"gene": list(genes), "difference": yes.mean(axis=0) - no.mean(axis=0)})
+    table[["t", "p", "fdr", "auroc"]] = np.nan
+    rows = np.flatnonzero(spread)
+    if len(rows):
+        t, p = stats.ttest_ind(yes[:, rows], no[:, rows], axis=0, equal_var=False)
+        table.loc[rows, "t"], table.loc[rows, "p"] = t, p
+        tested = rows[np.isfinite(p)]
+        table.loc[tested, "fdr"] = stats.false_discovery_control(p[np.isfinite(p)])
+        table.loc[rows, "auroc"] = rank_auroc(values[:, rows].T, positive[None])[:, 0]
+    table["n"], table["positives"] = len(positive), int(positive.sum())
+    return table.sort_values(["p", "gene"], kind="stable", ignore_index=True)
+
+
+def rank_auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Return the AUROC of scores (models x patients) for labellings (draws x patients)."""
+    ranks = stats.rankdata(scores, axis=1)
+    count = positive.sum(axis=1)
+    total = ranks @ positive.T.astype(float)
+    return (total - count * (count + 1) / 2) / (count * (positive.shape[1] - count))
+
+
+def _with_response(table: pd.DataFrame) -> pd.DataFrame:
+    if "response" not in table:
+        raise InputError("the patients have no column 'response'")
+    values = table["response"].to_numpy(float)
+    ids = table["patient"].astype(str)
+    known = np.isfinite(values)
+    odd = known & ~np.isin(values, (0, 1))
+    if odd.any():
+        raise InputError(f"responses other than 0 and 1: {', '.join(ids[odd])}")
+    if not known.all():
+        log.warning(
+            "%d patients without a response left out: %s", (~known).sum(), ", ".join(ids[~known])
+        )
+    n, positives = int(known.sum()), int(values[known].sum())
+    if positives in (0, n):
+        kind = "responders" if positives else "non-responders"
+        raise InputError(
+            f"all {n} patients with a known response are {kind}; a comparison needs both (1 and 0)"
+            if n
+            else "no patient has a known response"
+        )
+    if min(positives, n - positives) < MIN_CLASS:
+        raise InputError(
+            f"{positives} responders and {n - positives} non-responders are too few: at least "
+            f"{MIN_CLASS} of each are needed for folds"
+        )
+    log.info("%d patients, %d responders", n, positives)
+    return table[known].reset_index(drop=True)
+
+
+def _performance(
+    table: pd.DataFrame,
+    response: np.ndarray,
+    signatures: list[str],
+    repeats: list[NestedScores],
+    settings: dict[str, Any],
+    seed: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    n, positives = len(response), int(response.sum())
+    pairs = response_pairs(response).astype(float)
+    draws = bootstrap_weights(n, draws=settings["bootstraps"], seed=seed, strata=response)
+    weights = np.vstack([np.ones(n), draws])
+    rng = np.random.default_rng([seed, n, 11])
+    labels = np.array([rng.permutation(response) for _ in range(_SIGNATURE_PERMUTATIONS)])
+    scores = pd.DataFrame({"patient": table["patient"].astype(str)})
+    scores["fold"] = [
+        ",".join(map(str, row)) for row in zip(*(r.fold for r in repeats), strict=True)
+    ]
+    scores["response"] = response
+    rows: list[dict[str, Any]] = []
+
+    def add(model: str, metric: str, values: np.ndarray, null: np.ndarray) -> None:
+        low, high = interval(values[1:])
+        rows.append(
+            {
+                "model": model,
+                "metric": metric,
+                "value": float(values[0]),
+                "ci_low": low,
+                "ci_high": high,
+                "p": permutation_p(float(values[0]), null),
+                "null": 0.5 if metric == "auroc" else positives / n,
+                "n": n,
+                "positives": positives,
+            }
+        )
+
+    def both(all_scores: list[np.ndarray], used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        auroc = np.mean([bootstrap_concordance(s[None], pairs, used)[0] for s in all_scores], 0)
+        return auroc, np.mean([average_precision(s, used * response, used) for s in all_scores], 0)
+
+    for column in signatures:
+        values = table[column].to_numpy(float)
+        name = column.removeprefix(SIGNATURE)
+        if not np.isfinite(values).all():
+            log.warning("signature %s is missing for some patients; left out", name)
+            continue
+        auroc, auprc = both([values], weights)
+        add(name, "auroc", auroc, rank_auroc(values[None], labels)[0])
+        add(name, "auprc", auprc, average_precision(values, labels, np.ones_like(labels, float)))
+        scores[name] = values
+    unit = np.ones((1, n))
+    for name in repeats[0].scores:
+        auroc, auprc = both([r.scores[name] for r in repeats], weights)
+        null = [
+            both([r.shuffled[name][shuffle] for r in repeats], unit)
+            for shuffle in range(settings["permutations"])
+        ]
+        add(name, "auroc", auroc, np.array([a[0] for a, _ in null]))
+        add(name, "auprc", auprc, np.array([b[0] for _, b in null]))
+        scores[name] = np.mean([r.scores[name] for r in repeats], axis=0)
+    for row in rows:
+        log.info("%s of %s: %.3f, p %.3g", row["metric"], row["model"], row["value"], row["p"])
+    return pd.DataFrame(rows), scores.sort_values("patient", ignore_index=True)

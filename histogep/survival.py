@@ -1,0 +1,287 @@
+"""Survival: per-gene Cox models and out-of-fold risk, each against what it must beat."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from histogep.cox import scan_genes
+from histogep.discrimination import (
+    bootstrap_concordance,
+    bootstrap_weights,
+    interval,
+    permutation_p,
+    survival_pairs,
+)
+from histogep.jobs import InputError
+from histogep.nested import CoxLearner, NestedScores, nested_scores
+from histogep.patients import GENE, image_columns
+
+log = logging.getLogger(__name__)
+
+DEFAULTS: dict[str, Any] = {
+    "folds": 5,
+    "inner_folds": 5,
+    "repeats": 5,
+    "penalties": [0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
+    "components": 10,
+    "shuffles": 50,
+    "bootstraps": 1000,
+    "covariates": ["age", "sex", "stage"],
+}
+#: A model of risk needs this many events at the least.
+MIN_EVENTS = 3
+#: At most one image component for so many events of the cohort.
+_EVENTS_PER_COMPONENT = 3
+
+
+@dataclass(frozen=True)
+class SurvivalResult:
+    """What `fit_survival` finds.
+
+    Attributes
+    ----------
+    cox
+        One row per gene: see `histogep.cox.scan_genes`; sorted by p.
+    concordance
+        One row per model and for the paired difference: model, c_index (mean over the repeats of
+        the pooled out-of-fold C-index), ci_low, ci_high (95 %, bootstrap over patients; for the
+        shuffled models, over the shuffles), p (one-sided permutation p over the shuffles: the
+        covariates' for the clinical model, the images' for the others), null (mean over the
+        shuffles; .5 or 0 without shuffles), n, events.
+    risk
+        One row per patient: patient, fold (of each repeat, separated by commas), time, event,
+        risk_clinical, risk_image, risk_clinical_image (mean over repeats of the out-of-fold risk,
+        in standard deviations of the training patients' risk; NaN where there is no such model),
+        group (high or low: above or below the median of the fullest model's risk) and
+        group_clinical.
+    """
+
+    cox: pd.DataFrame
+    concordance: pd.DataFrame
+    risk: pd.DataFrame
+
+
+def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) -> SurvivalResult:
+    """Relate the patients' images to their survival.
+
+    Three models are fitted in nested patient folds (`histogep.nested`): the clinical covariates
+    alone, the image alone, and both. What the image adds is the paired difference between both
+    and the clinical model, on the same bootstrap draws. The image of every patient is then given
+    to another one, at random and through the same procedure: `shuffled` and `clinical+shuffled`
+    are what images without information score here, and how often they score as high is the p of
+    the image and of its gain. Intervals hold the fitted models fixed and resample patients.
+
+    Risks of all folds are pooled: within the folds of a small cohort there are too few pairs.
+    Each is first put on the scale of its training patients' risk, which takes out the shifts
+    between folds.
+
+    Parameters
+    ----------
+    table
+        From `histogep.patients.summarise_patients`.
+    settings
+        Keys of `DEFAULTS`.
+    seed
+        Of folds, shuffles and bootstrap draws.
+
+    Raises
+    ------
+    InputError
+        No or too few events, fewer patients than folds, a negative time, an event that is not 0
+        or 1, nothing to model risk with.
+    """
+    settings = DEFAULTS | settings
+    table = _with_outcome(table, settings["folds"])
+    time, event = table["time"].to_numpy(float), table["event"].to_numpy(int)
+    clinical = _covariates(table, settings["covariates"])
+    genes, others = image_columns(table)
+    image = table[genes].to_numpy(float), table[others].to_numpy(float)
+    if clinical.shape[1] == 0 and not genes and not others:
+        raise InputError(
+            "there is nothing to model risk with: no predictable gene and none of the covariates "
+            f"{', '.join(settings['covariates'])}"
+        )
+    names = [name.removeprefix(GENE) for name in genes]
+    cox = scan_genes(image[0], time, event, genes=names)
+    cox = cox.sort_values(["p", "gene"], kind="stable", ignore_index=True)
+    if len(cox):
+        log.info("%d of %d genes with FDR below .05", (cox["fdr"] < 0.05).sum(), len(cox))
+
+    components = max(1, min(settings["components"], int(event.sum()) // _EVENTS_PER_COMPONENT))
+    learner, warned = CoxLearner(time, event), set()
+    repeats = [
+        nested_scores(
+            learner,
+            event,
+            clinical=clinical,
+            image=image,
+            folds=settings["folds"],
+            inner_folds=settings["inner_folds"],
+            penalties=settings["penalties"],
+            components=components,
+            shuffles=settings["shuffles"],
+            seed=seed + 10_000 * repeat,
+            shuffle_seed=seed,
+            warned=warned,
+        )
+        for repeat in range(settings["repeats"])
+    ]
+    for name, penalties in repeats[0].penalties.items():
+        log.info("penalty of %s by fold (first repeat): %s", name, penalties)
+    concordance = _concordance(repeats, time, event, settings["bootstraps"], seed)
+    return SurvivalResult(cox, concordance, _risk_table(table, repeats))
+
+
+def _with_outcome(table: pd.DataFrame, folds: int) -> pd.DataFrame:
+    """Return the patients with an outcome that can be used, or refuse."""
+    for column in ("time", "event"):
+        if column not in table:
+            raise InputError(f"the patients have no column {column!r}; survival needs it")
+    time = table["time"].to_numpy(float)
+    event = table["event"].to_numpy(float)
+    ids = table["patient"].astype(str)
+    if (time < 0).any():
+        raise InputError(
+            f"negative times: {', '.join(ids[time < 0])}; time counts the months from diagnosis"
+        )
+    odd = np.isfinite(event) & ~np.isin(event, (0, 1))
+    if odd.any():
+        raise InputError(f"events other than 0 and 1: {', '.join(ids[odd])}")
+    known = np.isfinite(time) & np.isfinite(event)
+    if not known.all():
+        log.warning(
+            "%d patients without time or event left out: %s",
+            (~known).sum(),
+            ", ".join(ids[~known]),
+        )
+    table = table[known].reset_index(drop=True)
+    n, events = len(table), int(event[known].sum())
+    if n < folds:
+        raise InputError(
+            f"{n} patients with time and event are fewer than the {folds} folds; lower "
+            "survival.folds or add patients"
+        )
+    if events == 0:
+        raise InputError(
+            "no patient has an event: survival cannot be modelled; is event 1 for the event and 0 "
+            "for censored?"
+        )
+    if events < max(MIN_EVENTS, folds):
+        raise InputError(
+            f"{events} events are too few for {folds} folds (one per fold, {MIN_EVENTS} at the "
+            "least); lower survival.folds or wait for events"
+        )
+    log.info("%d patients, %d events", n, events)
+    return table
+
+
+def _covariates(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Return the clinical covariates that tell patients apart, the others are told in the log."""
+    kept = {}
+    for name in names:
+        if name not in table or not np.isfinite(table[name].to_numpy(float)).any():
+            log.warning("covariate %s is not known for any patient; left out", name)
+            continue
+        values = table[name].to_numpy(float)
+        if len(np.unique(values[np.isfinite(values)])) < 2 and np.isfinite(values).all():
+            log.warning("covariate %s is the same for all patients; left out", name)
+            continue
+        kept[name] = values
+    return pd.DataFrame(kept, index=table.index)
+
+
+def _concordance(
+    repeats: list[NestedScores], time: np.ndarray, event: np.ndarray, draws: int, seed: int
+) -> pd.DataFrame:
+    """Return the C-index of every model with interval, null and p."""
+    n, pairs = len(time), survival_pairs(time, event).astype(float)
+    weights = np.vstack([np.ones(n), bootstrap_weights(n, draws=draws, seed=seed)])
+    models = list(repeats[0].scores)
+    # Models x (as observed, then draws), mean over the repeats.
+    values = np.mean(
+        [
+            bootstrap_concordance(np.stack([r.scores[name] for name in models]), pairs, weights)
+            for r in repeats
+        ],
+        axis=0,
+    )
+    by_model = dict(zip(models, values, strict=True))
+    shuffled = {
+        name: np.mean(
+            [bootstrap_concordance(r.shuffled[name], pairs, weights[:1])[:, 0] for r in repeats],
+            axis=0,
+        )
+        for name in repeats[0].shuffled
+        if len(repeats[0].shuffled[name])
+    }
+    rows: list[dict[str, Any]] = []
+
+    def add(model: str, observed: np.ndarray, null: np.ndarray | None, fallback: float) -> None:
+        low, high = interval(observed[1:])
+        p = np.nan if null is None else permutation_p(observed[0], null)
+        middle = fallback if null is None else float(null.mean())
+        rows.append(_row(model, observed[0], low, high, p, middle))
+
+    for name in models:
+        add(name, by_model[name], shuffled.get(name), 0.5)
+    for name, label in (("image", "shuffled"), ("clinical+image", "clinical+shuffled")):
+        if name in shuffled:
+            low, high = interval(shuffled[name])
+            rows.append(_row(label, shuffled[name].mean(), low, high, np.nan, 0.5))
+    if "clinical+image" in models:
+        null = shuffled.get("clinical+image")
+        add(
+            "clinical+image - clinical",
+            by_model["clinical+image"] - by_model["clinical"],
+            None if null is None else null - by_model["clinical"][0],
+            0.0,
+        )
+    table = pd.DataFrame(rows)
+    table["n"], table["events"] = n, int(event.sum())
+    for row in rows:
+        log.info(
+            "C-index %s: %.3f (%.3f to %.3f)",
+            *(row[key] for key in ("model", "c_index", "ci_low", "ci_high")),
+        )
+    return table
+
+
+def _row(
+    model: str, value: float, low: float, high: float, p: float, null: float
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "c_index": float(value),
+        "ci_low": low,
+        "ci_high": high,
+        "p": p,
+        "null": null,
+    }
+
+
+def _risk_table(table: pd.DataFrame, repeats: list[NestedScores]) -> pd.DataFrame:
+    risk = pd.DataFrame({"patient": table["patient"].astype(str)})
+    risk["fold"] = [",".join(map(str, row)) for row in zip(*(r.fold for r in repeats), strict=True)]
+    risk["time"], risk["event"] = table["time"], table["event"].astype(int)
+    fullest = ""
+    for name in ("clinical", "image", "clinical+image"):
+        column = "risk_" + name.replace("+", "_")
+        if name in repeats[0].scores:
+            risk[column] = np.mean([r.scores[name] for r in repeats], axis=0)
+            fullest = column
+        else:
+            risk[column] = np.nan
+    risk["group"] = split_at_median(risk[fullest])
+    known = risk["risk_clinical"].notna().all()
+    risk["group_clinical"] = split_at_median(risk["risk_clinical"]) if known else ""
+    return risk.sort_values("patient", ignore_index=True)
+
+
+def split_at_median(risk: pd.Series) -> np.ndarray:
+    """Return `high` for patients above the median risk, `low` for the others."""
+    return np.where(risk > risk.median(), "high", "low")

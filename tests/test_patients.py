@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from histogep.jobs import InputError
+from histogep.patients import image_columns, sex_number, stage_number, summarise_patients
+from histogep.signatures import Signature
+
+GENES = ["GZMA", "PRF1", "COL1A1", "NOISE"]
+SIGNATURES = {
+    "cytolytic": Signature("cytolytic", "", "", "mean", {"GZMA": 1.0, "PRF1": 1.0}, 1.0),
+    "absent": Signature("absent", "", "", "mean", {"X": 1.0, "COL1A1": 1.0}, 0.9),
+}
+
+
+def write_slide(path, *, n=20, n_tumour=10, seed=0, distant=0.0, digest="d", values=None):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(0, 3, (n, 4)).astype(np.float32) if values is None else values
+    obs = pd.DataFrame(
+        {
+            "tumour": np.where(np.arange(n) < n_tumour, 0.9, 0.1).astype(np.float32),
+            "distant": np.arange(n) < distant * n,
+        },
+        index=[f"{i}x0" for i in range(n)],
+    )
+    var = pd.DataFrame({"predictable": [True, True, True, False]}, index=GENES)
+    ad.AnnData(x, obs=obs, var=var, uns={"model_digest": digest}).write_h5ad(path)
+    return x
+
+
+def sheet(**columns):
+    table = pd.DataFrame(columns)
+    return table.set_index("patient", drop=False)
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    paths = [tmp_path / f"{name}.h5ad" for name in ("a1", "a2", "b1", "c1", "d1")]
+    slides = {
+        "a1": write_slide(paths[0], seed=1),
+        "a2": write_slide(paths[1], n=40, n_tumour=30, seed=2),
+        "b1": write_slide(paths[2], n_tumour=2, seed=3, distant=0.8),
+        "c1": write_slide(paths[3], seed=4),
+        "d1": write_slide(paths[4], seed=5),
+    }
+    patients = sheet(
+        patient=["007", "B", "C", "E"],
+        time=[10.0, 5.0, np.nan, 3.0],
+        event=[1.0, 0.0, np.nan, 1.0],
+        age=[60.0, np.nan, 50.0, 40.0],
+        sex=["female", "M", "", "f"],
+        stage=["Stage IIA", "", "IV", "I"],
+    )
+    options = {
+        "slides": list(slides),
+        "slide_patients": ["007", "007", "B", "C", "D"],
+        "patients": patients,
+        "signatures": SIGNATURES,
+    }
+    return paths, slides, options
+
+
+def test_tiles_of_all_slides_are_pooled_over_tumour_tiles(cohort):
+    paths, slides, options = cohort
+    table, _ = summarise_patients(paths, **options)
+    row = table.set_index("patient").loc["007"]
+    tumour = np.concatenate([slides["a1"][:10], slides["a2"][:30]])
+    tissue = np.concatenate([slides["a1"], slides["a2"]])
+    assert (row["n_slides"], row["n_tiles"], row["n_tumour_tiles"]) == (2, 60, 40)
+    assert row["tumour_fraction"] == pytest.approx(40 / 60)
+    assert row["gene:GZMA"] == pytest.approx(tumour[:, 0].mean(), rel=1e-6)
+    assert row["signature:cytolytic"] == pytest.approx(tissue[:, :2].mean(), rel=1e-6)
+    within = [slides["a1"][:10, :3].var(axis=0) * 10, slides["a2"][:30, :3].var(axis=0) * 30]
+    assert row["heterogeneity"] == pytest.approx(np.sqrt(sum(within) / 40).mean(), rel=1e-5)
+    assert not row["all_tiles"]
+
+
+def test_without_a_tumour_map_all_tiles_are_used(cohort):
+    paths, slides, options = cohort
+    for path in paths[:2]:
+        data = ad.read_h5ad(path)
+        data.obs["tumour"] = np.float32(np.nan)
+        data.write_h5ad(path)
+    table, _ = summarise_patients(paths, **options)
+    row = table.set_index("patient").loc["007"]
+    assert np.isnan(row["tumour_fraction"])
+    assert row["all_tiles"]
+    tissue = np.concatenate([slides["a1"], slides["a2"]])
+    assert row["gene:GZMA"] == pytest.approx(tissue[:, 0].mean(), rel=1e-6)
+
+
+def test_only_predictable_genes_and_covered_signatures_are_there(cohort):
+    paths, _, options = cohort
+    table, _ = summarise_patients(paths, **options)
+    genes, others = image_columns(table)
+    assert genes == ["gene:GZMA", "gene:PRF1", "gene:COL1A1"]
+    assert others == ["tumour_fraction", "heterogeneity", "signature:cytolytic"]
+
+
+def test_too_few_tumour_tiles_and_distant_slides_are_flagged(cohort, caplog):
+    paths, slides, options = cohort
+    table, _ = summarise_patients(paths, **options)
+    row = table.set_index("patient").loc["B"]
+    assert row["all_tiles"]
+    assert row["gene:PRF1"] == pytest.approx(slides["b1"][:, 1].mean(), rel=1e-6)
+    assert row["distant"]
+    assert row["distant_fraction"] == pytest.approx(0.8)
+    assert "slide b1: 80 % of its tiles are far" in caplog.text
+    assert "described by all tiles: B" in caplog.text
+
+
+def test_the_clinical_columns_are_numbers_and_ids_stay_text(cohort):
+    paths, _, options = cohort
+    table, _ = summarise_patients(paths, **options)
+    assert list(table["patient"]) == ["007", "B"]
+    assert table["sex"].tolist() == [0.0, 1.0]
+    assert table["stage"].tolist()[0] == 2.0
+    assert np.isnan(table["stage"][1])
+    assert np.isnan(table["age"][1])
+
+
+def test_dropped_patients_are_listed_with_their_reason(cohort):
+    paths, _, options = cohort
+    _, dropped = summarise_patients(paths, **options)
+    reasons = dropped.set_index("patient")["reason"]
+    assert reasons["C"] == "neither time and event nor response in the patient sheet"
+    assert reasons["D"] == "no row in the patient sheet"
+    assert reasons["E"] == "no predicted slide in this cohort"
+    assert set(reasons.index) == {"C", "D", "E"}
+    assert dropped.set_index("patient").loc["D", "slides"] == "d1"
+
+
+def test_a_response_alone_keeps_a_patient(cohort):
+    paths, _, options = cohort
+    patients = options["patients"].assign(response=[np.nan, np.nan, 1.0, np.nan])
+    table, _ = summarise_patients(paths, **options | {"patients": patients})
+    assert "C" in set(table["patient"])
+
+
+def test_without_a_sheet_every_patient_is_described(cohort):
+    paths, _, options = cohort
+    table, dropped = summarise_patients(paths, **options | {"patients": None})
+    assert list(table["patient"]) == ["007", "B", "C", "D"]
+    assert dropped.empty
+    assert list(dropped) == ["patient", "slides", "reason"]
+
+
+def test_copy_number_joins_by_patient(cohort, tmp_path):
+    paths, _, options = cohort
+    path = tmp_path / "patients.tsv"
+    path.write_text(
+        "patient\tn_tumour_spots\tcnv_burden\tshare_0\tshare_1\n007\t40\t0.3\t0.25\t0.75\n"
+    )
+    table, _ = summarise_patients(paths, **options, subtypes=path)
+    table = table.set_index("patient")
+    assert table.loc["007", ["cnv_burden", "share_0", "share_1"]].tolist() == [0.3, 0.25, 0.75]
+    assert np.isnan(table.loc["B", "cnv_burden"])
+    assert "n_tumour_spots" not in table
+    assert {"cnv_burden", "share_0"} <= set(image_columns(table)[1])
+
+
+def test_refusals(cohort, tmp_path):
+    paths, _, options = cohort
+    with pytest.raises(InputError, match="must be the same text"):
+        summarise_patients(paths[:1], **options | {"slides": ["a1"], "slide_patients": ["7"]})
+    odd = options["patients"].assign(stage=["II", "V", "I", "I"], sex=["f", "?", "f", "f"])
+    with pytest.raises(InputError, match="patient B: sex '\\?'.*\n.*patient B: stage 'V'"):
+        summarise_patients(paths, **options | {"patients": odd})
+    write_slide(paths[1], digest="another")
+    with pytest.raises(InputError, match="different models"):
+        summarise_patients(paths, **options)
+    values = np.ones((20, 4), np.float32)
+    values[3, 0] = np.nan
+    write_slide(paths[1], values=values)
+    with pytest.raises(InputError, match=r"a2.h5ad holds predictions that are not numbers"):
+        summarise_patients(paths, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("I", 1), ("Stage IIIC", 3), ("iv", 4), ("2", 2), ("IIB", 2), ("", None), ("Stage X", None)],
+)
+def test_stages(text, number):
+    assert stage_number(text) == number or (number is None and np.isnan(stage_number(text)))
+
+
+def test_sexes():
+    assert [sex_number(text) for text in ("F", "male", "Female", "m")] == [0, 1, 0, 1]
+    assert np.isnan(sex_number("unknown"))

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import lifelines
+import numpy as np
+import pandas as pd
+import pytest
+from lifelines.statistics import logrank_test
+from lifelines.utils import concordance_index
+
+from histogep.discrimination import (
+    bootstrap_concordance,
+    bootstrap_weights,
+    concordance,
+    permutation_p,
+    survival_pairs,
+)
+from histogep.jobs import InputError
+from histogep.nested import CoxLearner, fill_and_scale, nested_scores, reduce_image
+from histogep.patients import stage_number
+from histogep.plots_outcome import forest, kaplan_meier, log_rank_p
+from histogep.survival import fit_survival
+
+QUICK = {"repeats": 2, "shuffles": 12, "bootstraps": 300, "inner_folds": 3}
+
+
+def simulate(n=30, seed=1, hazard=1.8, n_genes=60):
+    """Patients whose hazard follows a composition that 20 genes show, and age a little."""
+    rng = np.random.default_rng(seed)
+    composition = rng.permutation(np.linspace(-1.7, 1.7, n))
+    other = rng.normal(size=n)
+    age = rng.normal(61, 11, n)
+    risk = hazard * composition + 0.4 * (age - 61) / 11
+    time = 24 * (rng.exponential(size=n) / np.exp(risk)) ** (1 / 1.4)
+    censored = rng.uniform(24, 156, n)
+    loading = np.zeros((2, n_genes))
+    loading[0, :20], loading[1, 20:40] = 0.2, 0.2
+    genes = np.stack([composition, other], axis=1) @ loading
+    genes += 0.1 * rng.normal(size=(n, n_genes))
+    table = pd.DataFrame(genes, columns=[f"gene:G{i:02d}" for i in range(n_genes)])
+    return table.assign(
+        patient=[f"{i:03d}" for i in range(n)],
+        time=np.minimum(time, censored).round(1),
+        event=(time <= censored).astype(float),
+        age=age.round(),
+        sex=rng.integers(0, 2, n).astype(float),
+        stage=rng.integers(1, 5, n).astype(float),
+        tumour_fraction=rng.uniform(0.3, 0.7, n),
+    )
+
+
+@pytest.fixture(scope="module")
+def planted():
+    table = simulate()
+    return table, fit_survival(table, settings=QUICK, seed=1)
+
+
+def test_the_planted_hazard_is_found_beyond_the_covariates(planted):
+    table, result = planted
+    models = result.concordance.set_index("model")
+    assert models.loc["clinical+image", "c_index"] > models.loc["clinical", "c_index"] + 0.05
+    assert models.loc["image", "c_index"] > 0.65
+    gain = models.loc["clinical+image - clinical"]
+    assert gain["ci_low"] > 0
+    assert gain["p"] == pytest.approx(1 / 13)  # no shuffle did as well: the smallest p there is
+    assert 0.35 < models.loc["shuffled", "c_index"] < 0.6
+    hits = set(result.cox.query("fdr < 0.05")["gene"])
+    planted_genes = {f"G{i:02d}" for i in range(20)}
+    assert len(hits & planted_genes) >= 15
+    assert len(hits - planted_genes) <= 2
+    assert (models["n"] == len(table)).all()
+    assert (models["events"] == table["event"].sum()).all()
+
+
+def test_the_difference_is_the_difference(planted):
+    models = planted[1].concordance.set_index("model")["c_index"]
+    assert models["clinical+image - clinical"] == pytest.approx(
+        models["clinical+image"] - models["clinical"]
+    )
+
+
+def test_risk_is_split_at_its_median(planted):
+    table, result = planted
+    risk = result.risk
+    assert list(risk["patient"]) == sorted(table["patient"])
+    assert (risk["group"] == "high").sum() == len(risk) // 2
+    assert (
+        risk.loc[risk["group"] == "high", "risk_clinical_image"].min()
+        > risk["risk_clinical_image"].median()
+    )
+    assert all(len(folds.split(",")) == QUICK["repeats"] for folds in risk["fold"])
+
+
+def test_two_runs_are_identical_and_another_seed_is_not(planted):
+    table, result = planted
+    again = fit_survival(table, settings=QUICK, seed=1)
+    pd.testing.assert_frame_equal(result.concordance, again.concordance)
+    pd.testing.assert_frame_equal(result.risk, again.risk)
+    other = fit_survival(table, settings=QUICK, seed=2)
+    assert not other.risk["risk_image"].equals(result.risk["risk_image"])
+
+
+def test_an_outcome_without_cause_gives_one_half():
+    values = []
+    for seed in range(6):
+        table = simulate(n=60, seed=seed)
+        order = np.random.default_rng(seed).permutation(len(table))
+        table[["time", "event"]] = table[["time", "event"]].to_numpy()[order]
+        result = fit_survival(table, settings=QUICK | {"repeats": 1, "shuffles": 0}, seed=seed)
+        assert (result.cox["fdr"] > 0.01).all()
+        values.append(result.concordance.set_index("model").loc["image", "c_index"])
+    assert 0.4 < np.mean(values) < 0.58
+
+
+def test_a_patient_s_score_does_not_know_the_patient_s_own_outcome():
+    """Changing the outcome of a fold's held-out patients leaves their scores as they were."""
+    table = simulate(n=40, seed=3)
+    image = table.filter(like="gene:").to_numpy(), table[["tumour_fraction"]].to_numpy()
+
+    def scores(time, event):
+        return nested_scores(
+            CoxLearner(time, event),
+            table["event"].to_numpy(int),  # the folds stay as they are
+            clinical=table[["age", "stage"]],
+            image=image,
+            folds=4,
+            inner_folds=3,
+            penalties=[0.1, 1.0],
+            components=5,
+            shuffles=0,
+            seed=1,
+            shuffle_seed=1,
+            warned=set(),
+        )
+
+    time, event = table["time"].to_numpy(), table["event"].to_numpy()
+    first = scores(time, event)
+    held_out = first.fold == 2
+    changed_time, changed_event = time.copy(), event.copy()
+    changed_time[held_out], changed_event[held_out] = 1.0, 1.0
+    again = scores(changed_time, changed_event)
+    for name in ("clinical", "image", "clinical+image"):
+        np.testing.assert_allclose(first.scores[name][held_out], again.scores[name][held_out])
+        assert not np.allclose(first.scores[name][~held_out], again.scores[name][~held_out])
+
+
+def test_components_are_fitted_on_the_training_patients_only():
+    rng = np.random.default_rng(0)
+    genes, others = rng.normal(size=(20, 30)), rng.normal(size=(20, 3))
+    train = np.arange(15)
+    first = reduce_image((genes, others), np.arange(20), train, 4)
+    genes_changed = genes.copy()
+    genes_changed[15:] += 100
+    again = reduce_image((genes_changed, others), np.arange(20), train, 4)
+    np.testing.assert_allclose(first[:15], again[:15], atol=1e-9)
+    assert first[:15, 0].std() == pytest.approx(1)
+    np.testing.assert_allclose(first[:15].mean(axis=0), 0, atol=1e-9)
+    # Against numpy's own decomposition of the same scaled blocks.
+    blocks = [b[:15] for b in (genes, others)]
+    scaled = [(b - b.mean(0)) / b.std(0) / np.sqrt(b.shape[1]) for b in blocks]
+    u, s, _ = np.linalg.svd(np.hstack(scaled), full_matrices=False)
+    np.testing.assert_allclose(np.abs(first[:15]), np.abs(u * s)[:, :4] / s[0] * np.sqrt(15))
+
+
+def test_missing_covariates_are_a_level_of_their_own(caplog):
+    clinical = pd.DataFrame({"stage": [1.0, 2, 3, np.nan, 4, np.nan], "sex": [1.0] * 5 + [0.0]})
+    warned: set[str] = set()
+    design = fill_and_scale(clinical, np.arange(5), warned=warned)
+    assert design.shape == (6, 3)
+    assert np.isfinite(design).all()
+    assert design[3, 1] == design[5, 1] > design[0, 1]  # the marker of a missing stage
+    assert (design[:, 2] == 0).all()
+    assert warned == {"sex"}
+    assert "sex is constant" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_concordance_equals_lifelines_with_ties(seed):
+    rng = np.random.default_rng(seed)
+    time, event = rng.integers(1, 12, 80).astype(float), rng.integers(0, 2, 80)
+    risk = rng.integers(0, 9, 80).astype(float)
+    pairs = survival_pairs(time, event).astype(float)
+    assert concordance(risk, pairs) == pytest.approx(concordance_index(time, -risk, event))
+
+
+def test_a_bootstrap_draw_equals_lifelines_on_the_drawn_patients():
+    rng = np.random.default_rng(0)
+    time, event, risk = rng.exponential(size=50), rng.integers(0, 2, 50), rng.normal(size=50)
+    weights = bootstrap_weights(50, draws=5, seed=1)
+    assert (weights.sum(axis=1) == 50).all()
+    values = bootstrap_concordance(risk[None], survival_pairs(time, event).astype(float), weights)
+    for draw, value in zip(weights.astype(int), values[0], strict=True):
+        rows = np.repeat(np.arange(50), draw)
+        # lifelines counts a patient against its own copy never, as the times are tied events.
+        assert value == pytest.approx(
+            concordance_index(time[rows], -risk[rows], event[rows]), abs=1e-9
+        )
+
+
+def test_log_rank_equals_lifelines_and_both_figures_draw(planted):
+    _, result = planted
+    risk = result.risk
+    high = risk["group"] == "high"
+    expected = logrank_test(
+        risk["time"][high], risk["time"][~high], risk["event"][high], risk["event"][~high]
+    )
+    p = log_rank_p(risk["time"], risk["event"], risk["group"])
+    assert p == pytest.approx(expected.p_value)
+    km = kaplan_meier(risk)
+    assert any(f"{p:.2g}" in axes.get_title(loc="left") for axes in km.axes)
+    curve = km.axes[1].lines[0].get_ydata()
+    fitted = lifelines.KaplanMeierFitter().fit(risk["time"][high], risk["event"][high])
+    np.testing.assert_allclose(curve, fitted.survival_function_["KM_estimate"])
+    labels = [
+        tick.get_text() for tick in forest(result.concordance, result.cox).axes[0].get_yticklabels()
+    ]
+    assert len(labels) == 5
+    assert any(label.startswith("shuffled") for label in labels)
+
+
+def test_a_study_without_covariates_or_without_genes_still_runs():
+    table = simulate(seed=5)
+    image_only = fit_survival(table.drop(columns=["age", "sex", "stage"]), settings=QUICK, seed=1)
+    assert set(image_only.concordance["model"]) == {"image", "shuffled"}
+    assert image_only.risk["risk_clinical"].isna().all()
+    kaplan_meier(image_only.risk)
+    bare = table[["patient", "time", "event", "age"]]
+    clinical_only = fit_survival(bare, settings=QUICK, seed=1)
+    assert set(clinical_only.concordance["model"]) == {"clinical"}
+    assert clinical_only.cox.empty
+    kaplan_meier(clinical_only.risk)
+    forest(clinical_only.concordance, clinical_only.cox)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.assign(event=0.0), "no patient has an event"),
+        (lambda t: t.head(4), "4 patients with time and event are fewer than the 5 folds"),
+        (lambda t: t.assign(time=[-1.0, *t["time"][1:]]), "negative times: 000"),
+        (lambda t: t.assign(event=[2.0, *t["event"][1:]]), "other than 0 and 1: 000"),
+        (lambda t: t.assign(event=[1.0] * 2 + [0.0] * 28), "2 events are too few for 5 folds"),
+        (lambda t: t.drop(columns="time"), "no column 'time'"),
+        (lambda t: t[["patient", "time", "event"]], "nothing to model risk with"),
+    ],
+)
+def test_refusals_say_what_is_wrong(change, message):
+    with pytest.raises(InputError, match=message):
+        fit_survival(change(simulate()), settings=QUICK, seed=1)
+
+
+def test_missing_times_and_constant_covariates_are_told_and_left_out(caplog):
+    table = simulate().assign(sex=1.0)
+    table.loc[[3, 7], "time"] = np.nan
+    result = fit_survival(table, settings=QUICK | {"shuffles": 0}, seed=1)
+    assert (result.concordance["n"] == 28).all()
+    assert "2 patients without time or event left out: 003, 007" in caplog.text
+    assert "covariate sex is the same for all patients" in caplog.text
+
+
+def test_a_permutation_p_is_never_zero():
+    assert permutation_p(0.9, np.full(9, 0.5)) == pytest.approx(0.1)
+    assert permutation_p(0.5, np.full(9, 0.5)) == 1
+
+
+@pytest.mark.parametrize(
+    ("covariates", "low", "high"), [(["age"], 0.60, 0.67), (["age", "stage"], 0.70, 0.76)]
+)
+def test_clinical_covariates_of_tcga_brca_reach_their_known_concordance(
+    shared_data, tcga_brca, covariates, low, high
+):
+    result = fit_survival(
+        tcga_brca,
+        settings={"covariates": covariates, "repeats": 1, "shuffles": 0, "bootstraps": 200},
+        seed=1,
+    )
+    row = result.concordance.iloc[0]
+    assert (row["n"], row["events"]) == (1096, 151)
+    assert low < row["c_index"] < high
+    assert row["ci_low"] < row["c_index"] < row["ci_high"]
+
+
+@pytest.fixture(scope="module")
+def tcga_brca(shared_data):
+    table = pd.read_excel(shared_data / "tcga" / "TCGA-CDR-SupplementalTableS1.xlsx", index_col=0)
+    table = table[table["type"] == "BRCA"].reset_index(drop=True)
+    stages = table["ajcc_pathologic_tumor_stage"].replace(
+        {"[Discrepancy]": "", "[Not Available]": "", "Stage X": ""}
+    )
+    return pd.DataFrame(
+        {
+            "patient": table["bcr_patient_barcode"],
+            "time": table["OS.time"] / 30.44,
+            "event": table["OS"].astype(float),
+            "age": table["age_at_initial_pathologic_diagnosis"].astype(float),
+            "stage": stages.map(lambda s: stage_number("" if s != s else s)),
+        }
+    )

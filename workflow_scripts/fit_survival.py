@@ -1,0 +1,26 @@
+"""Relate the patients of a cohort to their survival."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from histogep.files import write_tsv
+from histogep.jobs import job_log
+from histogep.plots import save
+from histogep.plots_outcome import forest, kaplan_meier
+from histogep.survival import fit_survival
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]):
+    result = fit_survival(
+        pd.read_parquet(snakemake.input.patients),
+        settings=snakemake.params.survival,
+        seed=snakemake.params.seed,
+    )
+    write_tsv(result.cox, snakemake.output.cox)
+    write_tsv(result.concordance, snakemake.output.concordance)
+    write_tsv(result.risk, snakemake.output.risk)
+    save(kaplan_meier(result.risk), snakemake.output.km)
+    save(forest(result.concordance, result.cox), snakemake.output.forest)

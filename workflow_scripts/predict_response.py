@@ -1,0 +1,25 @@
+"""Score the response of the patients of a cohort."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from histogep.files import write_tsv
+from histogep.jobs import job_log
+from histogep.plots import save
+from histogep.plots_outcome import roc
+from histogep.response import predict_response
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]):
+    result = predict_response(
+        pd.read_parquet(snakemake.input.patients),
+        settings=snakemake.params.response,
+        seed=snakemake.params.seed,
+    )
+    write_tsv(result.performance, snakemake.output.performance)
+    write_tsv(result.scores, snakemake.output.scores)
+    write_tsv(result.genes, snakemake.output.genes)
+    save(roc(result.scores, result.performance), snakemake.output.roc)
