@@ -1,0 +1,28 @@
+"""From H&E slides to spatial gene expression, tumour maps and outcome: the entry point."""
+
+from snakemake.utils import min_version
+
+min_version("9.14")
+
+
+report: "report/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/simulate.smk"
+include: "rules/slides.smk"
+include: "rules/spots.smk"
+include: "rules/genes.smk"
+include: "rules/model.smk"
+include: "rules/expression.smk"
+include: "rules/cnv.smk"
+include: "rules/survival.smk"
+include: "rules/response.smk"
+include: "rules/enrichment.smk"
+include: "rules/provenance.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        STAGES.targets(),

@@ -1,0 +1,71 @@
+"""Copy number: per slide from measured counts or from predicted expression, then over a cohort.
+
+Needs:  gene positions; spots with labels, or features with a model folder.
+Writes: results/cnv/{slide}.h5ad, results/cnv/{slide}.arms.tsv, results/cnv/{cohort}/
+"""
+
+
+rule infer_cnv:
+    input:
+        unpack(cnv_inputs),
+        gene_positions=GENE_POSITIONS or [],
+    output:
+        cnv="results/cnv/{slide}.h5ad",
+        arms="results/cnv/{slide}.arms.tsv",
+        heatmap=report(
+            "results/cnv/{slide}.png",
+            caption="../report/cnv.rst",
+            category="5. Copy number",
+            labels={"slide": "{slide}", "figure": "profile by chromosome"},
+        ),
+    log:
+        "logs/infer_cnv/{slide}.log",
+    benchmark:
+        "benchmarks/infer_cnv/{slide}.tsv"
+    conda:
+        "../envs/cnv.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code_digest("infer_cnv.py"),
+        cnv=lookup("cnv", within=config),
+        seed=config["seed"],
+    message:
+        "Infer the copy number of slide {wildcards.slide}"
+    script:
+        "../workflow_scripts/infer_cnv.py"
+
+
+rule subtype_tumours:
+    input:
+        cnv=cohort_cnv,
+    output:
+        subtypes="results/cnv/{cohort}/subtypes.tsv",
+        patients="results/cnv/{cohort}/patients.tsv",
+        controls="results/cnv/{cohort}/controls.tsv",
+        heatmap=report(
+            "results/cnv/{cohort}/subtypes.png",
+            caption="../report/subtypes.rst",
+            category="5. Copy number",
+            labels={"cohort": "{cohort}", "figure": "subtypes"},
+        ),
+    log:
+        "logs/subtype_tumours/{cohort}.log",
+    benchmark:
+        "benchmarks/subtype_tumours/{cohort}.tsv"
+    conda:
+        "../envs/cnv.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        code=code_digest("subtype_tumours.py"),
+        slides=cohort_slide_ids,
+        patients=cohort_patient_ids,
+        cnv=lookup("cnv", within=config),
+        seed=config["seed"],
+    message:
+        "Tumour subtypes of cohort {wildcards.cohort}"
+    script:
+        "../workflow_scripts/subtype_tumours.py"

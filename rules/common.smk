@@ -1,0 +1,276 @@
+"""Validated configuration and sheets, wildcard constraints, and the input functions of all rules."""
+
+import re
+from pathlib import Path
+
+import yaml
+from histogep import folds, settings, sheets, stages
+from histogep.files import read_json
+from histogep.jobs import InputError
+from histogep.provenance import code_digest
+from snakemake.common.configfile import load_configfile
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
+
+REPOSITORY = Path(workflow.basedir)
+
+
+def read_study():
+    """Return settings, files, sheets and stages, all checked; the default study if none is given."""
+    configfiles = workflow.config_settings.configfiles
+    for file in configfiles:
+        settings.refuse_repeated_keys(file)
+    given = {} if configfiles else load_configfile(REPOSITORY / "config/config.yaml")
+    update_config(given, config)
+    schema = yaml.safe_load(
+        (REPOSITORY / "config/schemas/config.schema.yaml").read_text()
+    )
+    complete = settings.complete_settings(given, schema)
+    folders = (".", REPOSITORY)
+    data_root = complete["data_root"]
+
+    def made(file):
+        return complete["simulation"] is not None and file.startswith("data/simulated/")
+
+    def reference(path):
+        if path is None:
+            return None
+        path = path.replace("{data_root}", data_root or "{data_root}")
+        return path if made(path) else sheets.locate(path, folders=folders)
+
+    # Where the files are is kept apart from the settings, which are recorded as they were given.
+    references = complete["references"]
+    files = {
+        "gene_positions": reference(references["gene_positions"]),
+        "gene_sets": {
+            name: reference(path) for name, path in references["gene_sets"].items()
+        },
+        "patients": reference(complete["patients"]),
+        "model": reference(complete["model"]),
+    }
+    if files["model"] and not (Path(files["model"]) / "settings.json").is_file():
+        raise InputError(
+            f"model: {files['model']} holds no settings.json, so is no model"
+        )
+    slides = sheets.read_slides(
+        reference(complete["slides"]), data_root=data_root, made=made
+    )
+    patients = sheets.read_patients(files["patients"]) if files["patients"] else None
+    return (
+        complete,
+        files,
+        slides,
+        patients,
+        stages.plan_stages(complete, slides, patients),
+    )
+
+
+def one_of(names):
+    """Return a wildcard constraint that matches these names and no other."""
+    return "|".join(re.escape(name) for name in names) or "$.^"
+
+
+def resource(name):
+    """Return a file that the project ships."""
+    return str(REPOSITORY / "resources" / name)
+
+
+try:
+    SETTINGS, FILES, SLIDES, PATIENTS, STAGES = read_study()
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+config.clear()
+config.update(SETTINGS)
+
+STUDY = config["study"]
+SECTIONS = list(SLIDES.index[(SLIDES["counts"] != "") & (config["model"] is None)])
+SLIDES_WITHOUT_SPOTS = [slide for slide in SLIDES.index if slide not in SECTIONS]
+COHORTS = sorted(SLIDES["cohort"].unique())
+FOLDS = folds.fold_names(
+    n_patients=SLIDES.loc[SECTIONS, "patient"].nunique(),
+    n_sections=len(SECTIONS),
+    settings=config["folds"],
+)
+MODELS = list(config["models"])
+HELD_OUT = [
+    (fold, model)
+    for fold in FOLDS
+    for model, choices in config["models"].items()
+    # The wide panel serves copy number only; the paper's protocol knows only its own network.
+    if (fold.startswith("honest-") and choices["panel"] == "main")
+    or (fold.startswith("hist-") and choices["kind"] == "cmunet")
+]
+MODEL_FOLDER = FILES["model"] or f"results/model/{STUDY}"
+# A model that is applied brings its lattice: other slides are sampled as it was trained.
+LATTICE = config["lattice"]
+if FILES["model"]:
+    LATTICE = read_json(Path(MODEL_FOLDER) / "settings.json")["lattice"]
+ENCODERS = config["encoders"]
+GENE_POSITIONS = FILES["gene_positions"]
+GENE_SET_NAMES = list(FILES["gene_sets"])
+GENE_SETS = list(FILES["gene_sets"].values())
+PATIENTS_SHEET = FILES["patients"]
+MARKERS = resource("markers.tsv")
+SIGNATURES = resource("signatures.yaml")
+
+
+wildcard_constraints:
+    slide=one_of(SLIDES.index),
+    cohort=one_of(COHORTS),
+    study=one_of([STUDY]),
+    fold=one_of(FOLDS),
+    model=one_of(MODELS),
+    contrast="tumour|survival|response",
+
+
+def slide_image(wildcards):
+    """Return the whole-slide image of {slide}."""
+    return SLIDES.loc[wildcards.slide, "image"]
+
+
+def slide_mpp(wildcards):
+    """Return the pixel size of {slide} in um that the sheet gives, or None."""
+    mpp = SLIDES.loc[wildcards.slide, "mpp"]
+    return None if mpp != mpp else float(mpp)
+
+
+def patient_of(slide):
+    """Return the patient of a slide."""
+    return SLIDES.loc[slide, "patient"]
+
+
+def tile_inputs(wildcards):
+    """Return the spots of {slide} when it has any: its tiles lie on them."""
+    if wildcards.slide in SECTIONS:
+        return {"spots": f"results/spots/{wildcards.slide}.h5ad"}
+    return {}
+
+
+def section_counts(wildcards):
+    """Return the counts of {slide} and, for legacy ST tables, the positions of its spots."""
+    row = SLIDES.loc[wildcards.slide]
+    if row["counts"].startswith("data/simulated/"):
+        folder = row["counts"]
+        return {
+            "counts": f"{folder}/filtered_feature_bc_matrix.h5",
+            "positions": f"{folder}/spatial/tissue_positions.csv",
+            "scalefactors": f"{folder}/spatial/scalefactors_json.json",
+            "hires": f"{folder}/spatial/tissue_hires_image.png",
+        }
+    given = {"counts": row["counts"], "positions": row["positions"]}
+    return {name: path for name, path in given.items() if path}
+
+
+def section_labels(wildcards):
+    """Return the annotation of {slide} if it has one, and the gene positions if they are known."""
+    inputs = {
+        "labels": SLIDES.loc[wildcards.slide, "labels"],
+        "gene_positions": GENE_POSITIONS,
+    }
+    return {name: path for name, path in inputs.items() if path}
+
+
+def model_settings(wildcards):
+    """Return the settings of {model}."""
+    return config["models"][wildcards.model]
+
+
+def training_inputs(wildcards):
+    """Return, for the fold `all`, the honest folds' settings: they fix the number of epochs."""
+    if wildcards.fold != "all":
+        return {}
+    return {
+        "fold_settings": [
+            f"results/models/{STUDY}/{fold}/{model}/settings.json"
+            for fold, model in HELD_OUT
+            if fold.startswith("honest-") and model == wildcards.model
+        ]
+    }
+
+
+def trained_settings(wildcards):
+    """Return the settings of every model that was trained with sections held out."""
+    return [
+        f"results/models/{STUDY}/{fold}/{model}/settings.json"
+        for fold, model in HELD_OUT
+    ]
+
+
+def held_out_predictions(wildcards):
+    """Return the predictions of every held-out section by every model."""
+    return [
+        f"results/predictions/{STUDY}/{fold}/{model}.h5ad" for fold, model in HELD_OUT
+    ]
+
+
+def cohort_slides(wildcards, *, spots):
+    """Return the slides of {cohort} with (True), without (False) or whatever (None) spots."""
+    members = SLIDES.index[SLIDES["cohort"] == wildcards.cohort]
+    return [slide for slide in members if spots is None or (slide in SECTIONS) == spots]
+
+
+def cnv_inputs(wildcards):
+    """Return measured spots with labels, or features and predictions, for {slide}."""
+    slide = wildcards.slide
+    if slide in SECTIONS:
+        return {
+            "spots": f"results/spots/{slide}.h5ad",
+            "labels": f"results/labels/{slide}.tsv",
+        }
+    return {
+        "features": f"results/features/{slide}.h5",
+        "expression": f"results/expression/{slide}.h5ad",
+        "model": MODEL_FOLDER,
+    }
+
+
+def cohort_cnv(wildcards):
+    """Return the copy-number profiles of {cohort}."""
+    return [
+        f"results/cnv/{slide}.h5ad" for slide in cohort_slides(wildcards, spots=None)
+    ]
+
+
+def cohort_slide_ids(wildcards):
+    """Return the ids of the slides of {cohort}, in the order of `cohort_cnv`."""
+    return cohort_slides(wildcards, spots=None)
+
+
+def cohort_patient_ids(wildcards):
+    """Return the patient of each slide of {cohort}, in the order of `cohort_cnv`."""
+    return [patient_of(slide) for slide in cohort_slides(wildcards, spots=None)]
+
+
+def summary_inputs(wildcards):
+    """Return the predictions of {cohort}, and its subtypes where copy number is inferred."""
+    slides = cohort_slides(wildcards, spots=False)
+    inputs = {"expression": [f"results/expression/{slide}.h5ad" for slide in slides]}
+    if STAGES.runs("cnv", wildcards.cohort):
+        inputs["subtypes"] = f"results/cnv/{wildcards.cohort}/patients.tsv"
+    return inputs
+
+
+def predicted_slide_ids(wildcards):
+    """Return the ids of the slides without spots of {cohort}, in the order of `summary_inputs`."""
+    return cohort_slides(wildcards, spots=False)
+
+
+def predicted_patient_ids(wildcards):
+    """Return the patient of each slide without spots of {cohort}."""
+    return [patient_of(slide) for slide in cohort_slides(wildcards, spots=False)]
+
+
+def ranking_inputs(wildcards):
+    """Return what ranks the genes of {cohort} for {contrast}."""
+    if wildcards.contrast == "survival":
+        return {"cox": f"results/survival/{wildcards.cohort}/cox.tsv"}
+    if wildcards.contrast == "response":
+        return {"response_genes": f"results/response/{wildcards.cohort}/genes.tsv"}
+    sections = cohort_slides(wildcards, spots=True)
+    if sections:
+        return {
+            "spots": [f"results/spots/{slide}.h5ad" for slide in sections],
+            "labels": [f"results/labels/{slide}.tsv" for slide in sections],
+        }
+    slides = cohort_slides(wildcards, spots=False)
+    return {"expression": [f"results/expression/{slide}.h5ad" for slide in slides]}

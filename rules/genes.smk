@@ -1,0 +1,52 @@
+"""Genes: spatial variability per section, and the panel of each fold from its training sections.
+
+Needs:  results/spots/{slide}.h5ad, results/folds/{study}.tsv
+Writes: results/genes/sections/{slide}.tsv, results/genes/{study}/{fold}.tsv
+"""
+
+
+rule score_genes:
+    input:
+        spots="results/spots/{slide}.h5ad",
+    output:
+        genes="results/genes/sections/{slide}.tsv",
+    log:
+        "logs/score_genes/{slide}.log",
+    benchmark:
+        "benchmarks/score_genes/{slide}.tsv"
+    conda:
+        "../envs/spatial.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        code=code_digest("score_genes.py"),
+        genes=lookup("genes", within=config),
+    message:
+        "Moran's I of every gene of section {wildcards.slide}"
+    script:
+        "../workflow_scripts/score_genes.py"
+
+
+rule select_genes:
+    input:
+        folds="results/folds/{study}.tsv",
+        genes=collect("results/genes/sections/{slide}.tsv", slide=SECTIONS),
+        markers=MARKERS,
+    output:
+        panel="results/genes/{study}/{fold}.tsv",
+        record="results/genes/{study}/{fold}.json",
+    log:
+        "logs/select_genes/{study}/{fold}.log",
+    conda:
+        "../envs/spatial.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_digest("select_genes.py"),
+        genes=lookup("genes", within=config),
+    message:
+        "Choose the gene panel of fold {wildcards.fold}"
+    script:
+        "../workflow_scripts/select_genes.py"

@@ -1,0 +1,205 @@
+"""Model: folds, training, held-out predictions, scorecards, leak audit, and the folder to deploy.
+
+Needs:  features, spots, labels and gene scores of every section.
+Writes: results/folds/{study}.tsv, results/models/{study}/{fold}/{model}/,
+        results/predictions/{study}/{fold}/{model}.h5ad, results/evaluation/{study}/,
+        results/model/{study}/ (self-contained: `model:` of another study may name it)
+"""
+
+
+rule split_folds:
+    output:
+        folds="results/folds/{study}.tsv",
+    log:
+        "logs/split_folds/{study}.log",
+    conda:
+        "../envs/spatial.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_digest("split_folds.py"),
+        sections=SECTIONS,
+        patients=[patient_of(section) for section in SECTIONS],
+        folds=lookup("folds", within=config),
+        seed=config["seed"],
+    message:
+        "Split the patients into folds"
+    script:
+        "../workflow_scripts/split_folds.py"
+
+
+rule train_model:
+    input:
+        unpack(training_inputs),
+        folds="results/folds/{study}.tsv",
+        panel="results/genes/{study}/{fold}.tsv",
+        features=collect("results/features/{slide}.h5", slide=SECTIONS),
+        spots=collect("results/spots/{slide}.h5ad", slide=SECTIONS),
+        labels=collect("results/labels/{slide}.tsv", slide=SECTIONS),
+    output:
+        weights="results/models/{study}/{fold}/{model}/weights.safetensors",
+        settings="results/models/{study}/{fold}/{model}/settings.json",
+        history="results/models/{study}/{fold}/{model}/history.tsv",
+    log:
+        "logs/train_model/{study}/{fold}/{model}.log",
+    benchmark:
+        "benchmarks/train_model/{study}/{fold}/{model}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=480,
+    params:
+        code=code_digest("train_model.py"),
+        settings=model_settings,
+        lattice=LATTICE,
+        hist_grid=config["folds"]["hist_grid"],
+        seed=config["seed"],
+    message:
+        "Train {wildcards.model} on fold {wildcards.fold}"
+    script:
+        "../workflow_scripts/train_model.py"
+
+
+rule predict_fold:
+    input:
+        folds="results/folds/{study}.tsv",
+        weights="results/models/{study}/{fold}/{model}/weights.safetensors",
+        settings="results/models/{study}/{fold}/{model}/settings.json",
+        features=collect("results/features/{slide}.h5", slide=SECTIONS),
+        spots=collect("results/spots/{slide}.h5ad", slide=SECTIONS),
+        labels=collect("results/labels/{slide}.tsv", slide=SECTIONS),
+    output:
+        predictions="results/predictions/{study}/{fold}/{model}.h5ad",
+    log:
+        "logs/predict_fold/{study}/{fold}/{model}.log",
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=60,
+    params:
+        code=code_digest("predict_fold.py"),
+    message:
+        "Predict the held-out sections of fold {wildcards.fold} with {wildcards.model}"
+    script:
+        "../workflow_scripts/predict_fold.py"
+
+
+rule audit_leakage:
+    input:
+        folds="results/folds/{study}.tsv",
+        gene_scores=collect("results/genes/sections/{slide}.tsv", slide=SECTIONS),
+        markers=MARKERS,
+        panels=collect("results/genes/{{study}}/{fold}.tsv", fold=FOLDS),
+        records=collect("results/genes/{{study}}/{fold}.json", fold=FOLDS),
+        settings=trained_settings,
+    output:
+        verdict="results/evaluation/{study}/leakage.json",
+    log:
+        "logs/audit_leakage/{study}.log",
+    conda:
+        "../envs/spatial.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_digest("audit_leakage.py"),
+        genes=lookup("genes", within=config),
+    message:
+        "Audit every fold for leaks"
+    script:
+        "../workflow_scripts/audit_leakage.py"
+
+
+rule evaluate_model:
+    input:
+        verdict="results/evaluation/{study}/leakage.json",
+        folds="results/folds/{study}.tsv",
+        predictions=held_out_predictions,
+        spots=collect("results/spots/{slide}.h5ad", slide=SECTIONS),
+    output:
+        scorecards="results/evaluation/{study}/scorecards.tsv",
+        genes="results/evaluation/{study}/genes.tsv",
+        sections="results/evaluation/{study}/sections.tsv",
+        tumour="results/evaluation/{study}/tumour.tsv",
+        calibration="results/evaluation/{study}/calibration.tsv",
+        registration="results/evaluation/{study}/registration.tsv",
+        scorecards_page=report(
+            "results/evaluation/{study}/scorecards.html",
+            caption="../report/scorecards.rst",
+            category="3. Scorecards",
+            labels={"figure": "scorecards"},
+        ),
+        genes_plot=report(
+            "results/evaluation/{study}/genes.svg",
+            caption="../report/scorecards.rst",
+            category="3. Scorecards",
+            labels={"figure": "genes against null and ceiling"},
+        ),
+        maps=report(
+            "results/evaluation/{study}/maps.png",
+            caption="../report/maps.rst",
+            category="4. Maps",
+            labels={"figure": "measured beside predicted"},
+        ),
+        tumour_plot=report(
+            "results/evaluation/{study}/tumour.png",
+            caption="../report/tumour.rst",
+            category="4. Maps",
+            labels={"figure": "tumour maps and ROC"},
+        ),
+    log:
+        "logs/evaluate_model/{study}.log",
+    benchmark:
+        "benchmarks/evaluate_model/{study}.tsv"
+    conda:
+        "../envs/spatial.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        code=code_digest("evaluate_model.py"),
+        evaluation=lookup("evaluation", within=config),
+        seed=config["seed"],
+    message:
+        "Scorecards with their nulls and ceilings"
+    script:
+        "../workflow_scripts/evaluate_model.py"
+
+
+rule package_model:
+    input:
+        verdict="results/evaluation/{study}/leakage.json",
+        calibration="results/evaluation/{study}/calibration.tsv",
+        scorecards="results/evaluation/{study}/scorecards.tsv",
+        panel="results/genes/{study}/all.tsv",
+        fold_settings=trained_settings,
+        weights=collect(
+            "results/models/{{study}}/all/{model}/weights.safetensors", model=MODELS
+        ),
+        settings=collect(
+            "results/models/{{study}}/all/{model}/settings.json", model=MODELS
+        ),
+        features=collect("results/features/{slide}.h5", slide=SECTIONS),
+    output:
+        model=directory("results/model/{study}"),
+    log:
+        "logs/package_model/{study}.log",
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=10,
+    params:
+        code=code_digest("package_model.py"),
+        lattice=LATTICE,
+        deploy=lookup("deploy", within=config),
+        seed=config["seed"],
+    message:
+        "Pack the model folder that other studies can name"
+    script:
+        "../workflow_scripts/package_model.py"

@@ -1,0 +1,37 @@
+"""Response to immunotherapy, by patient.
+
+Needs:  results/patients/{cohort}.parquet with `response`.
+Writes: results/response/{cohort}/
+"""
+
+
+rule predict_response:
+    input:
+        patients="results/patients/{cohort}.parquet",
+    output:
+        performance="results/response/{cohort}/performance.tsv",
+        scores="results/response/{cohort}/scores.tsv",
+        genes="results/response/{cohort}/genes.tsv",
+        roc=report(
+            "results/response/{cohort}/roc.svg",
+            caption="../report/response.rst",
+            category="7. Response",
+            labels={"cohort": "{cohort}", "figure": "ROC of out-of-fold scores"},
+        ),
+    log:
+        "logs/predict_response/{cohort}.log",
+    benchmark:
+        "benchmarks/predict_response/{cohort}.tsv"
+    conda:
+        "../envs/outcome.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code_digest("predict_response.py"),
+        response=lookup("response", within=config),
+        seed=config["seed"],
+    message:
+        "Response of cohort {wildcards.cohort}"
+    script:
+        "../workflow_scripts/predict_response.py"

@@ -1,0 +1,79 @@
+"""The default study: a simulated cohort with a planted truth.
+
+Needs:  config key `simulation`, and sheets written by `python -m histogep.simulate`.
+Writes: data/simulated/: one pyramidal TIFF per slide, one Space Ranger folder per section, and
+        the references (gene positions, gene sets) with the truth that was planted.
+"""
+
+
+rule simulate_references:
+    output:
+        gene_positions="data/simulated/gene_positions.tsv",
+        gene_sets="data/simulated/gene_sets.gmt",
+        truth="data/simulated/truth.json",
+    log:
+        "logs/simulate_references.log",
+    conda:
+        "../envs/cnv.yaml"
+    params:
+        code=code_digest("simulate_references.py"),
+        simulation=lookup("simulation", within=config),
+        seed=config["seed"],
+    message:
+        "Plant the truth of the simulated cohort"
+    script:
+        "../workflow_scripts/simulate_references.py"
+
+
+rule simulate_section:
+    input:
+        gene_positions="data/simulated/gene_positions.tsv",
+        truth="data/simulated/truth.json",
+    output:
+        image="data/simulated/{slide}.tiff",
+        counts="data/simulated/{slide}/filtered_feature_bc_matrix.h5",
+        positions="data/simulated/{slide}/spatial/tissue_positions.csv",
+        scalefactors="data/simulated/{slide}/spatial/scalefactors_json.json",
+        hires="data/simulated/{slide}/spatial/tissue_hires_image.png",
+        annotation="data/simulated/{slide}/annotation.tsv",
+        truth="data/simulated/{slide}/truth.tsv",
+    log:
+        "logs/simulate_section/{slide}.log",
+    wildcard_constraints:
+        slide=one_of(SECTIONS),
+    conda:
+        "../envs/slides.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_digest("simulate_section.py"),
+        simulation=lookup("simulation", within=config),
+        seed=config["seed"],
+    message:
+        "Simulate section {wildcards.slide}"
+    script:
+        "../workflow_scripts/simulate_section.py"
+
+
+rule simulate_slide:
+    output:
+        image="data/simulated/{slide}.tiff",
+        truth="data/simulated/{slide}.truth.json",
+    log:
+        "logs/simulate_slide/{slide}.log",
+    wildcard_constraints:
+        slide=one_of(SLIDES_WITHOUT_SPOTS),
+    conda:
+        "../envs/slides.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        code=code_digest("simulate_slide.py"),
+        simulation=lookup("simulation", within=config),
+        seed=config["seed"],
+    message:
+        "Simulate slide {wildcards.slide}"
+    script:
+        "../workflow_scripts/simulate_slide.py"

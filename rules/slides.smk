@@ -1,0 +1,88 @@
+"""Slides: geometry, tissue, tiles and their features.
+
+Needs:  `image` (and `mpp` where the file has none) of config/slides.tsv.
+Writes: results/slides/{slide}.json, results/tiles/{slide}.parquet, results/features/{slide}.h5
+"""
+
+
+rule prepare_slide:
+    input:
+        image=slide_image,
+    output:
+        slide="results/slides/{slide}.json",
+        # Holds pyramid.tiff when the source cannot be read by region, else nothing.
+        pyramid=directory("results/slides/{slide}"),
+    log:
+        "logs/prepare_slide/{slide}.log",
+    benchmark:
+        "benchmarks/prepare_slide/{slide}.tsv"
+    conda:
+        "../envs/slides.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        code=code_digest("prepare_slide.py"),
+        mpp=slide_mpp,
+    message:
+        "Read the geometry of slide {wildcards.slide}"
+    script:
+        "../workflow_scripts/prepare_slide.py"
+
+
+rule tile_slide:
+    input:
+        unpack(tile_inputs),
+        slide="results/slides/{slide}.json",
+    output:
+        tiles="results/tiles/{slide}.parquet",
+        quality="results/tiles/{slide}.quality.tsv",
+        overview=report(
+            "results/tiles/{slide}.png",
+            caption="../report/tiles.rst",
+            category="1. Slides and quality",
+            labels={"slide": "{slide}", "figure": "tissue and tiles"},
+        ),
+    log:
+        "logs/tile_slide/{slide}.log",
+    benchmark:
+        "benchmarks/tile_slide/{slide}.tsv"
+    conda:
+        "../envs/slides.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code_digest("tile_slide.py"),
+        lattice=LATTICE,
+        tissue=lookup("tissue", within=config),
+    message:
+        "Lay the lattice over slide {wildcards.slide}"
+    script:
+        "../workflow_scripts/tile_slide.py"
+
+
+rule encode_tiles:
+    input:
+        slide="results/slides/{slide}.json",
+        tiles="results/tiles/{slide}.parquet",
+    output:
+        features="results/features/{slide}.h5",
+    log:
+        "logs/encode_tiles/{slide}.log",
+    benchmark:
+        "benchmarks/encode_tiles/{slide}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=4000,
+        runtime=120,
+    params:
+        code=code_digest("encode_tiles.py"),
+        lattice=LATTICE,
+        encoders=ENCODERS,
+    message:
+        "Encode the tiles of slide {wildcards.slide}"
+    script:
+        "../workflow_scripts/encode_tiles.py"

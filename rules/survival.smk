@@ -1,0 +1,72 @@
+"""Patients: one row per patient of a cohort, and their survival.
+
+Needs:  results/expression/{slide}.h5ad, the patients sheet with `time` and `event`.
+Writes: results/patients/{cohort}.parquet, results/survival/{cohort}/
+"""
+
+
+rule summarise_patients:
+    input:
+        unpack(summary_inputs),
+        patients=PATIENTS_SHEET or [],
+        signatures=SIGNATURES,
+    output:
+        patients="results/patients/{cohort}.parquet",
+        dropped="results/patients/{cohort}.dropped.tsv",
+    log:
+        "logs/summarise_patients/{cohort}.log",
+    conda:
+        "../envs/outcome.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code_digest("summarise_patients.py"),
+        slides=predicted_slide_ids,
+        slide_patients=predicted_patient_ids,
+        settings=lookup("summary", within=config),
+    message:
+        "One row per patient of cohort {wildcards.cohort}"
+    script:
+        "../workflow_scripts/summarise_patients.py"
+
+
+rule fit_survival:
+    input:
+        patients="results/patients/{cohort}.parquet",
+    output:
+        cox="results/survival/{cohort}/cox.tsv",
+        concordance="results/survival/{cohort}/concordance.tsv",
+        risk="results/survival/{cohort}/risk.tsv",
+        km=report(
+            "results/survival/{cohort}/km.svg",
+            caption="../report/survival.rst",
+            category="6. Survival",
+            labels={
+                "cohort": "{cohort}",
+                "figure": "Kaplan-Meier by out-of-fold risk",
+            },
+        ),
+        forest=report(
+            "results/survival/{cohort}/forest.svg",
+            caption="../report/survival.rst",
+            category="6. Survival",
+            labels={"cohort": "{cohort}", "figure": "concordance and hazard ratios"},
+        ),
+    log:
+        "logs/fit_survival/{cohort}.log",
+    benchmark:
+        "benchmarks/fit_survival/{cohort}.tsv"
+    conda:
+        "../envs/outcome.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code_digest("fit_survival.py"),
+        survival=lookup("survival", within=config),
+        seed=config["seed"],
+    message:
+        "Survival of cohort {wildcards.cohort}"
+    script:
+        "../workflow_scripts/fit_survival.py"

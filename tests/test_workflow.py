@@ -1,0 +1,326 @@
+"""The whole workflow on the simulated study: the planted truth comes back, reruns are exact."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.workflow
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def snakemake(directory, *arguments, repository=REPOSITORY):
+    """Run Snakemake on two cores in a directory; return what it did and said."""
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        repository / "Snakefile",
+        "--directory",
+        directory,
+        "--cores",
+        "2",
+        *arguments,
+    ]
+    done = subprocess.run(list(map(str, command)), text=True, capture_output=True, cwd=repository)
+    done.said = done.stdout + done.stderr
+    return done
+
+
+def planned_rules(done):
+    """Return the rules and job counts of a dry run's table."""
+    rules = {}
+    for line in done.said.splitlines():
+        words = line.split()
+        if len(words) == 2 and words[1].isdigit() and words[0] not in {"total", "job"}:
+            rules[words[0]] = int(words[1])
+    return rules
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The finished default study."""
+    folder = tmp_path_factory.mktemp("demo")
+    done = snakemake(folder)
+    assert done.returncode == 0, done.said[-8000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def truth(demo):
+    return json.loads((demo / "data/simulated/truth.json").read_text())
+
+
+def table(folder, path, **options):
+    return pd.read_csv(folder / "results" / path, sep="\t", **options)
+
+
+def card(scores, **where):
+    """Return the one row of the scorecards that has these values."""
+    for column, value in where.items():
+        scores = scores[scores[column] == value]
+    assert len(scores) == 1, scores
+    return scores.iloc[0]
+
+
+# ---------------------------------------------------------------- the planted truth comes back
+
+
+def test_tumour_map_finds_the_planted_tumour_in_held_out_patients(demo):
+    scores = table(demo, "evaluation/demo/scorecards.tsv")
+    auroc = card(scores, protocol="honest", task="tumour", model="tumour", metric="auroc")
+    assert auroc["value"] >= 0.90
+    assert auroc["value"] > auroc["null"]
+    assert auroc["n_patients"] == 6
+
+
+def test_planted_genes_are_predicted_beyond_their_null(demo, truth):
+    genes = table(demo, "evaluation/demo/genes.tsv")
+    honest = genes[genes["protocol"] == "honest"]
+    # Stress is planted without a trace in the image: nobody can predict it from there.
+    visible = {name: programme["genes"] for name, programme in truth["programmes"].items()}
+    unseen = visible.pop("stress")
+    planted = {gene for genes in visible.values() for gene in genes}
+    for model in ("ridge", "cmunet"):
+        scored = honest[honest["model"] == model]
+        found = scored[scored["gene"].isin(planted)]
+        assert len(found) >= 50
+        assert (found["pearson"] > found["null"] + 0.2).mean() > 0.7
+        assert found["ceiling"].notna().all()
+        assert found["predictable"].mean() > 0.7
+        assert scored.loc[scored["gene"].isin(unseen), "pearson"].mean() < 0.2
+
+
+def test_constant_in_tissue_scores_nothing_honestly_and_much_by_the_papers_metric(demo):
+    scores = table(demo, "evaluation/demo/scorecards.tsv")
+    honest = card(scores, protocol="honest", model="outline", metric="pearson")
+    hist = card(scores, protocol="hist", model="outline", metric="pearson")
+    assert honest["value"] == 0
+    assert hist["value"] > 0.5
+    network = card(scores, protocol="hist", model="cmunet", metric="pearson")
+    assert network["null"] == pytest.approx(hist["value"], abs=1e-6)
+    trained = card(scores, protocol="honest", model="ridge", metric="pearson")
+    assert trained["null"] < trained["value"] < trained["ceiling"]
+
+
+def test_planted_clones_and_arms_are_found_on_measured_spots(demo, truth):
+    import anndata
+    from sklearn.metrics import adjusted_rand_score
+
+    scores, right, called = [], 0, 0
+    for folder in sorted((demo / "data/simulated").glob("P*/")):
+        section = folder.name
+        planted = pd.read_csv(folder / "truth.tsv", sep="\t", index_col="barcode")
+        cnv = anndata.read_h5ad(demo / f"results/cnv/{section}.h5ad")
+        tumour = cnv.obs_names[~cnv.obs["reference"].astype(bool) & (cnv.obs["clone"] != "")]
+        tumour = tumour.intersection(planted.index[planted["clone"].notna()])
+        clones = planted.loc[tumour, "clone"]
+        if clones.nunique() < 2:
+            continue
+        scores.append(adjusted_rand_score(clones, cnv.obs.loc[tumour, "clone"].astype(str)))
+        arms = table(demo, f"cnv/{section}.arms.tsv", dtype={"clone": str})
+        majority = pd.crosstab(cnv.obs.loc[tumour, "clone"].astype(str), clones).idxmax(axis=1)
+        for clone, name in majority.drop("unassigned", errors="ignore").items():
+            for arm, ratio in truth["arms"][name].items():
+                row = arms[(arms["clone"] == clone) & (arms["arm"] == arm)]
+                if len(row):
+                    called += 1
+                    right += (row["value"].iloc[0] > 0) == (ratio > 1)
+    assert len(scores) >= 4
+    assert sum(scores) / len(scores) >= 0.6
+    assert right / called >= 0.95
+
+
+def test_planted_hazard_is_found_and_an_irrelevant_set_is_not(demo, truth):
+    cox = table(demo, "survival/hospital/cox.tsv").set_index("gene")
+    hazard = cox.index.intersection(truth["programmes"]["hazard"]["genes"])
+    assert len(hazard) >= 5
+    assert (cox.loc[hazard, "fdr"] < 0.05).mean() > 0.5
+    assert (cox.loc[hazard, "coef"] > 0).mean() > 0.9
+    gsea = table(demo, "enrichment/hospital/survival/gsea.tsv").set_index("gene_set")
+    assert gsea.loc["PLANTED_HAZARD", "fdr"] < 0.05
+    assert gsea.loc["PLANTED_HAZARD", "nes"] > 0
+    irrelevant = gsea[gsea.index.str.startswith("PLANTED_IRRELEVANT")]
+    assert len(irrelevant) >= 1
+    assert (irrelevant["fdr"] > 0.05).all()
+
+
+def test_the_image_adds_to_the_clinical_model(demo):
+    concordance = table(demo, "survival/hospital/concordance.tsv").set_index("model")
+    assert concordance.loc["clinical+image", "c_index"] > concordance.loc["clinical", "c_index"]
+    shuffled = concordance.loc["shuffled", "c_index"]
+    assert shuffled < concordance.loc["clinical+image", "c_index"]
+
+
+def test_planted_response_is_found(demo):
+    performance = table(demo, "response/hospital/performance.tsv")
+    auroc = performance[(performance["metric"] == "auroc") & (performance["model"] == "image")]
+    assert auroc["value"].iloc[0] > 0.7
+
+
+def test_leak_audit_passed_and_lists_what_it_checked(demo):
+    verdict = json.loads((demo / "results/evaluation/demo/leakage.json").read_text())
+    assert verdict["ok"] is True
+    assert verdict["n_checks"] > 20
+
+
+def test_report_is_built(demo):
+    done = snakemake(demo, "--report", demo / "report.html")
+    assert done.returncode == 0, done.said[-4000:]
+    assert (demo / "report.html").stat().st_size > 500_000
+
+
+# ------------------------------------------------------------------------- reruns are exact
+
+
+def test_a_second_run_has_nothing_to_do_even_after_touching_every_file(demo):
+    assert "Nothing to be done" in snakemake(demo, "--dry-run").said
+    for path in [*REPOSITORY.glob("histogep/*.py"), *REPOSITORY.glob("workflow_scripts/*.py")]:
+        path.touch()
+    assert "Nothing to be done" in snakemake(demo, "--dry-run").said
+
+
+def test_editing_a_module_reruns_only_what_reaches_it(demo, tmp_path):
+    copy = tmp_path / "code"
+    ignore = shutil.ignore_patterns(".git", ".venv", "results", "data", ".snakemake", "__pycache__")
+    shutil.copytree(REPOSITORY, copy, ignore=ignore)
+    module = copy / "histogep/enrichment.py"
+    module.write_text(module.read_text() + "\n# changed\n")
+    done = snakemake(demo, "--dry-run", "--rerun-triggers", "params", "mtime", repository=copy)
+    assert set(planned_rules(done)) - {"all"} == {"enrich_genes"}, done.said[-3000:]
+
+
+def test_changing_a_survival_setting_reruns_no_inference(demo, tmp_path):
+    import yaml
+
+    config = yaml.safe_load((REPOSITORY / "config/config.yaml").read_text())
+    config["survival"] = {"bootstraps": 333}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    rules = planned_rules(snakemake(demo, "--dry-run", "--configfile", tmp_path / "config.yaml"))
+    assert "fit_survival" in rules
+    assert set(rules) <= {
+        "all",
+        "fit_survival",
+        "enrich_genes",
+        "record_configuration",
+    }
+
+
+def test_the_same_seed_gives_the_same_tables(demo, tmp_path):
+    """Everything after the features runs again from scratch, and one slide from its pixels."""
+    again = tmp_path / "again"
+    shutil.copytree(demo, again, symlinks=True)
+    for name in (
+        "models",
+        "predictions",
+        "evaluation",
+        "model",
+        "genes",
+        "folds",
+        "cnv",
+        "survival",
+    ):
+        shutil.rmtree(again / "results" / name)
+    (again / "results/features/H01-1.h5").unlink()
+    (again / "data/simulated/H01-1.tiff").unlink()
+    done = snakemake(again)
+    assert done.returncode == 0, done.said[-6000:]
+    compared = 0
+    for path in sorted(demo.glob("results/**/*.tsv")):
+        relative = path.relative_to(demo)
+        assert (again / relative).read_bytes() == path.read_bytes(), relative
+        compared += 1
+    assert compared > 50
+
+
+# ----------------------------------------------------------------- bad input, before any work
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Write a small study of real files and return a function that plans it."""
+
+    def plan(*rows, extra=""):
+        (tmp_path / "slides.tsv").write_text(
+            "slide\tpatient\tcohort\timage\tmpp\tcounts\n" + "".join(f"{row}\n" for row in rows)
+        )
+        (tmp_path / "study.yaml").write_text(f"study: s\nslides: slides.tsv\n{extra}")
+        (tmp_path / "a.svs").write_text("")
+        (tmp_path / "b.jpg").write_text("")
+        (tmp_path / "counts").mkdir(exist_ok=True)
+        return snakemake(tmp_path, "--dry-run", "--configfile", tmp_path / "study.yaml")
+
+    return plan
+
+
+GOOD = ("A\tp1\tc\ta.svs\t\tcounts", "B\tp2\tc\ta.svs\t\tcounts")
+
+
+def test_a_good_study_is_planned(study):
+    done = study(*GOOD)
+    assert done.returncode == 0, done.said
+    assert "train_model" in planned_rules(done)
+    assert "fit_survival" not in planned_rules(done)
+
+
+@pytest.mark.parametrize(
+    ("rows", "extra", "complaint"),
+    [
+        ((*GOOD, "C\tp\tc\tnone.svs\t\t"), "", "none.svs does not exist"),
+        ((*GOOD, "a\tp\tc\ta.svs\t\t"), "", "stands on lines"),
+        ((*GOOD, "../x\tp\tc\ta.svs\t\t"), "", "is not an id"),
+        ((*GOOD, "C\t\tc\ta.svs\t\tcounts"), "", "no patient"),
+        ((*GOOD, "C\tp\tc\tb.jpg\t\t"), "", "carries no pixel size"),
+        (GOOD, "tisue: {}\n", "did you mean 'tissue'"),
+        (GOOD, "seed: 1\nseed: 2\n", "keep one of them"),
+        (GOOD[:1], "", "at least 2"),
+    ],
+    ids=["missing", "repeated", "escape", "patient", "mpp", "key", "twice", "one patient"],
+)
+def test_bad_input_is_refused_before_any_job(study, rows, extra, complaint):
+    done = study(*rows, extra=extra)
+    assert done.returncode == 1
+    assert complaint in done.said
+    assert "Traceback" not in done.said
+
+
+def test_all_problems_of_a_sheet_are_listed_at_once(study):
+    done = study("../x\tp\tc\ta.svs\t\t", "C\tp\tc\tnone.svs\t\t")
+    assert "2 problems" in done.said
+    assert "line 2" in done.said
+    assert "line 3" in done.said
+
+
+# ------------------------------------------------------------- train once, apply anywhere
+
+
+def test_a_model_folder_is_applied_to_a_real_slide(demo, shared_data, tmp_path):
+    import anndata
+
+    (tmp_path / "results").mkdir()
+    done = snakemake(
+        tmp_path,
+        "--configfile",
+        REPOSITORY / "config/examples/apply.yaml",
+        "--config",
+        f"data_root={shared_data}",
+        f"model={demo / 'results/model/demo'}",
+    )
+    assert done.returncode == 0, done.said[-6000:]
+    predicted = anndata.read_h5ad(tmp_path / "results/expression/CMU-1.h5ad")
+    assert predicted.n_obs > 20
+    assert predicted.obs["tumour"].between(0, 1).all()
+    # The demo's cells are drawn: a real slide must be told apart from them.
+    assert predicted.obs["distant"].mean() > 0.5
+    stages = table(tmp_path, "provenance/stages.tsv")
+    assert "left out" in set(stages["state"])
+    assert os.listdir(tmp_path / "results/tiles")
