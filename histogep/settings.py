@@ -87,9 +87,13 @@ def _with_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> 
             if key in value:
                 value[key] = _with_defaults(value[key], part, root)
         extra = schema.get("additionalProperties")
+        others = sorted(value.keys() - schema.get("properties", {}).keys(), key=str)
         if isinstance(extra, dict):
-            for key in value.keys() - schema.get("properties", {}).keys():
+            for key in others:
                 value[key] = _with_defaults(value[key], extra, root)
+        # One order, whatever the file's: Snakemake compares parameters with their order.
+        known = [key for key in schema.get("properties", {}) if key in value]
+        value = {key: value[key] for key in (*known, *others)}
     elif isinstance(value, list) and isinstance(schema.get("items"), dict):
         value = [_with_defaults(item, schema["items"], root) for item in value]
     return value

@@ -84,3 +84,11 @@ def test_a_key_given_twice_is_refused(tmp_path):
 
 def test_config_readme_holds_the_schema_as_it_is():
     assert describe_settings(SCHEMA) in (ROOT / "config/README.md").read_text()
+
+
+def test_the_order_of_the_keys_does_not_matter():
+    one = {**MINIMAL, "genes": {"p": 0.1, "method": "moran"}, "models": {"b": {}, "a": {}}}
+    other = {"models": {"a": {}, "b": {}}, "genes": {"method": "moran", "p": 0.1}, **MINIMAL}
+    assert json.dumps(complete_settings(one, SCHEMA)) == json.dumps(
+        complete_settings(other, SCHEMA)
+    )

@@ -41,9 +41,9 @@ def planned_rules(done):
     rules = {}
     for line in done.said.splitlines():
         words = line.split()
-        if len(words) == 2 and words[1].isdigit() and words[0] not in {"total", "job"}:
+        if len(words) == 2 and words[0].isidentifier() and words[1].isdigit():
             rules[words[0]] = int(words[1])
-    return rules
+    return {rule: count for rule, count in rules.items() if rule not in {"total", "all"}}
 
 
 @pytest.fixture(scope="session")
@@ -196,7 +196,7 @@ def test_editing_a_module_reruns_only_what_reaches_it(demo, tmp_path):
     module = copy / "histogep/enrichment.py"
     module.write_text(module.read_text() + "\n# changed\n")
     done = snakemake(demo, "--dry-run", "--rerun-triggers", "params", "mtime", repository=copy)
-    assert set(planned_rules(done)) - {"all"} == {"enrich_genes"}, done.said[-3000:]
+    assert set(planned_rules(done)) == {"enrich_genes"}, done.said[-3000:]
 
 
 def test_changing_a_survival_setting_reruns_no_inference(demo, tmp_path):
@@ -207,12 +207,7 @@ def test_changing_a_survival_setting_reruns_no_inference(demo, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     rules = planned_rules(snakemake(demo, "--dry-run", "--configfile", tmp_path / "config.yaml"))
     assert "fit_survival" in rules
-    assert set(rules) <= {
-        "all",
-        "fit_survival",
-        "enrich_genes",
-        "record_configuration",
-    }
+    assert set(rules) <= {"fit_survival", "enrich_genes", "record_configuration"}
 
 
 def test_the_same_seed_gives_the_same_tables(demo, tmp_path):
