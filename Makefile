@@ -23,6 +23,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
 	touch $@
 
 demo: $(INSTALLED)  ## Run the whole workflow on the simulated study and build report.html (under 8 minutes)
+	@$(BIN)/python -m compileall -q histogep
 	$(SNAKEMAKE) --directory $(DEMO_DIR)
 	$(SNAKEMAKE) --directory $(DEMO_DIR) --report $(DEMO_DIR)/report.html
 	@echo "Report: $(DEMO_DIR)/report.html"

@@ -34,6 +34,8 @@ rule tile_slide:
     input:
         unpack(tile_inputs),
         slide="results/slides/{slide}.json",
+        image=slide_image,
+        pyramid="results/slides/{slide}",
     output:
         tiles="results/tiles/{slide}.parquet",
         quality="results/tiles/{slide}.quality.tsv",
@@ -65,6 +67,8 @@ rule tile_slide:
 rule encode_tiles:
     input:
         slide="results/slides/{slide}.json",
+        image=slide_image,
+        pyramid="results/slides/{slide}",
         tiles="results/tiles/{slide}.parquet",
     output:
         features="results/features/{slide}.h5",

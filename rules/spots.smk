@@ -9,6 +9,8 @@ rule align_spots:
     input:
         unpack(section_counts),
         slide="results/slides/{slide}.json",
+        image=slide_image,
+        pyramid="results/slides/{slide}",
     output:
         spots="results/spots/{slide}.h5ad",
         overlay=report(
