@@ -48,9 +48,8 @@ def write_slide(path: Path, side_px: int) -> None:
 def peak_mb(folder: Path, model: Path, target: str) -> float:
     """Return the peak resident memory in MB of the largest process that makes a target."""
     command = [
-        *(sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"),
-        *("--directory", folder, "--cores", "2", "--quiet", "all"),
-        *("--configfile", folder / "study.yaml", target),
+        *(sys.executable, "-m", "snakemake", target, "--snakefile", ROOT / "Snakefile"),
+        *("--directory", folder, "--cores", "2", "--configfile", folder / "study.yaml"),
     ]
     done = subprocess.run(
         [sys.executable, "-c", _RUN, *map(str, command)],
