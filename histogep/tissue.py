@@ -40,6 +40,8 @@ HOLE_MM2 = 0.1
 PEN_RADIUS_UM = 24.0
 #: A slide is dark, so not bright-field, when this share of it is below this grey level.
 DARK_SHARE, DARK_LEVEL = 0.5, 50
+#: A mask of more pixels is made coarser: finding tissue holds some 90 bytes of each in memory.
+MAX_MASK_PX = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -124,15 +126,19 @@ def tissue_mask(slide: Slide, settings: Mapping[str, Any]) -> TissueMask:
     slide
         The slide.
     settings
-        mask_um: size in um of a mask pixel (8); min_fragment_mm2: least area in mm2 of a piece of
-        tissue (0.02). Other keys are not looked at.
+        mask_um: size in um of a mask pixel (8), larger on slides above 16 mm x 16 mm, so that the
+        mask has at most `MAX_MASK_PX` pixels whatever the slide; min_fragment_mm2: least area in
+        mm2 of a piece of tissue (0.02). Other keys are not looked at.
 
     Raises
     ------
     InputError
         If the slide is not bright-field (fluorescence), has no colour, or no tissue.
     """
-    mask_um = max(float(settings.get("mask_um", 8.0)), slide.mpp)
+    area_um2 = slide.width_px * slide.height_px * slide.mpp**2
+    mask_um = max(
+        float(settings.get("mask_um", 8.0)), slide.mpp, float(np.sqrt(area_um2 / MAX_MASK_PX))
+    )
     thumbnail = slide.thumbnail(mask_um)
     height, width = thumbnail.shape[:2]
     px_per_px = (slide.width_px / width, slide.height_px / height)

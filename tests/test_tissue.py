@@ -197,3 +197,28 @@ def test_fluorescence_is_refused(shared_data):
     slide = Slide(slide="S1", image=path, mpp=0.228175, width_px=3968, height_px=4864)
     with pytest.raises(InputError, match="not H&E"):
         tissue_mask(slide, {})
+
+
+@pytest.mark.parametrize(("side_px", "expected_um"), [(20_000, 8.0), (100_000, 25.0)])
+def test_the_mask_of_a_huge_slide_is_coarser_and_never_larger(side_px, expected_um):
+    from types import SimpleNamespace
+
+    from histogep.tissue import MAX_MASK_PX, tissue_mask
+
+    asked = []
+
+    def thumbnail(um_per_px):
+        asked.append(um_per_px)
+        rng = np.random.default_rng(0)
+        image = np.full((400, 400, 3), 243, np.uint8)
+        image[100:300, 100:300] = rng.integers(-15, 15, (200, 200, 1)) + [190, 110, 165]
+        return image
+
+    slide = SimpleNamespace(
+        **{"slide": "S", "image": "S.tiff", "mpp": 0.5, "width_px": side_px, "height_px": side_px},
+        thumbnail=thumbnail,
+    )
+    mask = tissue_mask(slide, {"mask_um": 8.0, "min_fragment_mm2": 0.02})
+    assert asked == [expected_um]
+    assert (side_px * 0.5 / asked[0]) ** 2 <= MAX_MASK_PX
+    assert 0.2 < mask.mask.mean() < 0.3
