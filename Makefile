@@ -22,7 +22,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -r requirements.txt -r requirements-dev.txt
 	touch $@
 
-demo: $(INSTALLED)  ## Run the whole workflow on the simulated study and build report.html (under 8 minutes)
+demo: $(INSTALLED)  ## Run the whole workflow on the simulated study and build report.html
 	@$(BIN)/python -m compileall -q histogep
 	$(SNAKEMAKE) --directory $(DEMO_DIR)
 	$(SNAKEMAKE) --directory $(DEMO_DIR) --report $(DEMO_DIR)/report.html
