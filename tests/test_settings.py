@@ -92,3 +92,13 @@ def test_the_order_of_the_keys_does_not_matter():
     assert json.dumps(complete_settings(one, SCHEMA)) == json.dumps(
         complete_settings(other, SCHEMA)
     )
+
+
+def test_defaults_of_the_library_are_those_of_the_schema():
+    from histogep import enrichment, response, subtypes, survival
+
+    settings = complete_settings(MINIMAL, SCHEMA)
+    assert settings["survival"] == survival.DEFAULTS
+    assert settings["response"] == response.DEFAULTS
+    assert settings["enrichment"] == enrichment.DEFAULTS
+    assert subtypes.DEFAULTS.items() <= settings["cnv"].items()
