@@ -25,6 +25,9 @@ from histogep.normalise import log_cp10k
 log = logging.getLogger(__name__)
 
 MALIGNANT, NON_MALIGNANT, UNDETERMINED = "malignant", "non-malignant", "undetermined"
+#: What told malignant spots from the reference: labels; where these name one kind at most, the ends
+#: of the marker score (low confidence); on a slide without spots the predicted tumour map.
+LABELS, RANKED, PREDICTION = "labels", "ranked", "prediction"
 
 ARM_COLUMNS = [
     *("slide", "clone", "arm", "value", "n_genes", "n_spots", "call", "z", "z_order", "name"),
@@ -47,6 +50,7 @@ def profile_slide(
     lattice: Lattice,
     settings: Mapping[str, Any],
     measured: bool,
+    ranked: np.ndarray | None = None,
     spatial: np.ndarray | None = None,
     genes: list[str] | None = None,
     gene_ids: list[str] | None = None,
@@ -74,6 +78,8 @@ def profile_slide(
         Section `cnv` of the configuration.
     measured
         Whether the expression was measured; a prediction is named by its controls.
+    ranked
+        "low", "high" or "" for each spot, as `choose_spots` takes it.
     spatial
         Level-0 pixels (x, y) of the spots.
     genes, gene_ids
@@ -88,11 +94,17 @@ def profile_slide(
     tuple
         AnnData without X: obs row, col, label, reference, malignant, cnv_score, clone;
         obsm X_cnv (and X_arms, spatial); uns cnv.chr_pos, arms, measured, name, refused (why
-        there is no profile, or ""), n_reference, n_tumour, genes_per_chromosome, controls,
-        clone_numbers, lattice. And the table of arms (columns `ARM_COLUMNS`).
+        there is no profile, or ""), reference ("labels", "ranked" or "prediction": what chose the
+        reference), n_reference, n_tumour, genes_per_chromosome, controls, clone_numbers, lattice. And the table of arms (columns `ARM_COLUMNS`).
     """
     labels = np.asarray(labels, dtype=object)
-    reference, malignant = labels == NON_MALIGNANT, labels == MALIGNANT
+    reference, malignant, rule = choose_spots(labels, ranked, measured=measured)
+    if rule == RANKED:
+        log.warning(
+            "slide %s: its labels name no malignant or no non-malignant spot; the ends of the "
+            "marker score stand in for them, so confidence is low",
+            slide,
+        )
     obs = obs[["row", "col"]].copy()
     obs.index = obs.index.astype(str)
     obs["label"] = labels.astype(str)
@@ -111,7 +123,8 @@ def profile_slide(
         )
     except InputError as error:
         log.warning("slide %s: no copy number: %s", slide, error)
-        return _refused(obs, str(error), slide, measured, spatial, lattice), _no_arms()
+        refused = _refused(obs, str(error), slide, measured, rule, spatial, lattice)
+        return refused, pd.DataFrame(columns=ARM_COLUMNS)
     neighbours = lattice.neighbours(obs["row"].to_numpy(), obs["col"].to_numpy())
     clones = call_clones(
         profiles,
@@ -144,7 +157,7 @@ def profile_slide(
     result = anndata.AnnData(obs=obs)
     result.obsm["X_cnv"] = profiles.values
     result.obsm["X_arms"] = profiles.arms.astype(np.float32)
-    result.uns |= _record(slide, measured, name, refused="", controls=controls)
+    result.uns |= _record(slide, measured, name, rule, refused="", controls=controls)
     result.uns |= {
         "cnv": {"chr_pos": profiles.chr_pos},
         "arms": profiles.arm_table,
@@ -177,13 +190,14 @@ def measured_slide(
         As `profile_slide` takes them.
     """
     section = anndata.read_h5ad(spots)
-    table = read_tsv(labels, dtype={"barcode": str, "label": str})
+    table = read_tsv(labels, dtype=str, keep_default_na=False)
     ids = section.var["gene_id"].astype(str).tolist() if "gene_id" in section.var else None
     return profile_slide(
         log_cp10k(section.X),
         positions,
         slide=slide,
         labels=join_labels(section.obs_names, table, str(labels)),
+        ranked=join_labels(section.obs_names, table, str(labels), column="ranked", missing=""),
         obs=section.obs,
         lattice=Lattice.from_settings(_plain(section.uns["lattice"])),
         settings=settings,
@@ -268,7 +282,44 @@ def tile_labels(tumour: np.ndarray, *, threshold: float) -> np.ndarray:
     return labels
 
 
-def join_labels(barcodes: pd.Index, table: pd.DataFrame, source: str) -> np.ndarray:
+def choose_spots(
+    labels: np.ndarray, ranked: np.ndarray | None, *, measured: bool
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return the masks of the reference and of the malignant spots, and what chose them.
+
+    Labels choose. Where they name no spot of one kind (all may be undetermined) the end of the
+    marker score stands in for it, which says how spots differ along that score and no more.
+
+    Parameters
+    ----------
+    labels
+        malignant, boundary, non-malignant or undetermined.
+    ranked
+        "low" and "high" for the least and most epithelial spots, else ""; None where nobody ranked.
+    measured
+        Whether the labels are of measured spots.
+    """
+    reference, malignant = labels == NON_MALIGNANT, labels == MALIGNANT
+    if not measured:
+        return reference, malignant, PREDICTION
+    low, high = (np.asarray(ranked) == end for end in ("low", "high"))
+    if (reference.any() and malignant.any()) or not np.any(low | high):
+        return reference, malignant, LABELS
+    if not reference.any():
+        reference = low & ~malignant
+    if not malignant.any():
+        malignant = high & ~reference
+    return reference, malignant, RANKED
+
+
+def join_labels(
+    barcodes: pd.Index,
+    table: pd.DataFrame,
+    source: str,
+    *,
+    column: str = "label",
+    missing: str = UNDETERMINED,
+) -> np.ndarray:
     """Return the label of each spot, found by its barcode.
 
     Parameters
@@ -276,14 +327,18 @@ def join_labels(barcodes: pd.Index, table: pd.DataFrame, source: str) -> np.ndar
     barcodes
         Spots of the section.
     table
-        barcode and label.
+        barcode and label (or another column).
     source
         Name of the table's file, for the message.
+    column
+        What is returned.
+    missing
+        What a spot has that the table does not name.
     """
-    label = table.drop_duplicates("barcode").set_index("barcode")["label"].reindex(barcodes)
+    label = table.drop_duplicates("barcode").set_index("barcode")[column].reindex(barcodes)
     if label.notna().sum() == 0:
         raise InputError(f"{source}: none of its barcodes is a spot of the section")
-    return label.fillna(UNDETERMINED).to_numpy(dtype=object)
+    return label.fillna(missing).to_numpy(dtype=object)
 
 
 def _plain(lattice: Any) -> dict[str, Any]:
@@ -302,6 +357,7 @@ def _refused(
     reason: str,
     slide: str,
     measured: bool,
+    rule: str,
     spatial: np.ndarray | None,
     lattice: Lattice,
 ) -> anndata.AnnData:
@@ -312,7 +368,7 @@ def _refused(
     name = COPY_NUMBER if measured else EXPRESSION_SUBTYPE
     controls = pd.DataFrame(columns=CONTROL_COLUMNS)
     controls.loc[0] = ["profile made", 0.0, np.nan, np.nan, np.nan, "fail"]
-    result.uns |= _record(slide, measured, name, refused=reason, controls=controls)
+    result.uns |= _record(slide, measured, name, rule, refused=reason, controls=controls)
     result.uns |= {
         "n_reference": int(obs["reference"].sum()),
         "n_tumour": int(obs["malignant"].sum()),
@@ -322,7 +378,7 @@ def _refused(
 
 
 def _record(
-    slide: str, measured: bool, name: str, *, refused: str, controls: pd.DataFrame
+    slide: str, measured: bool, name: str, rule: str, *, refused: str, controls: pd.DataFrame
 ) -> dict[str, Any]:
     controls = controls.reset_index(drop=True)
     controls.index = controls.index.astype(str)
@@ -331,6 +387,7 @@ def _record(
         "measured": bool(measured),
         "name": name,
         "refused": refused,
+        "reference": rule,
         "controls": controls,
     }
 
@@ -342,7 +399,3 @@ def _place(result: anndata.AnnData, spatial: np.ndarray | None, lattice: Lattice
     for name, value in list(result.uns.items()):
         if isinstance(value, pd.DataFrame):
             result.uns[name] = value.set_axis(value.index.astype(str))
-
-
-def _no_arms() -> pd.DataFrame:
-    return pd.DataFrame(columns=ARM_COLUMNS)

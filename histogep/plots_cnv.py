@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv_controls import COPY_NUMBER, FAIL
-from histogep.cnv_slides import chromosome_starts
+from histogep.cnv_slides import RANKED, chromosome_starts
 from histogep.lattice import Lattice
 from histogep.plots import CATEGORY_COLOURS, DIVERGING_MAP, LABEL_COLOURS, figure
 from histogep.positions import order_arms
@@ -84,7 +84,10 @@ def profile_figure(result: anndata.AnnData, arms: pd.DataFrame) -> Figure:
         heat.axhline(edge - 0.5, color="black", linewidth=0.6)
     starts = chromosome_starts(result)
     _chromosomes(heat, list(starts), [*starts.values(), values.shape[1]])
-    heat.set_title(_title(slide, name, kind))
+    title = _title(slide, name, kind)
+    if result.uns["reference"] == RANKED:
+        title += "\nlow confidence: the labels give no contrast, the ends of the marker score do"
+    heat.set_title(title)
     bar = fig.colorbar(image, ax=heat, location="bottom", shrink=0.35, aspect=30, pad=0.02)
     bar.set_label("log ratio to the reference spots, within the noise = 0")
     _map(fig.add_subplot(grid[0, 2]), result, clone, groups, colours, lattice, word)

@@ -17,11 +17,15 @@ from scipy.spatial.distance import pdist, squareform
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, FAIL, PASS
+from histogep.cnv_slides import RANKED
 from histogep.positions import order_arms
 
 log = logging.getLogger(__name__)
 
+#: Said of a slide whose reference the labels did not choose.
+RANKED_NOTE = "low confidence: reference and tumour are the ends of the marker score, not labels"
 SUBTYPE_COLUMNS = ["slide", "patient", "spot", "clone", "subtype", "name"]
+_CONTROLS = ["slide", *CONTROL_COLUMNS, "name", "reference", "note"]
 #: Without enough clones there is nothing to divide.
 _FEWEST_CLONES = 4
 #: Arms with fewer genes on a slide are no part of its profile.
@@ -44,6 +48,8 @@ class SlideProfile:
         "CNV" or "expression subtype".
     refused
         Why the slide has no profile; "" when it has one.
+    reference
+        What chose the reference spots: "labels", "ranked" or "prediction".
     spots
         Index: spot; clone, cnv_score, reference.
     clones
@@ -57,6 +63,7 @@ class SlideProfile:
     measured: bool
     name: str
     refused: str
+    reference: str
     spots: pd.DataFrame
     clones: pd.DataFrame
     controls: pd.DataFrame
@@ -80,7 +87,7 @@ class Subtypes:
         they gave nothing); one row per patient.
     controls
         slide ("cohort" for those of the whole), control, value, null_mean, null_q95, p, verdict,
-        name, note.
+        name, reference ("ranked" where confidence is low, "" for the cohort), note.
     name
         "CNV" when every slide's result bears this name, else "expression subtype".
     """
@@ -114,6 +121,7 @@ def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
         measured=bool(result.uns["measured"]),
         name=str(result.uns["name"]),
         refused=refused,
+        reference=str(result.uns["reference"]),
         spots=spots,
         clones=clones,
         controls=result.uns["controls"],
@@ -304,7 +312,7 @@ def _controls(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=columns)
     table["verdict"] = np.where(table["verdict"].astype(bool), PASS, FAIL)
     table.insert(0, "slide", "cohort")
-    return table.assign(name="")[["slide", *CONTROL_COLUMNS, "name", "note"]]
+    return table.assign(name="", reference="")[_CONTROLS]
 
 
 def _slide_controls(profiles: Sequence[SlideProfile]) -> pd.DataFrame:
@@ -313,12 +321,12 @@ def _slide_controls(profiles: Sequence[SlideProfile]) -> pd.DataFrame:
         kind = "measured" if profile.measured else "predicted"
         table = profile.controls[list(CONTROL_COLUMNS)].copy()
         table.insert(0, "slide", profile.slide)
-        table["name"] = profile.name
-        table["note"] = profile.refused or kind
+        table["name"], table["reference"] = profile.name, profile.reference
+        low = profile.reference == RANKED
+        table["note"] = profile.refused or (f"{kind}; {RANKED_NOTE}" if low else kind)
         tables.append(table)
-    columns = ["slide", *CONTROL_COLUMNS, "name", "note"]
     if not tables:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=_CONTROLS)
     return pd.concat([table.astype(object) for table in tables], ignore_index=True)
 
 

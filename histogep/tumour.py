@@ -27,7 +27,7 @@ LABELS = {
     "non-malignant": "non_malignant",
     "undetermined": "undetermined",
 }
-COLUMNS = ("barcode", "label", "source", "confidence", "original")
+COLUMNS = ("barcode", "label", "source", "confidence", "original", "ranked")
 #: Lineages of resources/markers.tsv that carcinoma cells express, and those of the other cells.
 EPITHELIAL = ("epithelial",)
 OTHERS = (
@@ -52,6 +52,8 @@ OWN_WEIGHT = 0.5
 #: Share of the spots, least epithelial first, that copy number is compared with: few and pure, since
 #: a section may be nearly all tumour.
 REFERENCE_SHARE = 0.1
+#: Share of the spots at each end of the marker score that are named in `ranked`.
+RANKED_SHARE = 0.25
 #: Share of the spots, most epithelial first, whose mean copy-number profile is looked for.
 EPITHELIAL_SHARE = 0.2
 _TEXT_COLUMNS = ("label", "annotation", "pathologist", "classification", "category")
@@ -76,8 +78,8 @@ def label_annotated(
     Returns
     -------
     pandas.DataFrame
-        barcode, label, source, confidence, original, in the order of the spots; those without an
-        annotation are undetermined.
+        barcode, label, source, confidence, original, ranked (empty: only inferred labels rank), in
+        the order of the spots; those without an annotation are undetermined.
 
     Raises
     ------
@@ -107,6 +109,7 @@ def label_annotated(
             "source": "polygon" if polygons else "annotation",
             "confidence": np.where(label == "undetermined", 0.0, 1.0),
             "original": texts.reindex(barcodes).fillna("").to_numpy(dtype=object),
+            "ranked": "",
         }
     )
 
@@ -227,7 +230,9 @@ def infer_labels(
     Epithelial against other markers, and with gene positions the copy-number signal against the
     least epithelial spots, are standardised, added and smoothed over neighbours; a mixture of two
     Gaussians gives the probability of malignancy. Normal epithelium counts as malignant wherever
-    copy number cannot tell them apart.
+    copy number cannot tell them apart. Where one Gaussian is enough all spots stay undetermined;
+    the ends of the smoothed marker score are named all the same, for what needs a contrast and no
+    truth.
 
     Parameters
     ----------
@@ -245,14 +250,17 @@ def infer_labels(
     Returns
     -------
     pandas.DataFrame
-        barcode, label, source ("cnv" or "markers"), confidence (|2p - 1|), original (empty), and
-        the probability.
+        barcode, label, source ("cnv" or "markers"), confidence (|2p - 1|), original (empty), ranked
+        ("low" or "high" for the least and the most epithelial quarter of the spots, else empty),
+        and the probability.
     """
     lattice = Lattice.from_settings(dict(spots.uns["lattice"]))
     adjacency = lattice.neighbours(spots.obs["row"].to_numpy(), spots.obs["col"].to_numpy())
     expression = log_cp10k(spots.X)
     epithelial = contrast_lineages(expression, spots.var_names, markers)
     score, source = _standardise(_smooth(epithelial, adjacency)), "markers"
+    # Of the markers alone: copy number must not choose the spots that it is then measured between.
+    ranked = _ends(score)
     if positions is not None:
         try:
             burden = _copy_number(expression, spots, epithelial, positions, cnv or {}, adjacency)
@@ -277,6 +285,7 @@ def infer_labels(
             "source": source,
             "confidence": np.abs(2 * probability - 1),
             "original": "",
+            "ranked": ranked,
             "probability": probability,
         }
     )
@@ -355,6 +364,16 @@ def _mixture(score: np.ndarray, *, seed: int) -> np.ndarray:
         log.warning("the spots do not fall into two groups: all are left undetermined")
         return np.full(len(score), np.nan)
     return two.predict_proba(values)[:, int(np.argmax(two.means_[:, 0]))]
+
+
+def _ends(score: np.ndarray) -> np.ndarray:
+    """Return "low" and "high" for the ends of a score; none where they cannot be told apart."""
+    low, high = np.quantile(score, [RANKED_SHARE, 1 - RANKED_SHARE])
+    ranked = np.full(len(score), "", dtype=object)
+    if low < high:
+        ranked[score <= low] = "low"
+        ranked[score >= high] = "high"
+    return ranked
 
 
 def _smooth(values: np.ndarray, adjacency: Any) -> np.ndarray:

@@ -7,9 +7,11 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import sparse
 
+from histogep.cnv_slides import choose_spots
 from histogep.features import Features, write_features
 from histogep.lattice import Lattice
 from histogep.model_folder import FORMAT, folder_digest
+from histogep.plots_cnv import profile_figure
 from histogep.positions import assign_arms
 from histogep.preparation import Tiles
 from histogep.ridge import fit_ridge
@@ -43,7 +45,7 @@ def _counts(genome, seed):
     return counts, row, col, tumour
 
 
-def _section(genome, folder, *, seed=1, reference=True):
+def _section(genome, folder, *, seed=1, reference=True, ranked=False):
     counts, row, col, tumour = _counts(genome, seed)
     spots = anndata.AnnData(
         X=sparse.csr_matrix(counts),
@@ -54,7 +56,11 @@ def _section(genome, folder, *, seed=1, reference=True):
     spots.uns["lattice"] = LATTICE.to_settings()
     spots.write_h5ad(folder / "spots.h5ad")
     label = np.where(tumour | (not reference), "malignant", "non-malignant")
-    table = pd.DataFrame({"barcode": spots.obs_names, "label": label, "source": "annotation"})
+    ends = np.full(len(col), "", dtype=object)
+    if ranked:
+        label = "undetermined"
+        ends = np.where(col >= N_COLS - 3, "high", np.where(col < 3, "low", ""))
+    table = pd.DataFrame({"barcode": spots.obs_names, "label": label, "ranked": ends})
     table.sample(frac=1, random_state=1).to_csv(folder / "labels.tsv", sep="\t", index=False)
     genome.to_csv(folder / "positions.tsv", sep="\t", index=False)
 
@@ -92,6 +98,7 @@ def test_measured_section(run_script, genome, tmp_path):
     assert result.uns["name"] == "CNV"
     assert result.uns["measured"]
     assert result.uns["n_reference"] == 84
+    assert result.uns["reference"] == "labels"
     assert len(result.uns["cnv"]["chr_pos"]) == 22
     assert result.obsm["X_cnv"].shape[0] == result.n_obs
     assert list(arms.columns[:8]) == (
@@ -102,6 +109,48 @@ def test_measured_section(run_script, genome, tmp_path):
     assert calls["3p"] == calls["3q"] == "loss"
     assert "84 of them reference" in log
     assert (tmp_path / "out/s1.png").stat().st_size > 10_000
+
+
+def test_ranked_spots_stand_in_for_labels_and_all_say_so(run_script, genome, tmp_path):
+    _section(genome, tmp_path, ranked=True)
+    result, arms, log = _run_measured(run_script, tmp_path)
+    assert result.uns["reference"] == "ranked"
+    assert "confidence is low" in log
+    assert set(result.obs["label"]) == {"undetermined"}
+    col = result.obs["col"].to_numpy()
+    np.testing.assert_array_equal(result.obs["reference"], col < 3)
+    np.testing.assert_array_equal(result.obs["malignant"], col >= N_COLS - 3)
+    calls = arms.set_index("arm")["call"]
+    assert calls["7q"] == "gain"
+    assert calls["3p"] == calls["3q"] == "loss"
+    title = profile_figure(result, arms).axes[1].get_title(loc="left")
+    assert "low confidence" in title
+    outputs = {name: tmp_path / f"{name}.tsv" for name in ("subtypes", "patients", "controls")}
+    run_script(
+        "subtype_tumours.py",
+        input={"cnv": [tmp_path / "out/s1.cnv"]},
+        output=outputs | {"heatmap": tmp_path / "subtypes.png"},
+        params={"code": "", "slides": ["s1"], "patients": ["p1"], "cnv": SETTINGS, "seed": 1},
+        wildcards={"cohort": "c"},
+    )
+    controls = pd.read_csv(outputs["controls"], sep="\t")
+    assert set(controls["reference"]) == {"ranked"}
+    assert controls["note"].str.contains("low confidence").all()
+
+
+def test_labels_go_before_ranks(genome):
+    labels = np.array(["malignant", "non-malignant", "undetermined", "boundary"], dtype=object)
+    ranked = np.array(["low", "high", "low", "high"], dtype=object)
+    reference, malignant, rule = choose_spots(labels, ranked, measured=True)
+    assert (reference.tolist(), malignant.tolist()) == ([0, 1, 0, 0], [1, 0, 0, 0])
+    assert rule == "labels"
+    # Of a kind that the labels do not name the end stands in, never a spot of the other kind.
+    labels[1] = "malignant"
+    reference, malignant, rule = choose_spots(labels, ranked, measured=True)
+    assert (reference.tolist(), malignant.tolist()) == ([0, 0, 1, 0], [1, 1, 0, 0])
+    assert rule == "ranked"
+    assert choose_spots(labels, np.array([""] * 4), measured=True)[2] == "labels"
+    assert choose_spots(labels, None, measured=False)[2] == "prediction"
 
 
 def test_section_without_reference_and_cohort(run_script, genome, tmp_path):

@@ -9,8 +9,11 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from histogep import tumour
+from histogep.cnv import EXCLUDED_GENES
+from histogep.cnv_slides import chromosome_starts, profile_slide
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.normalise import log_cp10k
 from histogep.positions import read_gene_positions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +67,7 @@ def test_table_is_joined_by_barcode_and_mapped(tmp_path):
     assert labels["confidence"].tolist() == [1, 1, 0, 0]
     assert labels["original"].tolist() == ["stroma", "TUMOR ", "", ""]
     assert set(labels["source"]) == {"annotation"}
+    assert set(labels["ranked"]) == {""}
 
 
 def test_loupe_categories_and_rounded_coordinates(tmp_path):
@@ -169,6 +173,19 @@ def test_spots_all_alike_stay_undetermined(caplog):
     assert labels["label"].eq("undetermined").all()
     assert labels["confidence"].eq(0).all()
     assert "two groups" in caplog.text
+    assert labels["ranked"].value_counts().to_dict() == {"": 32, "low": 16, "high": 16}
+
+
+def test_ranked_names_the_ends_of_the_marker_score():
+    spots, left = _spots()
+    ranked = tumour.infer_labels(spots, MARKERS)["ranked"].to_numpy()
+    assert left[ranked == "high"].all()
+    assert not left[ranked == "low"].any()
+    assert min((ranked == "high").sum(), (ranked == "low").sum()) == 16
+
+
+def test_spots_of_one_score_have_no_ends():
+    assert set(tumour._ends(np.zeros(8))) == {""}
 
 
 def test_without_markers_labels_are_refused():
@@ -187,10 +204,10 @@ def test_too_few_genes_for_copy_number_leave_the_markers(caplog):
     assert "copy number is left out" in caplog.text
 
 
-@pytest.fixture(scope="module")
-def her2st_a1(shared_data):
-    """Counts of A1 on its array; the pixels are not needed here."""
-    table = pd.read_csv(shared_data / "her2st" / "counts" / "A1.tsv.gz", sep="\t", index_col=0)
+def _her2st(shared_data, section):
+    """Counts of a section on its array; the pixels are not needed here."""
+    path = shared_data / "her2st" / "counts" / f"{section}.tsv.gz"
+    table = pd.read_csv(path, sep="\t", index_col=0)
     table = table[table.sum(axis=1) >= 100]
     x, y = np.array([name.split("x") for name in table.index], dtype=int).T
     return anndata.AnnData(
@@ -198,8 +215,13 @@ def her2st_a1(shared_data):
         obs=pd.DataFrame({"row": y, "col": x}, index=table.index.astype(str)),
         var=pd.DataFrame({"gene_id": ""}, index=table.columns),
         obsm={"spatial": np.column_stack([x, y]).astype(float)},
-        uns={"slide": "A1", "lattice": Lattice("st", 200, 112).to_settings()},
+        uns={"slide": section, "lattice": Lattice("st", 200, 112).to_settings()},
     )
+
+
+@pytest.fixture(scope="module")
+def her2st_a1(shared_data):
+    return _her2st(shared_data, "A1")
 
 
 @pytest.mark.parametrize(("with_cnv", "least"), [(False, 0.72), (True, 0.78)])
@@ -219,3 +241,45 @@ def test_inferred_labels_find_what_the_pathologist_saw(her2st_a1, shared_data, w
     auroc = roc_auc_score(truth["label"][known] == "malignant", labels["probability"][known])
     # Measured 0.753 without and 0.813 with copy number; the depth of the spots alone gives 0.729.
     assert auroc > least
+
+
+@pytest.mark.parametrize("section", ["C2", "C3", "C4"])
+def test_ranked_spots_show_the_gain_of_erbb2_where_no_spot_is_labelled(shared_data, section):
+    spots = _her2st(shared_data, section)
+    positions = read_gene_positions(shared_data / "genepos" / "gencode_v38_gene_pos.txt")
+    markers = pd.read_csv(ROOT / "resources" / "markers.tsv", sep="\t")
+    # ERBB2 is a marker, and keratins lie beside it: none of them may rank, none is measured.
+    on_17 = positions.loc[positions["chromosome"] == "chr17", "gene"]
+    assert markers["gene"].isin(on_17).sum() >= 5
+    labels = tumour.infer_labels(spots, markers[~markers["gene"].isin(on_17)], positions=positions)
+    assert set(labels["label"]) == {"undetermined"}
+    result, arms = profile_slide(
+        log_cp10k(spots.X),
+        positions,
+        slide=section,
+        labels=labels["label"].to_numpy(),
+        ranked=labels["ranked"].to_numpy(),
+        obs=spots.obs,
+        lattice=Lattice.from_settings(spots.uns["lattice"]),
+        # An amplicon is a score of genes wide: windows as wide.
+        settings={
+            "window": 21,
+            "step": 1,
+            "dynamic_threshold": None,
+            "exclude_genes": [*EXCLUDED_GENES, "^KRT", "^ERBB2$"],
+            "max_clones": 1,
+        },
+        measured=True,
+        genes=spots.var_names.tolist(),
+    )
+    assert result.uns["refused"] == ""
+    assert result.uns["reference"] == "ranked"
+    malignant, reference = (result.obs[name].to_numpy() for name in ("malignant", "reference"))
+    values = np.asarray(result.obsm["X_cnv"])
+    profile = values[malignant].mean(axis=0) - values[reference].mean(axis=0)
+    starts = chromosome_starts(result)
+    on_17 = np.zeros(len(profile), bool)
+    on_17[starts["chr17"] : starts["chr18"]] = True
+    # The gain on chromosome 17 stands above 99.9 % of all other windows (C3, C4: above all).
+    assert profile[on_17].max() > np.quantile(profile[~on_17], 0.999)
+    assert arms.set_index("arm").loc["17q", "value"] > 0
