@@ -256,7 +256,8 @@ def _mend(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     flipped = table["start"] > table["end"]
     table.loc[flipped, ["start", "end"]] = table.loc[flipped, ["end", "start"]].to_numpy()
     n_rows = len(table)
-    table["chromosome"] = [_chromosome(name) for name in table["chromosome"]]
+    names = {name: _chromosome(name) for name in table["chromosome"].unique()}
+    table["chromosome"] = table["chromosome"].map(names)
     table = table[(table["chromosome"] != "") & (table["gene"].str.strip() != "")]
     if table.empty:
         raise InputError(
@@ -264,13 +265,13 @@ def _mend(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         )
     if n_rows > len(table):
         log.info("%s: %d rows on no primary chromosome left out", path, n_rows - len(table))
-    paired = table.groupby("gene")["chromosome"].transform(lambda names: "chrX" in set(names))
-    table = table[~(paired & (table["chromosome"] == "chrY"))]
-    places = table.groupby("gene")["chromosome"].transform("nunique")
-    if (places > 1).any():
-        lost = table.loc[places > 1, "gene"].nunique()
-        log.info("%s: %d symbols on several chromosomes left out", path, lost)
-    table = table[places == 1].assign(length=lambda t: t["end"] - t["start"])
+    on_x = table.loc[table["chromosome"] == "chrX", "gene"]
+    table = table[~((table["chromosome"] == "chrY") & table["gene"].isin(on_x))]
+    places = table[["gene", "chromosome"]].drop_duplicates()["gene"]
+    several = places[places.duplicated()].unique()
+    if len(several):
+        log.info("%s: %d symbols on several chromosomes left out", path, len(several))
+    table = table[~table["gene"].isin(several)].assign(length=lambda t: t["end"] - t["start"])
     rank = {name: i for i, name in enumerate(order_chromosomes(table["chromosome"]))}
     table = table.sort_values("length", ascending=False, kind="stable").drop_duplicates("gene")
     table = table.assign(rank=table["chromosome"].map(rank))
