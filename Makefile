@@ -6,6 +6,7 @@ DEMO_DIR ?= .
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --snakefile $(CURDIR)/Snakefile --cores $(CORES)
 INSTALLED := .venv/.installed
+TESTABLE := .venv/.testable
 
 .PHONY: help demo test lint fast-test workflow-test install settings-table constraints clean
 
@@ -14,11 +15,15 @@ help:  ## Show this list
 
 install: $(INSTALLED)  ## Make .venv from requirements.txt and constraints.txt
 
-$(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
+$(INSTALLED): requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: call make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/pip install --quiet uv
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -r requirements.txt
+	touch $@
+
+$(TESTABLE): $(INSTALLED) requirements-dev.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -r requirements.txt -r requirements-dev.txt
 	touch $@
 
@@ -30,16 +35,16 @@ demo: $(INSTALLED)  ## Run the whole workflow on the simulated study and build r
 
 test: lint fast-test workflow-test  ## Everything that can fail: lint, then fast tests, then whole workflows
 
-lint: $(INSTALLED)  ## ruff, snakefmt and snakemake --lint
+lint: $(TESTABLE)  ## ruff, snakefmt and snakemake --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
 
-fast-test: $(INSTALLED)  ## Library and script tests
+fast-test: $(TESTABLE)  ## Library and script tests
 	$(BIN)/python -m pytest -m "not workflow"
 
-workflow-test: $(INSTALLED)  ## Tests that run Snakemake itself
+workflow-test: $(TESTABLE)  ## Tests that run Snakemake itself
 	$(BIN)/python -m pytest -m workflow
 
 settings-table: $(INSTALLED)  ## Rewrite the table of settings in config/README.md

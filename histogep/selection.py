@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 def gene_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -44,6 +43,8 @@ def section_score(predicted: np.ndarray, measured: np.ndarray) -> float:
 
 def area_under_roc(score: np.ndarray, truth: np.ndarray) -> float:
     """Return the area under the ROC curve; NaN truths are left out, NaN with a single class."""
+    from scipy.stats import rankdata  # costs half a second, which few jobs need to spend
+
     known = np.isfinite(truth)
     score, positive = np.asarray(score, float)[known], np.asarray(truth)[known] > 0.5
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())

@@ -36,8 +36,8 @@ def write_sheets(
     *,
     seed: int = 1,
     n_with_spots: int = 6,
-    n_sections: int = 8,
-    n_without_spots: int = 30,
+    n_sections: int = 7,
+    n_without_spots: int = 24,
 ) -> None:
     """Write slides.tsv and patients.tsv of a simulated study.
 
@@ -115,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     target.add_argument("--out", type=Path, help="folder for slides.tsv and patients.tsv")
     target.add_argument("--study", type=Path, help="folder for a whole study: sheets and config")
     parser.add_argument("--patients-with-spots", type=int, default=6)
-    parser.add_argument("--sections", type=int, default=8)
-    parser.add_argument("--patients-without-spots", type=int, default=30)
+    parser.add_argument("--sections", type=int, default=7)
+    parser.add_argument("--patients-without-spots", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
     for size in _SIZES:
         parser.add_argument(f"--{size.replace('_', '-')}", type=int, help="with --study")

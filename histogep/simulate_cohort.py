@@ -2,11 +2,11 @@
 
 A patient's latent state depends on the seed and the patient's number alone, and a slide's
 composition on that and the slide's number, so that every slide can be made by a job of its own.
-The latents are points of a scrambled Sobol sequence rather than independent draws: a cohort of 30
+The latents are points of a scrambled Sobol sequence rather than independent draws: a cohort of 24
 then covers every range evenly, and its compositions are nearly uncorrelated. The chance in the
 outcomes (times, censoring, responses) is ordinary independent chance.
 
-The sizes of the effects are design, not findings: they are chosen so that 30 patients suffice to
+The sizes of the effects are design, not findings: they are chosen so that 24 patients suffice to
 see a true effect and clinical covariates alone do not.
 """
 
@@ -121,7 +121,7 @@ def patient_composition(seed: int, patient: str) -> Composition:
 
 
 def simulate_patients(
-    *, seed: int, n_with_spots: int = 6, n_without_spots: int = 30
+    *, seed: int, n_with_spots: int = 6, n_without_spots: int = 24
 ) -> pd.DataFrame:
     """Return the patients of a study with their latent state and their outcomes.
 
@@ -152,7 +152,7 @@ def simulate_patients(
 
 
 def simulate_sheets(
-    *, seed: int, n_with_spots: int = 6, n_sections: int = 8, n_without_spots: int = 30
+    *, seed: int, n_with_spots: int = 6, n_sections: int = 7, n_without_spots: int = 24
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the slide sheet and the patient sheet of a simulated study.
 

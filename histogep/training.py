@@ -180,7 +180,7 @@ def train_network(
             kernel=settings.kernel,
         ).to(device, memory_format=torch.channels_last)
         optimiser = torch.optim.Adam(
-            network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+            network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
         shape = _common_shape(grids)
         whole = whole_grid is not None
@@ -242,13 +242,14 @@ def train_network(
 def determinism(seed: int, device: str) -> Iterator[None]:
     """Fix the seed and the algorithms for a block; CUDA only warns where it has no fixed one."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.get_deterministic_debug_mode()
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+    # Not torch.use_deterministic_algorithms: that imports the compiler, a second in every job.
+    torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
 
 
 def autocast(precision: str, device: str) -> Any:

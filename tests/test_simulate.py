@@ -111,9 +111,9 @@ def test_default_sheets_pass_the_study_checks():
     slides = read_slides(ROOT / "config" / "slides.tsv", made=lambda file: True)
     patients = read_patients(ROOT / "config" / "patients.tsv")
     sections = slides[slides["counts"] != ""]
-    assert (len(sections), sections["patient"].nunique()) == (8, 6)
-    assert sections["patient"].value_counts().tolist() == [2, 2, 1, 1, 1, 1]
-    assert slides.loc[slides["cohort"] == "hospital", "patient"].nunique() == 30
+    assert (len(sections), sections["patient"].nunique()) == (7, 6)
+    assert sections["patient"].value_counts().tolist() == [2, 1, 1, 1, 1, 1]
+    assert slides.loc[slides["cohort"] == "hospital", "patient"].nunique() == 24
     assert set(slides["patient"]) == set(patients["patient"])
     outcome = patients.loc[patients["patient"].str.startswith("H"), ["time", "event", "response"]]
     assert outcome.notna().all(axis=None)
