@@ -1,7 +1,8 @@
 """The patients of the simulated study: tissue composition, outcomes, and the two sheets.
 
 A patient's latent state depends on the seed and the patient's number alone, and a slide's
-composition on that and the slide's number, so that every slide can be made by a job of its own.
+composition on that and the slide's number, so that every slide can be made by a job of its own,
+which is told its composition.
 The latents are points of a scrambled Sobol sequence rather than independent draws: a cohort of 24
 then covers every range evenly, and its compositions are nearly uncorrelated. The chance in the
 outcomes (times, censoring, responses) is ordinary independent chance.
@@ -19,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from histogep.jobs import InputError
 
@@ -236,9 +236,11 @@ def formulas() -> dict[str, Any]:
 
 
 def _patient(seed: int, patient: str) -> dict[str, Any]:
+    from scipy import special
+
     latent, composition = _latents(seed, patient), patient_composition(seed, patient)
     mean_age, sd_age = AGE_YEARS
-    age = float(np.clip(np.round(stats.norm.ppf(latent["age"], mean_age, sd_age)), 28, 92))
+    age = float(np.clip(np.round(mean_age + sd_age * special.ndtri(latent["age"])), 28, 92))
     stage = min(int(np.searchsorted(np.cumsum(STAGE_SHARES), latent["stage"])), 3)
     mean_stage = float(np.dot(np.arange(4), STAGE_SHARES))
     log_hazard = (
@@ -272,11 +274,13 @@ def _patient(seed: int, patient: str) -> dict[str, Any]:
 
 def _latents(seed: int, patient: str) -> dict[str, float]:
     """Return the point 0..1 of a patient in the Sobol sequence of its group."""
+    from scipy.stats import qmc  # costs most of a second, which the jobs of slides do not spend
+
     match = _SLIDE_ID.match(f"{patient}-1")
     if match is None:
         _refuse(patient)
     group, number = match[1], int(match[2]) - 1
-    sequence = stats.qmc.Sobol(len(_LATENTS), rng=stream(seed, "latents", group))
+    sequence = qmc.Sobol(len(_LATENTS), rng=stream(seed, "latents", group))
     point = sequence.fast_forward(number).random(1)[0] if number else sequence.random(1)[0]
     return dict(zip(_LATENTS, np.clip(point, 1e-6, 1 - 1e-6).tolist(), strict=True))
 

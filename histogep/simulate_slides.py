@@ -15,7 +15,7 @@ from scipy import sparse
 
 from histogep.files import complete, write_json, write_tsv
 from histogep.lattice import Lattice
-from histogep.simulate_cohort import slide_composition, stream
+from histogep.simulate_cohort import Composition, stream
 from histogep.simulate_counts import Expression, simulate_counts, write_10x_h5
 from histogep.simulate_image import MPP, paint_slide, slide_size_px
 from histogep.simulate_tissue import CLONE_A, CLONE_B, COMPARTMENTS, Tissue, grow_tissue
@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 def simulate_section(
     slide: str,
     settings: Mapping[str, Any],
+    composition: Composition,
     *,
     positions: pd.DataFrame,
     truth: Mapping[str, Any],
@@ -71,6 +72,8 @@ def simulate_section(
         Id as `histogep.simulate_cohort.simulate_sheets` gives it.
     settings
         The section `simulation` of the configuration; `DEFAULTS` fill it up.
+    composition
+        What the tissue consists of, as `histogep.simulate_cohort.slide_composition` designs it.
     positions
         gene, chromosome, start, end of every gene.
     truth
@@ -87,7 +90,7 @@ def simulate_section(
     """
     settings = DEFAULTS | dict(settings)
     n_rows, n_cols = int(settings["section_rows"]), int(settings["section_cols"])
-    tissue = _tissue(slide, n_rows, n_cols, seed=seed)
+    tissue = _tissue(slide, composition, n_rows, n_cols, seed=seed)
     spots = _array(tissue, n_rows, n_cols, rng=stream(seed, "barcodes", slide))
     inside = spots[spots["in_tissue"] == 1].sort_values("barcode", ignore_index=True)
     counts, shares = _measure(
@@ -137,6 +140,7 @@ def simulate_section(
 def simulate_slide(
     slide: str,
     settings: Mapping[str, Any],
+    composition: Composition,
     *,
     seed: int,
     image: str | Path,
@@ -150,6 +154,8 @@ def simulate_slide(
         Id as `histogep.simulate_cohort.simulate_sheets` gives it.
     settings
         The section `simulation` of the configuration; `DEFAULTS` fill it up.
+    composition
+        What the tissue consists of, as `histogep.simulate_cohort.slide_composition` designs it.
     seed
         Seed of the study.
     image, truth
@@ -162,12 +168,13 @@ def simulate_slide(
         in px.
     """
     settings = DEFAULTS | dict(settings)
-    tissue = _tissue(slide, int(settings["slide_rows"]), int(settings["slide_cols"]), seed=seed)
+    n_rows, n_cols = int(settings["slide_rows"]), int(settings["slide_cols"])
+    tissue = _tissue(slide, composition, n_rows, n_cols, seed=seed)
     size = slide_size_px(tissue)
     write_pyramid(paint_slide(tissue, rng=stream(seed, "image", slide)), size, image)
     summary = {
         "slide": slide,
-        "composition": slide_composition(seed, slide).to_settings(),
+        "composition": composition.to_settings(),
         "shares": tissue.shares(),
         "width": size[0],
         "height": size[1],
@@ -239,11 +246,11 @@ def write_pyramid(
     }
 
 
-def _tissue(slide: str, n_rows: int, n_cols: int, *, seed: int) -> Tissue:
+def _tissue(slide: str, composition: Composition, n_rows: int, n_cols: int, *, seed: int) -> Tissue:
     width_um = (n_cols + 0.5) * LATTICE.pitch_um + 2 * MARGIN_UM
     height_um = (n_rows - 1) * LATTICE.row_um + LATTICE.pitch_um + 2 * MARGIN_UM
     return grow_tissue(
-        slide_composition(seed, slide),
+        composition,
         width_um=width_um,
         height_um=height_um,
         rng=stream(seed, "tissue", slide),

@@ -8,6 +8,7 @@ from histogep import folds, settings, sheets, stages
 from histogep.files import read_json
 from histogep.jobs import InputError
 from histogep.provenance import code_digest
+from histogep.simulate_cohort import slide_composition
 from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
@@ -137,6 +138,11 @@ def slide_mpp(wildcards):
 def patient_of(slide):
     """Return the patient of a slide."""
     return SLIDES.loc[slide, "patient"]
+
+
+def designed_composition(wildcards):
+    """Return what the simulated tissue of {slide} consists of."""
+    return slide_composition(config["seed"], wildcards.slide).to_settings()
 
 
 def tile_inputs(wildcards):

@@ -49,6 +49,7 @@ rule simulate_section:
     params:
         code=code_digest("simulate_section.py"),
         simulation=lookup("simulation", within=config),
+        composition=designed_composition,
         seed=config["seed"],
     message:
         "Simulate section {wildcards.slide}"
@@ -72,6 +73,7 @@ rule simulate_slide:
     params:
         code=code_digest("simulate_slide.py"),
         simulation=lookup("simulation", within=config),
+        composition=designed_composition,
         seed=config["seed"],
     message:
         "Simulate slide {wildcards.slide}"

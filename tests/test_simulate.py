@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,7 @@ def section(tmp_path_factory, references):
     simulate_section(
         "P01-1",
         {"section_rows": 20, "section_cols": 20},
+        simulate_cohort.slide_composition(1, "P01-1"),
         positions=read_gene_positions(references["gene_positions"]),
         truth=read_json(references["truth"]),
         seed=1,
@@ -532,6 +535,11 @@ def test_reference_job(run_script, tmp_path):
     assert len(output["gene_sets"].read_text().splitlines()) == len(truth["gene_sets"])
 
 
+def _params(seed, slide):
+    composition = simulate_cohort.slide_composition(seed, slide).to_settings()
+    return {"simulation": SMALL, "seed": seed, "composition": composition}
+
+
 def test_section_job_gives_the_same_bytes_twice(run_script, tmp_path, references):
     written = []
     for name in ("first", "second"):
@@ -540,13 +548,20 @@ def test_section_job_gives_the_same_bytes_twice(run_script, tmp_path, references
             "simulate_section.py",
             input=references,
             output=output,
-            params={"simulation": SMALL, "seed": 1},
+            params=_params(1, "P02-1"),
             wildcards={"slide": "P02-1"},
         )
         written.append({key: path.read_bytes() for key, path in output.items()})
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["P02-1", "P02-1.tiff"]
     assert written[0].keys() == written[1].keys()
     assert [key for key in written[0] if written[0][key] != written[1][key]] == []
+
+
+def test_slide_jobs_do_not_import_scipy_stats():
+    """Half a second in each of thousands of short jobs."""
+    program = "import sys, histogep.simulate_slides; print('scipy.stats' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_slide_job_gives_the_same_bytes_twice(run_script, tmp_path):
@@ -560,7 +575,7 @@ def test_slide_job_gives_the_same_bytes_twice(run_script, tmp_path):
             "simulate_slide.py",
             input={},
             output=output,
-            params={"simulation": SMALL, "seed": seed},
+            params=_params(seed, slide),
             wildcards={"slide": slide},
         )
         written.append([path.read_bytes() for path in output.values()])

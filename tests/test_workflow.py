@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
+import psutil
 import pytest
 
 pytestmark = pytest.mark.workflow
@@ -18,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def snakemake(directory, *arguments, repository=REPOSITORY):
-    """Run Snakemake on two cores in a directory; return what it did and said."""
+    """Run Snakemake on two cores in a directory; return what it did, said and how it was busy."""
     command = [
         sys.executable,
         "-m",
@@ -31,8 +36,18 @@ def snakemake(directory, *arguments, repository=REPOSITORY):
         "2",
         *arguments,
     ]
-    done = subprocess.run(list(map(str, command)), text=True, capture_output=True, cwd=repository)
-    done.said = done.stdout + done.stderr
+    done = SimpleNamespace(most_threads=0)
+    with tempfile.TemporaryFile("w+") as said:
+        process = psutil.Popen(
+            list(map(str, command)), stdout=said, stderr=subprocess.STDOUT, cwd=repository
+        )
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                done.most_threads = max(done.most_threads, process.num_threads())
+            time.sleep(0.2)
+        done.returncode = process.returncode
+        said.seek(0)
+        done.said = said.read()
     return done
 
 
@@ -52,6 +67,8 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     done = snakemake(folder)
     assert done.returncode == 0, done.said[-8000:]
+    # A timer for every job that has ended would be hundreds (Snakefile, onstart).
+    assert done.most_threads < 40
     return folder
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from histogep.files import read_json
 from histogep.jobs import job_log
 from histogep.positions import read_gene_positions
+from histogep.simulate_cohort import Composition
 from histogep.simulate_slides import simulate_section
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ with job_log(snakemake.log[0]):
     simulate_section(
         snakemake.wildcards.slide,
         snakemake.params.simulation,
+        Composition(**snakemake.params.composition),
         positions=read_gene_positions(snakemake.input.gene_positions),
         truth=read_json(snakemake.input.truth),
         seed=snakemake.params.seed,
