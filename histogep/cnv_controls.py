@@ -15,6 +15,7 @@ import pandas as pd
 
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv import CnvProfiles
+from histogep.positions import order_arms
 
 COPY_NUMBER = "CNV"
 EXPRESSION_SUBTYPE = "expression subtype"
@@ -128,41 +129,84 @@ def name_result(controls: pd.DataFrame, *, measured: bool) -> str:
 
 
 def compare_arms(
-    first: pd.Series, second: pd.Series, *, permutations: int = 999, seed: int = 0
-) -> dict[str, float]:
-    """Return how two profiles of the same tissue agree over arms, with its null.
+    measured: np.ndarray,
+    predicted: np.ndarray,
+    arms: np.ndarray,
+    *,
+    min_arm_genes: int = 15,
+    permutations: int = 499,
+    seed: int = 0,
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Return how two contrasts of the same genes agree over chromosome arms, with two nulls.
+
+    Arms shuffled: the means of one are dealt to other arms; what is left is chance. Genes shuffled:
+    the genes change places on the genome, each with both its values; what is left is that the same
+    genes go up and down in both, wherever they lie. A model that has learnt the expression of a
+    tumour but no copy number agrees as well there as on the real arms.
 
     Parameters
     ----------
-    first, second
-        Value by arm, such as predicted (by a model that has not seen the patient) and measured.
+    measured, predicted
+        Contrast of each gene (tumour minus reference, say).
+    arms
+        Arm of each gene.
+    min_arm_genes
+        Arms with fewer genes are left out.
     permutations
-        Shuffles of the arms.
+        Shuffles of each null.
     seed
         Seed of the shuffles.
 
     Returns
     -------
-    dict
-        value (Pearson correlation over the arms both have), null_mean, null_q95, p, n_arms.
+    tuple
+        r (Pearson correlation over arms), n_arms, n_genes, and mean, q95 and p of `null_arms` and
+        `null_genes`; NaN with fewer than 5 arms or where one side is constant. And the table of
+        arms: arm, n_genes, measured, predicted.
     """
-    both = pd.concat([first, second], axis=1, join="inner").dropna().to_numpy(np.float64)
-    if len(both) < 5 or (both.std(axis=0) == 0).any():
-        empty = dict.fromkeys(("value", "null_mean", "null_q95", "p"), float("nan"))
-        return empty | {"n_arms": len(both)}
+    names = pd.Series(arms, dtype=object)
+    size = names.value_counts()
+    kept = names.isin(size.index[size >= min_arm_genes]).to_numpy()
+    order = order_arms(names[kept])
+    member = pd.Series(range(len(order)), index=order)[names[kept]].to_numpy(int)
+    values = np.stack([measured, predicted]).astype(np.float64)[:, kept]
+    sizes = np.bincount(member, minlength=len(order))
+    means = _means(values, member, sizes)
+    table = pd.DataFrame({"arm": order, "n_genes": sizes, "measured": means[0]})
+    table["predicted"] = means[1]
+    found = {"r": np.nan, "n_arms": len(order), "n_genes": int(kept.sum())}
+    if len(order) < 5 or (means.std(axis=1) < 1e-12).any():
+        parts = ("null_{}_mean", "null_{}_q95", "p_{}")
+        undefined = [part.format(null) for null in ("arms", "genes") for part in parts]
+        return found | dict.fromkeys(undefined, np.nan), table
     rng = np.random.default_rng(seed)
-    standard = (both - both.mean(axis=0)) / both.std(axis=0)
-    value = float(np.mean(standard[:, 0] * standard[:, 1]))
-    null = np.array(
-        [np.mean(standard[:, 0] * rng.permutation(standard[:, 1])) for _ in range(permutations)]
-    )
-    return {
-        "value": value,
-        "null_mean": float(null.mean()),
-        "null_q95": float(np.quantile(null, 0.95)),
-        "p": float((1 + (null >= value).sum()) / (1 + permutations)),
-        "n_arms": len(both),
+    found["r"] = _correlation(means)
+    nulls = {
+        "arms": [
+            _correlation(np.stack([means[0], rng.permutation(means[1])]))
+            for _ in range(permutations)
+        ],
+        "genes": [
+            _correlation(_means(values, rng.permutation(member), sizes))
+            for _ in range(permutations)
+        ],
     }
+    for name, null in nulls.items():
+        null = np.array(null)
+        found[f"null_{name}_mean"] = float(null.mean())
+        found[f"null_{name}_q95"] = float(np.quantile(null, 0.95))
+        found[f"p_{name}"] = float((1 + (null >= found["r"]).sum()) / (1 + permutations))
+    return found, table
+
+
+def _means(values: np.ndarray, member: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the mean of each row of values over each group of genes."""
+    sums = [np.bincount(member, weights=row, minlength=len(sizes)) for row in values]
+    return np.stack(sums) / sizes
+
+
+def _correlation(pair: np.ndarray) -> float:
+    return float(np.corrcoef(pair)[0, 1])
 
 
 def _bin_order(profiles: CnvProfiles) -> np.ndarray:

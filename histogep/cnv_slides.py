@@ -33,7 +33,8 @@ ARM_COLUMNS = [
     *("slide", "clone", "arm", "value", "n_genes", "n_spots", "call", "z", "z_order", "name"),
 ]
 
-_PROFILE_SETTINGS = (
+#: Settings of `histogep.cnv.infer_profiles` that the configuration names.
+PROFILE_SETTINGS = (
     *("window", "step", "dynamic_threshold", "bin_genes", "exclude_genes", "min_detected"),
     *("min_reference", "min_genes", "min_chromosome_genes"),
 )
@@ -119,7 +120,7 @@ def profile_slide(
             n_jobs=n_jobs,
             # Both engines give the same numbers; only measured spots are worth scanpy's import.
             engine="infercnvpy" if measured else "weights",
-            **_chosen(settings, _PROFILE_SETTINGS),
+            **_chosen(settings, PROFILE_SETTINGS),
         )
     except InputError as error:
         log.warning("slide %s: no copy number: %s", slide, error)

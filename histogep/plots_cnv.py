@@ -13,10 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from histogep.clones import REFERENCE, UNASSIGNED
-from histogep.cnv_controls import COPY_NUMBER, FAIL
+from histogep.cnv_controls import COPY_NUMBER, FAIL, PASS
 from histogep.cnv_slides import RANKED, chromosome_starts
 from histogep.lattice import Lattice
-from histogep.plots import CATEGORY_COLOURS, DIVERGING_MAP, LABEL_COLOURS, figure
+from histogep.plots import (
+    CATEGORY_COLOURS,
+    DIVERGING_MAP,
+    LABEL_COLOURS,
+    NULL_COLOUR,
+    figure,
+)
 from histogep.positions import order_arms
 from histogep.subtypes import Subtypes
 
@@ -160,6 +166,71 @@ def subtype_figure(subtypes: Subtypes, *, cohort: str) -> Figure:
     heat.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), title="subtype")
     bar = fig.colorbar(image, ax=heat, location="bottom", shrink=0.4, aspect=40, pad=0.02)
     bar.set_label("mean log ratio by arm, in root mean squares of its kind (measured or predicted)")
+    return fig
+
+
+def agreement_figure(agreement: pd.DataFrame, arms: pd.DataFrame) -> Figure:
+    """Return measured above predicted arms of each section, and their correlation with its nulls.
+
+    Parameters
+    ----------
+    agreement, arms
+        Tables of `histogep.cnv_agreement.compare_section` over all sections.
+    """
+    shown = agreement[agreement["r"].notna()].reset_index(drop=True)
+    if not len(shown):
+        fig = figure(width_mm=180, height_mm=40)
+        fig.text(0.02, 0.9, "No section allows a comparison", weight="bold", va="top")
+        fig.text(0.02, 0.65, fill(f"The first: {agreement['note'].iloc[0]}", 110), va="top")
+        return fig
+    names = [f"{row.slide} {row.contrast}" for row in shown.itertuples()]
+    columns = order_arms(arms["arm"])
+    wide = arms.pivot_table(
+        index=["slide", "contrast"], columns="arm", values=["measured", "predicted"]
+    )
+    values = np.full((2 * len(shown), len(columns)), np.nan)
+    for i, row in enumerate(shown.itertuples()):
+        for j, kind in enumerate(("measured", "predicted")):
+            own = wide.loc[(row.slide, row.contrast), kind].reindex(columns).to_numpy(np.float64)
+            # What all arms share says how deep the genes of the panel were read, not where they lie.
+            own -= np.nanmedian(own)
+            values[2 * i + j] = own / max(float(np.sqrt(np.nanmean(own**2))), 1e-12)
+    fig = figure(width_mm=200, height_mm=float(np.clip(40 + 6 * len(shown), 60, 260)))
+    heat, dots = fig.subplots(1, 2, width_ratios=[1, 0.42])
+    limit = _limit(values[~np.isnan(values)])
+    image = heat.imshow(
+        values, aspect="auto", interpolation="nearest", cmap=DIVERGING_MAP, vmin=-limit, vmax=limit
+    )
+    for i in range(1, len(shown)):
+        heat.axhline(2 * i - 0.5, color="black", linewidth=0.6)
+    heat.set_yticks([2 * i + 0.5 for i in range(len(shown))], names, fontsize=7)
+    heat.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
+    heat.tick_params(length=0)
+    heat.set_title("Arms: measured above predicted")
+    bar = fig.colorbar(image, ax=heat, location="bottom", shrink=0.5, aspect=40, pad=0.02)
+    bar.set_label("mean log ratio less the median arm, in root mean squares of the row")
+    at = np.arange(len(shown))
+    for null, colour, label in (
+        ("arms", _UNASSIGNED_COLOUR, "arms shuffled, mean to 95 %"),
+        ("genes", NULL_COLOUR, "genes shuffled, mean to 95 %"),
+    ):
+        low, high = (shown[f"null_{null}_{end}"].astype(float) for end in ("mean", "q95"))
+        dots.hlines(at, low, high, color=colour, linewidth=5, label=label)
+    passed = (shown["verdict"] == PASS).to_numpy()
+    for mask, face, label in (
+        (passed, "black", "above both"),
+        (~passed, "white", "not above both"),
+    ):
+        if mask.any():
+            r = shown.loc[mask, "r"].astype(float)
+            dots.scatter(r, at[mask], s=22, color=face, edgecolors="black", label=label, zorder=3)
+    dots.set_ylim(len(shown) - 0.5, -0.5)
+    dots.set_xlim(min(-0.3, float(shown["r"].min()) - 0.1), 1.05)
+    dots.set_yticks([])
+    dots.axvline(0, color="#555555", linewidth=0.4)
+    dots.set_xlabel("correlation over arms")
+    dots.set_title("Agreement beside its nulls")
+    fig.legend(loc="outside lower right", ncols=2, fontsize=6)
     return fig
 
 

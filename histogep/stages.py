@@ -112,6 +112,15 @@ def plan_stages(
     )
 
     has_positions = config["references"]["gene_positions"] is not None
+    if not applied:
+        wide = config["models"].get(config["deploy"]["wide"], {})
+        reason = "predicted is compared with measured copy number in held-out patients"
+        if not has_positions:
+            reason = "references.gene_positions is not given"
+        elif wide.get("kind") != "ridge":
+            reason = "deploy.wide names no ridge"
+        compared = has_positions and wide.get("kind") == "ridge"
+        plan("cnv agreement", [f"results/cnv/{study}/agreement.tsv"] if compared else [], reason)
     gene_sets = config["references"]["gene_sets"]
     for cohort, members in slides.groupby("cohort"):
         predicted = members.index.intersection(to_predict)

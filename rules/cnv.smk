@@ -1,7 +1,8 @@
 """Copy number: per slide from measured counts or from predicted expression, then over a cohort.
 
 Needs:  gene positions; spots with labels, or features with a model folder.
-Writes: results/cnv/{slide}.h5ad, results/cnv/{slide}.arms.tsv, results/cnv/{cohort}/
+Writes: results/cnv/{slide}.h5ad, results/cnv/{slide}.arms.tsv, results/cnv/{cohort}/, and how predicted
+        agree with measured profiles in held-out patients, results/cnv/{study}/agreement.tsv
 """
 
 
@@ -69,3 +70,52 @@ rule subtype_tumours:
         "Tumour subtypes of cohort {wildcards.cohort}"
     script:
         "../workflow_scripts/subtype_tumours.py"
+
+
+rule compare_cnv:
+    input:
+        folds="results/folds/{study}.tsv",
+        weights=collect(
+            "results/models/{{study}}/{fold}/{model}/weights.safetensors",
+            zip,
+            fold=[fold for fold, model in WIDE_HELD_OUT],
+            model=[model for fold, model in WIDE_HELD_OUT],
+        ),
+        settings=collect(
+            "results/models/{{study}}/{fold}/{model}/settings.json",
+            zip,
+            fold=[fold for fold, model in WIDE_HELD_OUT],
+            model=[model for fold, model in WIDE_HELD_OUT],
+        ),
+        verdict="results/evaluation/{study}/leakage.json",
+        features=collect("results/features/{slide}.h5", slide=SECTIONS),
+        spots=collect("results/spots/{slide}.h5ad", slide=SECTIONS),
+        labels=collect("results/labels/{slide}.tsv", slide=SECTIONS),
+        cnv=collect("results/cnv/{slide}.h5ad", slide=SECTIONS),
+        gene_positions=GENE_POSITIONS or [],
+    output:
+        agreement="results/cnv/{study}/agreement.tsv",
+        arms="results/cnv/{study}/agreement_arms.tsv",
+        figure=report(
+            "results/cnv/{study}/agreement.png",
+            caption="../report/agreement.rst",
+            category="5. Copy number",
+            labels={"figure": "predicted against measured, held-out patients"},
+        ),
+    log:
+        "logs/compare_cnv/{study}.log",
+    benchmark:
+        "benchmarks/compare_cnv/{study}.tsv"
+    conda:
+        "../envs/cnv.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code_digest("compare_cnv.py"),
+        cnv=lookup("cnv", within=config),
+        seed=config["seed"],
+    message:
+        "Compare predicted with measured copy number in held-out patients"
+    script:
+        "../workflow_scripts/compare_cnv.py"

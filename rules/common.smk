@@ -101,6 +101,13 @@ HELD_OUT = [
     if (fold.startswith("honest-") and choices["panel"] == "main")
     or (fold.startswith("hist-") and choices["kind"] == "cmunet")
 ]
+# The wide panel serves copy number only: its honest folds are trained where predicted is compared with
+# measured copy number, and audited like all others.
+WIDE_HELD_OUT = [
+    (fold, config["deploy"]["wide"])
+    for fold in FOLDS
+    if fold.startswith("honest-") and STAGES.runs("cnv agreement")
+]
 MODEL_FOLDER = FILES["model"] or f"results/model/{STUDY}"
 # A model that is applied brings its lattice: other slides are sampled as it was trained.
 LATTICE = config["lattice"]
@@ -199,6 +206,14 @@ def trained_settings(wildcards):
     return [
         f"results/models/{STUDY}/{fold}/{model}/settings.json"
         for fold, model in HELD_OUT
+    ]
+
+
+def audited_settings(wildcards):
+    """Return the settings of every model with sections held out, those of the wide panel too."""
+    return trained_settings(wildcards) + [
+        f"results/models/{STUDY}/{fold}/{model}/settings.json"
+        for fold, model in WIDE_HELD_OUT
     ]
 
 

@@ -96,7 +96,7 @@ rule audit_leakage:
         markers=MARKERS,
         panels=collect("results/genes/{{study}}/{fold}.tsv", fold=FOLDS),
         records=collect("results/genes/{{study}}/{fold}.json", fold=FOLDS),
-        settings=trained_settings,
+        settings=audited_settings,
     output:
         verdict="results/evaluation/{study}/leakage.json",
     log:

@@ -7,8 +7,10 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import sparse
 
-from histogep.cnv_slides import choose_spots
+from histogep.cnv_slides import choose_spots, measured_slide, write_profile
 from histogep.features import Features, write_features
+from histogep.files import write_json, write_tsv
+from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.model_folder import FORMAT, folder_digest
 from histogep.plots_cnv import profile_figure
@@ -273,3 +275,128 @@ def test_predicted_slide(run_script, genome, tmp_path):
     result = anndata.read_h5ad(outputs["cnv"])
     assert "here are 0 of" in result.uns["refused"]
     assert result.uns["name"] == "expression subtype"
+
+
+@pytest.fixture(scope="module")
+def held_out(genome, tmp_path_factory):
+    """Return files of three patients, and the wide model of the first two."""
+    from histogep.datasets import read_sections
+    from histogep.modelling import fit_model
+
+    folder = tmp_path_factory.mktemp("held_out")
+    slides = {"s1": "p1", "s2": "p2", "s3": "p3"}
+    encoders = [{"name": "descriptors", "sha256": "", "dim": 4, "mpp": 0.5, "precision": "fp32"}]
+    files = {name: [] for name in ("features", "spots", "labels", "cnv")}
+    for name in files:
+        (folder / name).mkdir()
+    for seed, slide in enumerate(slides, start=1):
+        _section(genome, folder, seed=seed)
+        for name, suffix in (("spots", "h5ad"), ("labels", "tsv")):
+            (folder / f"{name}.{suffix}").rename(folder / name / f"{slide}.{suffix}")
+            files[name].append(folder / name / f"{slide}.{suffix}")
+        _, row, col, tumour = _counts(genome, seed)
+        files["features"].append(folder / "features" / f"{slide}.h5")
+        files["cnv"].append(folder / "cnv" / f"{slide}.h5ad")
+        noise = np.random.default_rng(seed).normal(0, 0.2, (len(row), 4))
+        values = np.where(tumour[:, None], 1.0, -1.0) * [1, 0.5, 0, 0] + noise
+        write_features(
+            Features(
+                slide=slide,
+                values=values.astype(np.float32),
+                row=row.astype(np.int32),
+                col=col.astype(np.int32),
+                coords=np.stack(LATTICE.centres_um(row, col), axis=1).astype(np.int64),
+                barcode=np.array([f"b{i}" for i in range(len(row))], dtype=object),
+                white=np.zeros(4, np.float32),
+                blocks=[("descriptors", 4)],
+                lattice=LATTICE.to_settings(),
+                encoders=encoders,
+            ),
+            files["features"][-1],
+        )
+    # Only the section that is held out is looked at.
+    spots, labels, cnv = (files[name][-1] for name in ("spots", "labels", "cnv"))
+    result, _ = measured_slide(spots, labels, slide="s3", positions=genome, settings=SETTINGS)
+    write_profile(result, cnv)
+    folds = pd.DataFrame({"protocol": "honest", "fold": "honest-3", "slide": list(slides)})
+    folds = folds.assign(patient=list(slides.values()), role=["train", "train", "test"])
+    write_tsv(folds, folder / "folds.tsv")
+    genes = genome["gene"].tolist()
+    train = read_sections(
+        {"s1": "p1", "s2": "p2"},
+        *(files[name] for name in ("features", "spots", "labels")),
+        task="expression",
+        genes=genes,
+    )
+    model = fit_model(
+        {"train": train, "validation": []},
+        name="wide",
+        settings={"kind": "ridge", "task": "expression", "panel": "wide"},
+        protocol="honest",
+        fold="honest-3",
+        genes=genes,
+        seed=1,
+        hist_grid=[20, 20],
+        test={"s3": "p3"},
+    )
+    save_file(model.arrays, folder / "weights.safetensors")
+    files |= {"folds": folder / "folds.tsv", "weights": [folder / "weights.safetensors"]}
+    return files, model.settings
+
+
+@pytest.fixture
+def compared(run_script, held_out, genome, tmp_path):
+    """Return a function that runs compare_cnv on the patient held out."""
+    files, settings = held_out
+
+    def run(positions=genome, **changed):
+        write_json(settings | changed, tmp_path / "settings.json")
+        write_tsv(positions, tmp_path / "genes.tsv")
+        outputs = {name: tmp_path / f"agreement_{name}.tsv" for name in ("agreement", "arms")}
+        own = {"settings": [tmp_path / "settings.json"], "gene_positions": tmp_path / "genes.tsv"}
+        run_script(
+            "compare_cnv.py",
+            input=files | own,
+            output=outputs | {"figure": tmp_path / "agreement.png"},
+            params={"code": "", "cnv": SETTINGS, "seed": 1},
+            wildcards={"study": "s"},
+        )
+        assert (tmp_path / "agreement.png").stat().st_size > 2_000
+        return [pd.read_csv(path, sep="\t") for path in outputs.values()]
+
+    return run
+
+
+def test_predicted_arms_agree_with_measured_ones_in_the_patient_held_out(compared):
+    agreement, arms = compared()
+    assert agreement["slide"].unique().tolist() == ["s3"]
+    tumour = agreement.set_index("contrast").loc["tumour"]
+    # The training tumours bear the same alterations.
+    assert tumour["r"] > 0.9
+    assert tumour["r"] > tumour["null_genes_q95"] > tumour["null_arms_q95"]
+    assert tumour["verdict"] == "pass"
+    values = arms[arms["contrast"] == "tumour"].set_index("arm")
+    for kind in ("measured", "predicted"):
+        assert values[kind].idxmax() == "7q"
+        assert set(values[kind].nsmallest(2).index) == {"3p", "3q"}
+
+
+def test_shuffled_positions_leave_no_agreement_beyond_the_genes(compared, genome):
+    shuffled = genome.assign(gene=np.random.default_rng(0).permutation(genome["gene"]))
+    agreement, _ = compared(shuffled)
+    tumour = agreement.set_index("contrast").loc["tumour"]
+    assert tumour["p_genes"] > 0.05
+    assert tumour["verdict"] == "fail"
+
+
+def test_a_model_that_saw_the_patient_is_not_compared(compared):
+    with pytest.raises(InputError, match="patients p3 trained the model"):
+        compared(train_patients=["p1", "p3"])
+
+
+def test_a_section_that_cannot_be_compared_is_listed_with_the_reason(compared, genome):
+    few = genome[genome["chromosome"].isin(["chr1", "chr2", "chr3"])]
+    agreement, arms = compared(few)
+    assert agreement["note"].str.contains("genome build").all()
+    assert agreement["verdict"].tolist() == ["not applicable"]
+    assert arms.empty

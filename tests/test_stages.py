@@ -8,6 +8,8 @@ CONFIG = {
     "study": "s",
     "model": None,
     "references": {"gene_positions": "p.tsv", "gene_sets": {"h": "h.gmt"}},
+    "models": {"wide": {"kind": "ridge"}},
+    "deploy": {"wide": "wide"},
 }
 
 
@@ -34,6 +36,7 @@ def test_everything_runs_when_everything_is_given():
     assert "results/enrichment/h/survival/gsea.tsv" in stages.targets()
     assert "results/enrichment/v/tumour/gsea.tsv" in stages.targets()
     assert "results/expression/S3.h5ad" in stages.of("expression")
+    assert stages.of("cnv agreement") == ["results/cnv/s/agreement.tsv"]
 
 
 def test_what_is_missing_leaves_its_stage_out_and_says_why():
@@ -44,6 +47,9 @@ def test_what_is_missing_leaves_its_stage_out_and_says_why():
     assert reasons["survival", "h"]["reason"] == "no patients sheet"
     assert "gene_positions" in reasons["cnv", "h"]["reason"]
     assert "gene_sets" in reasons["enrichment", "h"]["reason"]
+    assert "gene_positions" in reasons["cnv agreement", ""]["reason"]
+    stages = plan_stages({**CONFIG, "models": {}}, _slides(*TRAINING), None)
+    assert not stages.runs("cnv agreement")
 
 
 def test_too_few_known_outcomes_leave_survival_out():

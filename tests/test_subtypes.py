@@ -165,16 +165,37 @@ def test_a_prediction_without_place_on_the_genome_is_no_copy_number(genome):
     assert set(arms["name"]) == {"expression subtype"}
 
 
-def test_agreement_of_two_profiles_has_a_null():
+def test_agreement_over_arms_is_told_from_agreement_of_genes(genome):
     rng = np.random.default_rng(0)
-    first = pd.Series(rng.normal(size=40), index=[f"a{i}" for i in range(40)])
-    same = compare_arms(first, first + rng.normal(0, 0.3, 40))
-    assert same["value"] > 0.9
-    assert same["p"] < 0.01
-    other = compare_arms(first, pd.Series(rng.normal(size=40), index=first.index))
-    assert other["p"] > 0.01
-    assert abs(other["null_mean"]) < 0.1
-    assert np.isnan(compare_arms(first[:3], first[:3])["value"])
+    arm = assign_arms(genome)
+    altered = np.array([{"1q": 0.3, "8q": 0.3, "3p": -0.3, "16q": -0.3}.get(a, 0.0) for a in arm])
+    programme = rng.normal(0, 0.4, len(genome))
+    noise = rng.normal(0, 0.1, (2, len(genome)))
+    both, table = compare_arms(altered + programme + noise[0], altered + programme, arm)
+    assert both["r"] > 0.95
+    assert max(both["p_arms"], both["p_genes"]) < 0.02
+    assert list(table["arm"]) == order_arms(arm)
+    largest = table.set_index("arm")["measured"].abs().nlargest(4).index
+    assert set(largest) == {"1q", "8q", "3p", "16q"}
+    # The same programme without copy number: arms agree, and random sets of genes do as well.
+    programme_only, _ = compare_arms(programme + noise[0], programme + noise[1], arm)
+    assert programme_only["r"] > 0.8
+    assert programme_only["p_arms"] < 0.02
+    assert programme_only["p_genes"] > 0.05
+    nothing, _ = compare_arms(noise[0], noise[1], arm)
+    assert nothing["p_arms"] > 0.02
+    assert abs(nothing["null_arms_mean"]) < 0.1
+
+
+@pytest.mark.parametrize("what", ["few arms", "constant"])
+def test_agreement_is_undefined_without_arms_or_variation(genome, what):
+    arm = assign_arms(genome)
+    values = np.random.default_rng(0).normal(size=len(arm))
+    keep = np.isin(arm, ["1p", "1q", "2p"]) | (what == "constant")
+    other = np.zeros(len(arm)) if what == "constant" else values
+    found, table = compare_arms(values[keep], other[keep], arm[keep])
+    assert np.isnan([found["r"], found["p_arms"], found["null_genes_q95"]]).all()
+    assert found["n_arms"] == len(table)
 
 
 def _slide(genome, section, *, slide="s1", measured=True, labels=None, settings=None):
