@@ -56,7 +56,7 @@ REFERENCE_SHARE = 0.1
 RANKED_SHARE = 0.25
 #: Share of the spots, most epithelial first, whose mean copy-number profile is looked for.
 EPITHELIAL_SHARE = 0.2
-_TEXT_COLUMNS = ("label", "annotation", "pathologist", "classification", "category")
+_TEXT_COLUMNS = ("label", "annotation", "pathologist", "classification", "category", "location")
 _CNV_OPTIONS = ("window", "step", "dynamic_threshold", "min_reference", "min_genes")
 
 
@@ -71,7 +71,8 @@ def label_annotated(
         Spots of the section.
     path
         QuPath's polygons (.geojson, .json), or a table (.tsv, .csv) with a column of barcodes, or of
-        array coordinates x and y, and one of texts; Loupe's category file is such a table.
+        array coordinates x and y, and one of texts; Loupe's category file is such a table, and so
+        are the spots of Cottrazm as R writes them (barcodes as row names, texts in `Location`).
     settings
         Texts of each label: malignant, boundary, non_malignant, undetermined.
 
@@ -145,7 +146,12 @@ def read_annotation(path: str | Path) -> pd.Series:
     name = path.name.lower().removesuffix(".gz")
     separator = "," if name.endswith(".csv") else "\t"
     table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    if not isinstance(table.index, pd.RangeIndex):  # row names of R's write.table
+        table = table.rename_axis("").reset_index()
     columns = {column.strip().lower(): column for column in table.columns}
+    nameless = {"", "unnamed: 0"} & set(columns)  # row names of R's write.csv
+    if nameless and not ({"barcode"} <= set(columns) or {"x", "y"} <= set(columns)):
+        columns["barcode"] = columns.pop(nameless.pop())
     if "barcode" in columns:
         barcode = table[columns["barcode"]].str.strip()
         others = [column for key, column in columns.items() if key != "barcode"]
@@ -161,6 +167,14 @@ def read_annotation(path: str | Path) -> pd.Series:
     else:
         raise InputError(f"{path} has neither a column barcode nor x and y: name the spots")
     known = [columns[key] for key in _TEXT_COLUMNS if columns.get(key) in others]
+    # Cottrazm keeps the labels of its last but one round as `Label`: only `Location` is its verdict.
+    if "cnvlabel" in columns:
+        if "location" not in columns:
+            raise InputError(
+                f"{path} has Cottrazm's CNVLabel but not its Location, which BoundaryPlot adds: "
+                "save the spots after that step"
+            )
+        known = [columns["location"]]
     chosen = known[:1] or (others if len(others) == 1 else [])
     if not chosen:
         raise InputError(

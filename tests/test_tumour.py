@@ -5,6 +5,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
@@ -77,9 +78,37 @@ def test_loupe_categories_and_rounded_coordinates(tmp_path):
     assert tumour.read_annotation(array).to_dict() == {"1x1": "Tumor"}
 
 
+COTTRAZM = """"","orig.ident","CNVLabel","CNVScores","Label","LabelNew","Location"
+"0x0","CRC1","1",812.4,"Mal","Mal","Mal"
+"1x0","CRC1","8",402.1,NA,"Mal1","Mal"
+"0x1","CRC1","3",350.0,NA,"Bdy","Bdy"
+"1x1","CRC1","Normal",341.7,"Normal","Normal","nMal"
+"""
+
+
+@pytest.mark.parametrize("writer", ["write.csv", "write.table"])
+def test_spots_of_cottrazm_as_r_writes_them(tmp_path, writer):
+    spots, _ = _spots(2, 2)
+    text = COTTRAZM
+    if writer == "write.table":  # no head above the row names
+        text = text.removeprefix('"",').replace(",", "\t")
+    path = _write(tmp_path / ("a.csv" if writer == "write.csv" else "a.tsv"), text)
+    schema = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())
+    texts = schema["properties"]["labels"]["properties"]
+    labels = tumour.label_annotated(spots, path, {name: texts[name]["default"] for name in texts})
+    found = labels.set_index("barcode")["label"].to_dict()
+    assert found == {
+        "0x0": "malignant",
+        "1x0": "malignant",
+        "0x1": "boundary",
+        "1x1": "non-malignant",
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("barcode\tCNVLabel\tLabel\n0x0\t1\tMal\n", "BoundaryPlot"),
         ("barcode\tlabel\n0x0\tmystery\n", "'mystery'.*labels.malignant"),
         ("barcode\tlabel\nACGT-1\tTumor\n", "annotates no spot of slide S.*ACGT-1"),
         ("barcode\tlabel\n0x0\tTumor\n0x0\tstroma\n", "0x0 two annotations"),
