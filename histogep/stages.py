@@ -103,6 +103,12 @@ def plan_stages(
             [f"results/evaluation/{study}/scorecards.tsv", f"results/model/{study}"],
             f"{len(sections)} sections of {n_patients} patients",
         )
+        annotated = [slide for slide in sections if slides.loc[slide, "labels"]]
+        plan(
+            "label check",
+            [f"results/evaluation/{study}/labels.tsv"] if annotated else [],
+            f"annotated: {', '.join(annotated)}" if annotated else "no section is annotated",
+        )
     else:
         plan("model", [], f"the model folder {config['model']} is applied as it is")
     plan(

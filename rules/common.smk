@@ -85,6 +85,7 @@ config.update(SETTINGS)
 
 STUDY = config["study"]
 SECTIONS = list(SLIDES.index[(SLIDES["counts"] != "") & (config["model"] is None)])
+ANNOTATED = [slide for slide in SECTIONS if SLIDES.loc[slide, "labels"]]
 SLIDES_WITHOUT_SPOTS = [slide for slide in SLIDES.index if slide not in SECTIONS]
 COHORTS = sorted(SLIDES["cohort"].unique())
 FOLDS = folds.fold_names(

@@ -1,7 +1,8 @@
 """Spots: measured counts in the pixels of the slide, and their labels.
 
 Needs:  `counts` (and `positions` for legacy ST tables) of config/slides.tsv; `labels` if there are any.
-Writes: results/spots/{slide}.h5ad, results/labels/{slide}.tsv
+Writes: results/spots/{slide}.h5ad, results/labels/{slide}.tsv, and for annotated sections how inferred
+        labels would have done, results/evaluation/{study}/labels.tsv
 """
 
 
@@ -69,3 +70,35 @@ rule label_spots:
         "Label the spots of section {wildcards.slide}"
     script:
         "../workflow_scripts/label_spots.py"
+
+
+rule check_labels:
+    input:
+        spots=collect("results/spots/{slide}.h5ad", slide=ANNOTATED),
+        labels=collect("results/labels/{slide}.tsv", slide=ANNOTATED),
+        markers=MARKERS,
+        gene_positions=GENE_POSITIONS or [],
+    output:
+        agreement="results/evaluation/{study}/labels.tsv",
+        confusion="results/evaluation/{study}/labels_confusion.tsv",
+        page=report(
+            "results/evaluation/{study}/labels.html",
+            caption="../report/label_agreement.rst",
+            category="2. Alignment",
+            labels={"figure": "inferred against annotated labels"},
+        ),
+    log:
+        "logs/check_labels/{study}.log",
+    conda:
+        "../envs/cnv.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        code=code_digest("check_labels.py"),
+        slides=ANNOTATED,
+        cnv=lookup("cnv", within=config),
+    message:
+        "Compare inferred with annotated labels"
+    script:
+        "../workflow_scripts/check_labels.py"

@@ -15,6 +15,7 @@ CONFIG = {
 
 def _slides(*rows):
     frame = pd.DataFrame(rows, columns=["slide", "patient", "cohort", "counts"])
+    frame["labels"] = ["drawn.geojson" if slide == "A" else "" for slide in frame["slide"]]
     return frame.set_index("slide", drop=False)
 
 
@@ -36,6 +37,9 @@ def test_everything_runs_when_everything_is_given():
     assert "results/enrichment/h/survival/gsea.tsv" in stages.targets()
     assert "results/enrichment/v/tumour/gsea.tsv" in stages.targets()
     assert "results/expression/S3.h5ad" in stages.of("expression")
+    assert stages.of("label check") == ["results/evaluation/s/labels.tsv"]
+    unlabelled = _slides(*TRAINING).assign(labels="")
+    assert not plan_stages(CONFIG, unlabelled, None).runs("label check")
     assert stages.of("cnv agreement") == ["results/cnv/s/agreement.tsv"]
 
 

@@ -1,0 +1,50 @@
+"""Infer the labels of annotated sections all the same, and say how far they agree."""
+
+from typing import TYPE_CHECKING
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from histogep.files import read_tsv, write_tsv
+from histogep.jobs import job_log
+from histogep.label_agreement import compare_labels
+from histogep.pages import Table, write_page
+from histogep.positions import read_gene_positions
+from histogep.tumour import infer_labels
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    files = snakemake.input
+    markers = read_tsv(files.markers, dtype=str)
+    given = files.get("gene_positions")
+    positions = read_gene_positions(given) if given else None
+    tables = []
+    for path, labels, slide in zip(files.spots, files.labels, snakemake.params.slides, strict=True):
+        spots = anndata.read_h5ad(path)
+        inferred = infer_labels(spots, markers, positions=positions, cnv=snakemake.params.cnv)
+        annotated = read_tsv(labels, dtype=str, keep_default_na=False)
+        depth = np.asarray(spots.X.sum(axis=1)).ravel()
+        tables.append(compare_labels(annotated, inferred, depth, slide=slide))
+        log.info("%s: %s", slide, tables[-1][0].iloc[0].to_dict())
+    agreement, confusion = (
+        pd.concat([pair[i] for pair in tables], ignore_index=True) for i in range(2)
+    )
+    write_tsv(agreement, snakemake.output.agreement)
+    write_tsv(confusion, snakemake.output.confusion)
+    write_page(
+        snakemake.output.page,
+        title="Inferred tumour labels against annotated ones",
+        notes=[
+            "Sections with an annotation are labelled by it; here labels were inferred all the same, "
+            "to see what those of the other sections are worth.",
+            "auroc_depth is the AUROC of the counts of a spot alone; dice_null the Dice of calling "
+            "every spot malignant.",
+        ],
+        tables=[
+            Table(agreement, heading="Agreement"),
+            Table(confusion, heading="Spots by annotated and inferred label", group_by="slide"),
+        ],
+    )
