@@ -10,6 +10,8 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
 from histogep.cnv import CnvProfiles, group_weights
 
@@ -218,6 +220,54 @@ def call_arms(
     if not tables:
         return pd.DataFrame(columns=columns)
     return pd.concat(tables, ignore_index=True)[columns]
+
+
+def measure_distances(profiles: CnvProfiles, labels: Sequence[str]) -> pd.DataFrame:
+    """Return how far the clones of a slide, and the reference, lie from each other.
+
+    Root mean square difference of their mean bins, each weighted by its genes.
+
+    Parameters
+    ----------
+    profiles
+        Profiles of the spots.
+    labels
+        Clone of each spot, as `Clones.labels`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Symmetric, rows and columns "reference", "0", "1", ...
+    """
+    labels = np.asarray(labels, dtype=object)
+    names = [REFERENCE, *sorted(set(labels) - {REFERENCE, UNASSIGNED}, key=int)]
+    means = np.array([profiles.bins[labels == name].mean(axis=0) for name in names], np.float64)
+    share = profiles.bin_table["n_genes"].to_numpy() / profiles.bin_table["n_genes"].sum()
+    squares = ((means[:, np.newaxis] - means[np.newaxis]) ** 2 * share).sum(axis=2)
+    return pd.DataFrame(np.sqrt(squares), index=names, columns=names)
+
+
+def join_clones(distances: pd.DataFrame) -> str:
+    """Return the tree of clones by average linkage (UPGMA) as Newick text.
+
+    It says which clones are alike, not which came first: expression knows no order of events.
+
+    Parameters
+    ----------
+    distances
+        As `measure_distances` gives them.
+    """
+    names = list(distances.index)
+    if len(names) < 2:
+        return f"{''.join(names)};"
+    linkage = hierarchy.linkage(squareform(distances.to_numpy(), checks=False), method="average")
+    # Height of each node; a branch is as long as the step from its node to the next one above.
+    nodes = [(name, 0.0) for name in names]
+    for first, second, height, _ in linkage:
+        (left, low), (right, other) = nodes[int(first)], nodes[int(second)]
+        text = f"({left}:{(height - low) / 2:.6g},{right}:{(height - other) / 2:.6g})"
+        nodes.append((text, height))
+    return f"{nodes[-1][0]};"
 
 
 def _bin_of_gene(profiles: CnvProfiles) -> np.ndarray:

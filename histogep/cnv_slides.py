@@ -12,8 +12,15 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from histogep.clones import UNASSIGNED, call_arms, call_clones
-from histogep.cnv import infer_profiles
+from histogep.clones import (
+    UNASSIGNED,
+    Clones,
+    call_arms,
+    call_clones,
+    join_clones,
+    measure_distances,
+)
+from histogep.cnv import CnvProfiles, infer_profiles
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, name_result, run_controls
 from histogep.features import read_features
@@ -96,7 +103,9 @@ def profile_slide(
         AnnData without X: obs row, col, label, reference, malignant, cnv_score, clone;
         obsm X_cnv (and X_arms, spatial); uns cnv.chr_pos, arms, measured, name, refused (why
         there is no profile, or ""), reference ("labels", "ranked" or "prediction": what chose the
-        reference), n_reference, n_tumour, genes_per_chromosome, controls, clone_numbers, lattice. And the table of arms (columns `ARM_COLUMNS`).
+        reference), n_reference, n_tumour, genes_per_chromosome, controls, clone_numbers, clone_genes
+        (arm of each gene, and its mean log ratio in each clone), clone_distances, clone_tree
+        (Newick), lattice. And the table of arms (columns `ARM_COLUMNS`).
     """
     labels = np.asarray(labels, dtype=object)
     reference, malignant, rule = choose_spots(labels, ranked, measured=measured)
@@ -155,6 +164,7 @@ def profile_slide(
     log.info("slide %s: %d clones, called %s", slide, len(clones.names), name)
     for row in controls.itertuples():
         log.info("control %s: %.4g, p %.3g: %s", row.control, row.value, row.p, row.verdict)
+    distances = measure_distances(profiles, clones.labels)
     result = anndata.AnnData(obs=obs)
     result.obsm["X_cnv"] = profiles.values
     result.obsm["X_arms"] = profiles.arms.astype(np.float32)
@@ -166,6 +176,9 @@ def profile_slide(
         "n_tumour": int(malignant.sum()),
         "genes_per_chromosome": profiles.genes_per_chromosome,
         "clone_numbers": clones.table,
+        "clone_genes": _clone_genes(profiles, clones),
+        "clone_distances": distances,
+        "clone_tree": join_clones(distances),
     }
     _place(result, spatial, lattice)
     return result, arms.assign(name=name)[ARM_COLUMNS]
@@ -340,6 +353,20 @@ def join_labels(
     if label.notna().sum() == 0:
         raise InputError(f"{source}: none of its barcodes is a spot of the section")
     return label.fillna(missing).to_numpy(dtype=object)
+
+
+def _clone_genes(profiles: CnvProfiles, clones: Clones) -> pd.DataFrame:
+    """Return arm and mean log ratio in each clone (against the reference) of the genes used."""
+    normal = profiles.ratio.gene_means(profiles.reference)
+    table = pd.DataFrame(
+        {
+            name: (profiles.ratio.gene_means(clones.labels == name) - normal).astype(np.float32)
+            for name in clones.names
+        },
+        index=profiles.genes["gene"].to_numpy(object),
+    )
+    table.insert(0, "arm", profiles.genes["arm"].to_numpy(object))
+    return table
 
 
 def _plain(lattice: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+from scipy import stats
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import pdist, squareform
 
@@ -18,6 +19,7 @@ from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, FAIL, PASS
 from histogep.cnv_slides import RANKED
+from histogep.metrics import false_discovery_rate
 from histogep.positions import order_arms
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ _CONTROLS = ["slide", *CONTROL_COLUMNS, "name", "reference", "note"]
 _FEWEST_CLONES = 4
 #: Arms with fewer genes on a slide are no part of its profile.
 _FEWEST_GENES = 15
+#: Marker genes listed of each subtype.
+_MARKERS = 50
 #: Settings of `subtype_cohort` that the configuration may name.
 DEFAULTS = {"max_subtypes": 6, "min_silhouette": 0.15, "min_stability_subtypes": 0.6}
 
@@ -54,6 +58,10 @@ class SlideProfile:
         Index: spot; clone, cnv_score, reference.
     clones
         Mean of each arm in each clone minus the reference's (clone by arm).
+    genes
+        The same of each gene (clone by gene).
+    gene_arms
+        Arm of each gene.
     controls
         Controls of the slide.
     """
@@ -66,6 +74,8 @@ class SlideProfile:
     reference: str
     spots: pd.DataFrame
     clones: pd.DataFrame
+    genes: pd.DataFrame
+    gene_arms: pd.Series
     controls: pd.DataFrame
 
 
@@ -88,6 +98,9 @@ class Subtypes:
     controls
         slide ("cohort" for those of the whole), control, value, null_mean, null_q95, p, verdict,
         name, reference ("ranked" where confidence is low, "" for the cohort), note.
+    markers
+        subtype, gene, arm, difference, auroc, p, fdr, n_in, n_out (clones): the genes that tell each
+        subtype from the others, best first; empty with one subtype.
     name
         "CNV" when every slide's result bears this name, else "expression subtype".
     """
@@ -96,6 +109,7 @@ class Subtypes:
     clones: pd.DataFrame
     patients: pd.DataFrame
     controls: pd.DataFrame
+    markers: pd.DataFrame
     name: str
 
 
@@ -105,7 +119,7 @@ def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
     spots = result.obs[["clone", "cnv_score", "reference"]].copy()
     spots["clone"] = spots["clone"].astype(str)
     refused = str(result.uns["refused"])
-    clones = pd.DataFrame()
+    clones, genes, gene_arms = pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=object)
     if not refused:
         table = result.uns["arms"]
         arms = pd.DataFrame(
@@ -115,6 +129,9 @@ def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
         ).loc[:, table["n_genes"].to_numpy() >= _FEWEST_GENES]
         means = arms.groupby(level=0).mean()
         clones = means.drop(index=[REFERENCE, UNASSIGNED], errors="ignore") - means.loc[REFERENCE]
+        table = result.uns["clone_genes"]
+        gene_arms = table["arm"].astype(str)
+        genes = table.drop(columns="arm").T.reindex(clones.index)
     return SlideProfile(
         slide=slide,
         patient=patient,
@@ -124,6 +141,8 @@ def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
         reference=str(result.uns["reference"]),
         spots=spots,
         clones=clones,
+        genes=genes,
+        gene_arms=gene_arms,
         controls=result.uns["controls"],
     )
 
@@ -140,10 +159,10 @@ def subtype_cohort(
     """Return the subtypes of a cohort's clones, their number found from the data; it may be 1.
 
     The arm profiles of all clones are grouped by Ward's method, measured and predicted ones each
-    scaled by their own root mean square, since a prediction is a shrunken profile. The number
-    with the best silhouette stands if that is at least `min_silhouette`, above 95 % of those of
-    profiles whose arms were shuffled among the clones, and if the groups are found again when
-    arms are drawn anew (adjusted Rand index).
+    scaled by their own root mean square, since a prediction is a shrunken profile. Of the numbers
+    whose silhouette is at least `min_silhouette` and above 95 % of the best ones of profiles whose
+    arms were shuffled among the clones, that is taken whose groups are found again best when arms
+    are drawn anew (mean adjusted Rand index, at least `min_stability_subtypes`).
 
     Parameters
     ----------
@@ -194,6 +213,7 @@ def subtype_cohort(
     else:
         clones = clones.assign(subtype=pd.Series(dtype=object), n_spots=pd.Series(dtype=int))
     controls = controls.reset_index(drop=True).infer_objects()
+    markers = _markers(used, clones)
     spots = _spots(used, clones)
     patients = _patients(profiles, spots, sorted(set(clones["subtype"])))
     return Subtypes(
@@ -201,6 +221,7 @@ def subtype_cohort(
         clones=clones.reset_index(drop=True),
         patients=patients,
         controls=controls,
+        markers=markers,
         name=name,
     )
 
@@ -232,17 +253,22 @@ def _group(
     most = min(max_subtypes, n // 2)
     if n < _FEWEST_CLONES or most < 2:
         return np.array(["S1"] * n, dtype=object), order, _controls([])
-    best, value = _best_cut(values, tree, most)
+    silhouette = _silhouettes(values, tree, most)
     rng = np.random.default_rng(seed)
-    null = np.array([_best_cut(s, None, most)[1] for s in _shuffled(values, permutations, rng)])
-    p = float((1 + (null >= value).sum()) / (1 + len(null)))
+    shuffles = (rng.permuted(values, axis=0) for _ in range(permutations))
+    null = np.array([max(_silhouettes(s, None, most).values()) for s in shuffles])
+    stability = _stabilities(values, tree, list(silhouette), permutations, rng)
+    p = {k: float((1 + (null >= s).sum()) / (1 + len(null))) for k, s in silhouette.items()}
+    fit = [k for k, s in silhouette.items() if s >= min_silhouette and p[k] <= 0.05]
+    best = max(fit or silhouette, key=lambda k: (stability[k], k))
+    accepted = bool(fit) and stability[best] >= min_stability
     partition = hierarchy.fcluster(tree, best, criterion="maxclust")
-    stability = _stability(values, partition, best, permutations, rng)
-    accepted = value >= min_silhouette and p <= 0.05 and stability >= min_stability
-    note = f"{best} subtypes tried; " + ("kept" if accepted else "one subtype kept")
+    tried = ", ".join(f"{k}: {value:.2f}" for k, value in stability.items())
+    note = f"stability by number of subtypes: {tried}; {best if accepted else 'one subtype'} kept"
+    bounds = (null.mean(), np.quantile(null, 0.95), p[best])
     rows = [
-        ("subtypes, silhouette", value, null.mean(), np.quantile(null, 0.95), p, accepted, note),
-        ("subtypes, stability", stability, np.nan, np.nan, np.nan, accepted, note),
+        ("subtypes, silhouette", silhouette[best], *bounds, best in fit, note),
+        ("subtypes, stability", stability[best], *[np.nan] * 3, accepted, note),
     ]
     if not accepted:
         partition = np.ones(n, int)
@@ -252,40 +278,79 @@ def _group(
     return names, order, _controls(rows)
 
 
-def _best_cut(values: np.ndarray, tree: np.ndarray | None, most: int) -> tuple[int, float]:
-    """Return the number of groups with the best silhouette, and that silhouette."""
+def _silhouettes(values: np.ndarray, tree: np.ndarray | None, most: int) -> dict[int, float]:
+    """Return the silhouette of each number of groups from 2 to `most`; -1 for what is no division."""
     from sklearn.metrics import silhouette_score
 
     tree = hierarchy.linkage(values, method="ward") if tree is None else tree
     distances = squareform(pdist(values))
-    best, value = 2, -1.0
+    found = {}
     for k in range(2, most + 1):
         partition = hierarchy.fcluster(tree, k, criterion="maxclust")
-        if 1 < len(set(partition)) < len(values):
-            score = float(silhouette_score(distances, partition, metric="precomputed"))
-            if score > value:
-                best, value = k, score
-    return best, value
+        divided = 1 < len(set(partition)) < len(values)
+        found[k] = (
+            float(silhouette_score(distances, partition, metric="precomputed")) if divided else -1.0
+        )
+    return found
 
 
-def _shuffled(values: np.ndarray, times: int, rng: np.random.Generator):
-    """Give `values` with each arm's values shuffled among the clones, again and again."""
-    for _ in range(times):
-        yield rng.permuted(values, axis=0)
+def _stabilities(
+    values: np.ndarray, tree: np.ndarray, numbers: list[int], times: int, rng: np.random.Generator
+) -> dict[int, float]:
+    """Return how well the groups of each number are found again (mean adjusted Rand index).
 
-
-def _stability(
-    values: np.ndarray, partition: np.ndarray, k: int, times: int, rng: np.random.Generator
-) -> float:
-    """Return how well groups are found again (mean adjusted Rand index) on arms drawn anew."""
+    They are sought again on arms drawn anew, with replacement.
+    """
     from sklearn.metrics import adjusted_rand_score
 
-    scores = []
+    first = {k: hierarchy.fcluster(tree, k, criterion="maxclust") for k in numbers}
+    scores = {k: [] for k in numbers}
     for _ in range(min(times, 100)):
         drawn = values[:, rng.integers(values.shape[1], size=values.shape[1])]
-        again = hierarchy.fcluster(hierarchy.linkage(drawn, "ward"), k, criterion="maxclust")
-        scores.append(adjusted_rand_score(partition, again))
-    return float(np.mean(scores))
+        again = hierarchy.linkage(drawn, "ward")
+        for k in numbers:
+            partition = hierarchy.fcluster(again, k, criterion="maxclust")
+            scores[k].append(adjusted_rand_score(first[k], partition))
+    return {k: float(np.mean(values)) for k, values in scores.items()}
+
+
+def _markers(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame:
+    """Return the genes that tell each subtype from the others, over the genes that all slides have.
+
+    The unit is the clone; those of one patient are not independent, so p orders genes and tests
+    nothing about patients.
+    """
+    columns = ["subtype", "gene", "arm", "difference", "auroc", "p", "fdr", "n_in", "n_out"]
+    names = sorted(set(clones["subtype"]))
+    if len(names) < 2:
+        return pd.DataFrame(columns=columns)
+    place = pd.MultiIndex.from_frame(clones[["slide", "clone"]])
+    values = pd.concat({p.slide: p.genes for p in used}, join="inner").loc[place]
+    genes = values.columns.to_numpy(object)
+    scaled = _scaled(values.to_numpy(np.float64), clones["measured"].to_numpy(bool))
+    arms = pd.concat([p.gene_arms for p in used])
+    arms = arms[~arms.index.duplicated()].reindex(genes).to_numpy(object)
+    tables = []
+    for name in names:
+        own = (clones["subtype"] == name).to_numpy()
+        test = stats.mannwhitneyu(scaled[own], scaled[~own], axis=0)
+        table = pd.DataFrame(
+            {
+                "subtype": name,
+                "gene": genes,
+                "arm": arms,
+                "difference": scaled[own].mean(axis=0) - scaled[~own].mean(axis=0),
+                "auroc": test.statistic / (own.sum() * (~own).sum()),
+                "p": test.pvalue,
+                "fdr": false_discovery_rate(test.pvalue),
+                "n_in": int(own.sum()),
+                "n_out": int((~own).sum()),
+            }
+        )
+        table["size"] = table["difference"].abs()
+        table = table.sort_values(["p", "size"], ascending=[True, False], kind="stable")
+        tables.append(table.head(_MARKERS)[columns])
+    return pd.concat(tables, ignore_index=True)
 
 
 def _imprint(values: pd.DataFrame, clones: pd.DataFrame) -> pd.DataFrame:

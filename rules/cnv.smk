@@ -45,6 +45,7 @@ rule subtype_tumours:
         subtypes="results/cnv/{cohort}/subtypes.tsv",
         patients="results/cnv/{cohort}/patients.tsv",
         controls="results/cnv/{cohort}/controls.tsv",
+        markers="results/cnv/{cohort}/markers.tsv",
         heatmap=report(
             "results/cnv/{cohort}/subtypes.png",
             caption="../report/subtypes.rst",

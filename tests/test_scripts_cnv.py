@@ -102,6 +102,10 @@ def test_measured_section(run_script, genome, tmp_path):
     assert result.uns["n_reference"] == 84
     assert result.uns["reference"] == "labels"
     assert len(result.uns["cnv"]["chr_pos"]) == 22
+    genes = result.uns["clone_genes"]
+    assert genes.loc[genes["arm"] == "7q", "0"].mean() > 0.2
+    assert genes.loc[genes["arm"] == "3p", "0"].mean() < -0.2
+    assert result.uns["clone_tree"].startswith("(reference:")
     assert result.obsm["X_cnv"].shape[0] == result.n_obs
     assert list(arms.columns[:8]) == (
         "slide clone arm value n_genes n_spots call z".split()  # noqa: SIM905
@@ -127,7 +131,9 @@ def test_ranked_spots_stand_in_for_labels_and_all_say_so(run_script, genome, tmp
     assert calls["3p"] == calls["3q"] == "loss"
     title = profile_figure(result, arms).axes[1].get_title(loc="left")
     assert "low confidence" in title
-    outputs = {name: tmp_path / f"{name}.tsv" for name in ("subtypes", "patients", "controls")}
+    outputs = {
+        name: tmp_path / f"{name}.tsv" for name in ("subtypes", "patients", "controls", "markers")
+    }
     run_script(
         "subtype_tumours.py",
         input={"cnv": [tmp_path / "out/s1.cnv"]},
@@ -164,7 +170,9 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
     assert "here are 0 of 168" in result.uns["refused"]
     assert "no copy number" in log
     assert arms.empty
-    outputs = {name: tmp_path / f"{name}.tsv" for name in ("subtypes", "patients", "controls")}
+    outputs = {
+        name: tmp_path / f"{name}.tsv" for name in ("subtypes", "patients", "controls", "markers")
+    }
     run_script(
         "subtype_tumours.py",
         input={"cnv": [good / "out/s1.cnv", bad / "out/s1.cnv"]},
@@ -178,7 +186,8 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
         },
         wildcards={"cohort": "c"},
     )
-    subtypes, patients, controls = (pd.read_csv(p, sep="\t") for p in outputs.values())
+    subtypes, patients, controls, markers = (pd.read_csv(p, sep="\t") for p in outputs.values())
+    assert markers.empty
     assert list(subtypes.columns) == ["slide", "patient", "spot", "clone", "subtype", "name"]
     assert set(subtypes["slide"]) == {"s1"}
     assert patients["patient"].tolist() == ["p1", "p2"]

@@ -5,15 +5,15 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
-from histogep.clones import call_arms, call_clones
+from histogep.clones import call_arms, call_clones, join_clones, measure_distances
 from histogep.cnv import infer_profiles
-from histogep.cnv_controls import compare_arms, name_result, run_controls
+from histogep.cnv_controls import COLUMNS, compare_arms, name_result, run_controls
 from histogep.cnv_slides import join_labels, profile_slide, tile_labels, write_profile
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.plots_cnv import profile_figure, subtype_figure
 from histogep.positions import assign_arms, order_arms
-from histogep.subtypes import read_profile, subtype_cohort
+from histogep.subtypes import SlideProfile, read_profile, subtype_cohort
 
 CLONE_A = {"1q": 1.5, "16q": 0.5, "8q": 1.5, "17p": 0.5}
 CLONE_B = {"1q": 1.5, "16q": 0.5, "3p": 0.5, "20q": 1.5, "7p": 1.5}
@@ -198,19 +198,19 @@ def test_agreement_is_undefined_without_arms_or_variation(genome, what):
     assert found["n_arms"] == len(table)
 
 
-def _slide(genome, section, *, slide="s1", measured=True, labels=None, settings=None):
+def _slide(genome, section, *, slide="s1", measured=True, labels=None, positions=None):
     values, truth, row, col = section
     obs = pd.DataFrame({"row": row, "col": col}, index=[f"{slide}-{i}" for i in range(len(row))])
     if labels is None:
         labels = np.where(truth >= 0, "malignant", "non-malignant")
     return profile_slide(
         values,
-        genome,
+        genome if positions is None else positions,
         slide=slide,
         labels=labels,
         obs=obs,
         lattice=LATTICE,
-        settings=settings or {},
+        settings={},
         measured=measured,
         genes=list(genome["gene"]),
     )
@@ -243,7 +243,7 @@ def cohort(genome, tmp_path_factory):
     return profiles
 
 
-def test_subtypes_of_a_cohort(cohort):
+def test_subtypes_of_a_cohort(cohort, genome):
     subtypes = subtype_cohort(cohort)
     kinds = subtypes.spots.groupby("slide")["subtype"].agg(lambda names: names.mode()[0])
     assert kinds["s1"] == kinds["s2"]
@@ -258,12 +258,75 @@ def test_subtypes_of_a_cohort(cohort):
     assert shares.loc["p4"].isna().all()
     assert patients.loc["p4", "n_tumour_spots"] == 0
     assert (patients["cnv_burden"].drop("p4") > 0).all()
+    # Genes that tell the subtypes apart lie where the copy number does (the rest of the genome
+    # differs too: each tumour was drawn with its own expression programme).
+    markers = subtypes.markers
+    assert set(markers["subtype"]) == set(kinds)
+    planted = [*CLONE_B, "5q", "13q", "10q"]
+    assert (
+        markers["arm"].isin(planted).mean() > 0.6 > 2 * np.isin(assign_arms(genome), planted).mean()
+    )
+    own = markers[markers["subtype"] == kinds["s1"]].set_index("gene")
+    gained = own["arm"].isin(["1q", "20q", "7p"])
+    assert gained.sum() > 5
+    assert (own.loc[gained, "difference"] > 0).all()
+    assert (own.loc[gained, "auroc"] > 0.5).all()
+    assert (own["n_in"] + own["n_out"] == len(subtypes.clones)).all()
     refused = subtypes.controls[subtypes.controls["slide"] == "s5"].iloc[0]
     assert refused["verdict"] == "fail"
     assert "here are 0 of 234" in refused["note"]
     assert "s1 clone 0" in " ".join(
         label.get_text() for label in subtype_figure(subtypes, cohort="c").axes[0].get_yticklabels()
     )
+
+
+def test_the_number_of_subtypes_is_the_most_stable_one(tmp_path):
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(3, 40))
+    profiles = []
+    for i in range(9):
+        values = kinds[i % 3] + rng.normal(0, 0.15, 40)
+        clone = pd.DataFrame([values], index=["0"], columns=order_arms(_arms())[:40])
+        spots = pd.DataFrame({"clone": "0", "cnv_score": 1.0, "reference": False}, index=["a", "b"])
+        genes = pd.DataFrame(rng.normal(size=(1, 5)), index=["0"], columns=list("abcde"))
+        arms = pd.Series("1p", index=genes.columns)
+        profiles.append(
+            SlideProfile(
+                *(f"s{i}", f"p{i}", True, "CNV", "", "labels"),
+                spots=spots,
+                clones=clone,
+                genes=genes,
+                gene_arms=arms,
+                controls=pd.DataFrame(columns=list(COLUMNS)),
+            )
+        )
+    subtypes = subtype_cohort(profiles)
+    found = subtypes.spots.drop_duplicates("slide").set_index("slide")["subtype"]
+    assert adjusted_rand_score([i % 3 for i in range(9)], [found[f"s{i}"] for i in range(9)]) == 1
+    row = subtypes.controls.set_index("control").loc["subtypes, stability"]
+    assert row["value"] == 1
+    assert "3: 1.00" in row["note"]
+    assert "3 kept" in row["note"]
+
+
+def _arms():
+    return [f"{number}{side}" for number in range(1, 23) for side in "pq"]
+
+
+def test_distances_and_tree_of_clones(called, section):
+    distances = pd.DataFrame(
+        [[0, 4, 6], [4, 0, 2], [6, 2, 0]], index=["reference", "0", "1"], dtype=float
+    )
+    assert join_clones(distances) == "(reference:2.5,(0:1,1:1):1.5);"
+    assert join_clones(distances.iloc[:1, :1]) == "reference;"
+    profiles, clones, _ = called
+    found = measure_distances(profiles, clones.labels)
+    assert list(found.index) == ["reference", "0", "1"]
+    np.testing.assert_allclose(found, found.T)
+    means = [profiles.bins[clones.labels == name].mean(axis=0) for name in ("0", "1")]
+    weights = profiles.bin_table["n_genes"]
+    expected = np.sqrt(np.average((means[0] - means[1]) ** 2, weights=weights))
+    assert found.loc["0", "1"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_like_tumours_are_one_subtype(genome, tmp_path):
@@ -289,6 +352,49 @@ def test_small_cohorts_and_refused_slides(cohort, chosen):
     assert list(subtypes.spots.columns) == ["slide", "patient", "spot", "clone", "subtype", "name"]
     assert set(subtypes.spots["subtype"]) <= {"S1"}
     subtype_figure(subtypes, cohort="c")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("reference", "needs 20 reference"),
+        ("genes", "needs 1000 genes"),
+        ("build", "genome build"),
+        ("constant", "vary, here are 0 of"),
+    ],
+)
+def test_a_refused_slide_is_listed_with_its_reason_and_the_cohort_goes_on(
+    cohort, genome, section, tmp_path, what, message
+):
+    values, truth, row, col = section
+    labels, positions = None, genome
+    if what == "reference":
+        labels = np.full(len(truth), "malignant", dtype=object)
+    elif what == "genes":
+        values = values[:, :900]
+        positions = genome[:900]
+    elif what == "build":
+        positions = genome.assign(gene="mouse" + genome["gene"])
+    else:
+        values = sparse.csr_matrix(np.ones(values.shape, np.float32))
+    result, arms = _slide(
+        genome[: values.shape[1]],
+        (values, truth, row, col),
+        slide="bad",
+        measured=False,
+        labels=labels,
+        positions=positions,
+    )
+    assert message in result.uns["refused"]
+    assert arms.empty
+    write_profile(result, tmp_path / "bad.h5ad")
+    bad = read_profile(tmp_path / "bad.h5ad", slide="bad", patient="p9")
+    subtypes = subtype_cohort([bad, cohort[0], cohort[2]])
+    assert set(subtypes.spots["slide"]) == {"s1", "s3"}
+    listed = subtypes.controls[subtypes.controls["slide"] == "bad"]
+    assert listed["verdict"].tolist() == ["fail"]
+    assert message in listed["note"].iloc[0]
+    assert subtypes.patients.set_index("patient").loc["p9", "n_tumour_spots"] == 0
 
 
 def test_a_slide_without_reference_is_refused_not_lost(genome, section, tmp_path):

@@ -24,4 +24,5 @@ with job_log(snakemake.log[0]):
     write_tsv(subtypes.spots, snakemake.output.subtypes)
     write_tsv(subtypes.patients, snakemake.output.patients)
     write_tsv(subtypes.controls, snakemake.output.controls)
+    write_tsv(subtypes.markers, snakemake.output.markers)
     save(subtype_figure(subtypes, cohort=snakemake.wildcards.cohort), snakemake.output.heatmap)
