@@ -365,7 +365,7 @@ def _clone_genes(profiles: CnvProfiles, clones: Clones) -> pd.DataFrame:
         },
         index=profiles.genes["gene"].to_numpy(object),
     )
-    table.insert(0, "arm", profiles.genes["arm"].to_numpy(object))
+    table.insert(0, "arm", pd.Categorical(profiles.genes["arm"]))
     return table
 
 

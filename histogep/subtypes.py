@@ -99,8 +99,8 @@ class Subtypes:
         slide ("cohort" for those of the whole), control, value, null_mean, null_q95, p, verdict,
         name, reference ("ranked" where confidence is low, "" for the cohort), note.
     markers
-        subtype, gene, arm, difference, auroc, p, fdr, n_in, n_out (clones): the genes that tell each
-        subtype from the others, best first; empty with one subtype.
+        subtype, gene, arm, difference, auroc, p, fdr, n_in, n_out (clones): the genes that are
+        higher in a subtype than in the others, best first; empty with one subtype.
     name
         "CNV" when every slide's result bears this name, else "expression subtype".
     """
@@ -315,7 +315,7 @@ def _stabilities(
 
 
 def _markers(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame:
-    """Return the genes that tell each subtype from the others, over the genes that all slides have.
+    """Return the genes that are higher in a subtype than in the others, of those all slides have.
 
     The unit is the clone; those of one patient are not independent, so p orders genes and tests
     nothing about patients.
@@ -347,9 +347,9 @@ def _markers(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame
                 "n_out": int((~own).sum()),
             }
         )
-        table["size"] = table["difference"].abs()
-        table = table.sort_values(["p", "size"], ascending=[True, False], kind="stable")
-        tables.append(table.head(_MARKERS)[columns])
+        table = table[table["difference"] > 0]
+        table = table.sort_values(["p", "difference"], ascending=[True, False], kind="stable")
+        tables.append(table.head(_MARKERS))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -266,12 +266,17 @@ def test_subtypes_of_a_cohort(cohort, genome):
     assert (
         markers["arm"].isin(planted).mean() > 0.6 > 2 * np.isin(assign_arms(genome), planted).mean()
     )
-    own = markers[markers["subtype"] == kinds["s1"]].set_index("gene")
-    gained = own["arm"].isin(["1q", "20q", "7p"])
-    assert gained.sum() > 5
-    assert (own.loc[gained, "difference"] > 0).all()
-    assert (own.loc[gained, "auroc"] > 0.5).all()
-    assert (own["n_in"] + own["n_out"] == len(subtypes.clones)).all()
+    assert (markers["difference"] > 0).all()
+    assert (markers["auroc"] > 0.5).all()
+    assert (markers["n_in"] + markers["n_out"] == len(subtypes.clones)).all()
+    # Gained here or lost there, and not the other way round.
+    for slide, up, down in (
+        ("s1", ["1q", "20q", "7p", "5q", "10q"], ["13q", "3p", "16q"]),
+        ("s3", ["13q", "3p", "16q"], ["1q", "20q", "7p", "5q", "10q"]),
+    ):
+        arms = markers.loc[markers["subtype"] == kinds[slide], "arm"]
+        assert arms.isin(up).sum() > 20
+        assert not arms.isin(down).any()
     refused = subtypes.controls[subtypes.controls["slide"] == "s5"].iloc[0]
     assert refused["verdict"] == "fail"
     assert "here are 0 of 234" in refused["note"]
