@@ -46,6 +46,12 @@ rule subtype_tumours:
         patients="results/cnv/{cohort}/patients.tsv",
         controls="results/cnv/{cohort}/controls.tsv",
         markers="results/cnv/{cohort}/markers.tsv",
+        page=report(
+            "results/cnv/{cohort}/markers.html",
+            caption="../report/subtypes.rst",
+            category="5. Copy number",
+            labels={"cohort": "{cohort}", "figure": "marker genes of the subtypes"},
+        ),
         heatmap=report(
             "results/cnv/{cohort}/subtypes.png",
             caption="../report/subtypes.rst",

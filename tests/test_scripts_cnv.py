@@ -137,7 +137,7 @@ def test_ranked_spots_stand_in_for_labels_and_all_say_so(run_script, genome, tmp
     run_script(
         "subtype_tumours.py",
         input={"cnv": [tmp_path / "out/s1.cnv"]},
-        output=outputs | {"heatmap": tmp_path / "subtypes.png"},
+        output=outputs | {"heatmap": tmp_path / "subtypes.png", "page": tmp_path / "markers.html"},
         params={"code": "", "slides": ["s1"], "patients": ["p1"], "cnv": SETTINGS, "seed": 1},
         wildcards={"cohort": "c"},
     )
@@ -176,7 +176,7 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
     run_script(
         "subtype_tumours.py",
         input={"cnv": [good / "out/s1.cnv", bad / "out/s1.cnv"]},
-        output=outputs | {"heatmap": tmp_path / "subtypes.png"},
+        output=outputs | {"heatmap": tmp_path / "subtypes.png", "page": tmp_path / "markers.html"},
         params={
             "code": "",
             "slides": ["s1", "s2"],
@@ -195,6 +195,7 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
     assert patients["cnv_burden"].isna().tolist() == [False, True]
     assert controls.loc[controls["slide"] == "s2", "verdict"].tolist() == ["fail"]
     assert (tmp_path / "subtypes.png").stat().st_size > 5_000
+    assert "Nothing to show" in (tmp_path / "markers.html").read_text()
 
 
 def _model(genome, folder, encoders):

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from histogep.files import write_tsv
 from histogep.jobs import job_log
+from histogep.pages import Table, write_page
 from histogep.plots import save
 from histogep.plots_cnv import subtype_figure
 from histogep.subtypes import DEFAULTS, read_profile, subtype_cohort
@@ -25,4 +26,14 @@ with job_log(snakemake.log[0]):
     write_tsv(subtypes.patients, snakemake.output.patients)
     write_tsv(subtypes.controls, snakemake.output.controls)
     write_tsv(subtypes.markers, snakemake.output.markers)
+    write_page(
+        snakemake.output.page,
+        title=f"Cohort {snakemake.wildcards.cohort}: marker genes of the subtypes",
+        notes=[
+            "Genes that are higher in the clones of a subtype than in those of the others, best "
+            "first. Clones of one patient are not independent: p and fdr order the genes and are no "
+            "test over patients.",
+        ],
+        tables=[Table(subtypes.markers, group_by="subtype")],
+    )
     save(subtype_figure(subtypes, cohort=snakemake.wildcards.cohort), snakemake.output.heatmap)
