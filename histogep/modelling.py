@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from histogep.checkpoints import Checkpoint, digest
 from histogep.datasets import Section
 from histogep.folds import MIN_TRAINING_PATIENTS
 from histogep.inference import NetworkModel, network_features, raw_features
@@ -47,6 +49,8 @@ def fit_model(
     hist_grid: Sequence[int],
     test: Mapping[str, str],
     honest: Sequence[Mapping[str, Any]] = (),
+    checkpoints: str | Path | None = None,
+    code: str = "",
     device: str = "cpu",
 ) -> FittedModel:
     """Train one model on one fold.
@@ -69,6 +73,9 @@ def fit_model(
         {slide: patient} held out; recorded only.
     honest
         For the fold `all`: the settings of this model in the honest folds, which fix its epoch.
+    checkpoints, code
+        Folder in which a network's training keeps its state, and the digest of the code; a state
+        of other settings, data or code is not used. None: nothing is kept.
     device
         "cpu" or "cuda".
     """
@@ -97,7 +104,10 @@ def fit_model(
     if kind == "ridge":
         return _fit_ridge(train + validation, record, settings, lattice)
     if kind == "cmunet":
-        return _fit_network(train, validation, record, settings, lattice, honest, device)
+        state = None
+        if checkpoints is not None:
+            state = (checkpoints, digest(record, dict(settings), code, device, torch.__version__))
+        return _fit_network(train, validation, record, settings, lattice, honest, state, device)
     raise InputError(f"models.{name}.kind is {kind!r}: it must be cmunet or ridge")
 
 
@@ -139,6 +149,7 @@ def _fit_network(
     settings: Mapping[str, Any],
     lattice: Lattice,
     honest: Sequence[Mapping[str, Any]],
+    state: tuple[str | Path, str] | None,
     device: str,
 ) -> FittedModel:
     options = training_settings(settings)
@@ -155,6 +166,7 @@ def _fit_network(
         "components": settings.get("components", COMPONENTS),
         "lattice": lattice,
         "options": options,
+        "state": state,
         "device": device,
     }
     patients = list(dict.fromkeys(section.patient for section in train))
@@ -211,10 +223,14 @@ def _train(
     components: int,
     lattice: Lattice,
     options: TrainingSettings,
+    state: tuple[str | Path, str] | None,
     device: str,
     stop_after: int | None = None,
 ) -> tuple[NetworkModel, Trained]:
-    """Fit the preparation on the training sections, then the network."""
+    """Fit the preparation on the training sections, then the network.
+
+    `state` is the folder of the checkpoints and the digest of what all trainings of the job share.
+    """
     paper = record["protocol"] == "hist"
     preparation = Preparation.fit(
         [section.tiles for section in train],
@@ -242,6 +258,7 @@ def _train(
         seed=record["seed"],
         whole_grid=record["hist_grid"] if paper else None,
         stop_after=stop_after,
+        checkpoint=_checkpoint(state, train, validation, stop_after),
         device=device,
     )
     model = NetworkModel(
@@ -253,6 +270,24 @@ def _train(
         raw=paper,
     )
     return model, trained
+
+
+def _checkpoint(
+    state: tuple[str | Path, str] | None,
+    train: Sequence[Section],
+    validation: Sequence[Section],
+    stop_after: int | None,
+) -> Checkpoint | None:
+    """Return where one training keeps its state; raw data are digested, so nodes may differ."""
+    if state is None:
+        return None
+    data = [
+        part
+        for section in (*train, *validation)
+        for part in (section.slide, section.row, section.col, section.features, section.targets)
+    ]
+    folder, shared = state
+    return Checkpoint(folder, identity=digest(shared, len(train), stop_after, *data))
 
 
 def training_settings(settings: Mapping[str, Any]) -> TrainingSettings:

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from histogep.checkpoints import (
+    TERMINATED,
+    Checkpoint,
+    named,
+    restore_state,
+    state_arrays,
+    until_sigterm,
+)
 from histogep.datasets import Grid, grid_of
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
@@ -138,6 +146,7 @@ def train_network(
     seed: int,
     whole_grid: Sequence[int] | None = None,
     stop_after: int | None = None,
+    checkpoint: Checkpoint | None = None,
     device: str = "cpu",
 ) -> Trained:
     """Train a CMU-Net and return it with the weights of its best epoch.
@@ -160,6 +169,9 @@ def train_network(
         in their own units. None: in-tissue cells and scaled targets.
     stop_after
         Stop after this epoch of the schedule of `settings.epochs`.
+    checkpoint
+        Where the state is kept. A training that finds one goes on from there; told to stop by
+        SIGTERM it saves its state after the step it is in and raises SystemExit.
     device
         "cpu" or "cuda".
     """
@@ -186,48 +198,72 @@ def train_network(
         whole = whole_grid is not None
         loss = _Loss(task, whole=whole, correlation=0.0 if whole else settings.correlation)
         dropout = 0.0 if whole else settings.feature_dropout
-        rng = np.random.default_rng(seed)
-        best_score, best_epoch, best_weights = -math.inf, 0, None
-        rows = []
+        progress = _Progress(rng=np.random.default_rng(seed))
+        found = checkpoint.load() if checkpoint else None
+        if found:
+            progress = _Progress.from_record(found[1])
+            if progress.finished:
+                progress.best_weights = named(found[0], "best")
+            else:
+                progress.best_weights = restore_state(found[0], network, optimiser)
+            LOG.info("resumed in epoch %d, step %d", progress.epoch, progress.step + 1)
         epochs = min(settings.epochs, stop_after or settings.epochs)
-        for epoch in range(1, epochs + 1):
-            lr = _cosine(epoch - 1, settings)
-            for group in optimiser.param_groups:
-                group["lr"] = lr
-            order = rng.permutation(len(data))
-            batches = np.array_split(order, math.ceil(len(data) / settings.batch))
-            network.train()
-            total = 0.0
-            for batch in batches:
-                items = [data[i] for i in batch]
-                grid, index = _assemble(items, shape, rng, dropout)
-                with autocast(settings.precision, device):
-                    output = network(grid)
-                value = loss(output.float(), items, index)
-                optimiser.zero_grad(set_to_none=True)
-                value.backward()
-                optimiser.step()
-                total += float(value.detach()) * len(batch)
-            row = {"epoch": epoch, "lr": lr, "train_loss": total / len(data)}
-            row |= _validate(network, judges, loss, task, settings.precision, device, scale)
-            rows.append(row)
-            score = row["validation_score"]
-            if not math.isfinite(row["train_loss"]):
-                raise InputError(f"training diverged in epoch {epoch}: lower lr ({settings.lr:g})")
-            if math.isfinite(score) and score > best_score:
-                best_score, best_epoch = score, epoch
-                best_weights = {
-                    k: v.detach().cpu().clone() for k, v in network.state_dict().items()
-                }
-        if best_weights is None:
-            best_epoch, best_score = epochs, math.nan
-        else:
-            network.load_state_dict(best_weights)
+        n_before = len(progress.rows)
+
+        def keep() -> None:
+            if progress.finished:
+                best = {f"best.{k}": v for k, v in progress.best_weights.items()}
+                checkpoint.save(best, progress.to_record())
+            else:
+                arrays = state_arrays(network, optimiser, progress.best_weights)
+                checkpoint.save(arrays, progress.to_record())
+
+        with until_sigterm() if checkpoint else contextlib.nullcontext(lambda: False) as stopped:
+            while not progress.finished:
+                lr = _cosine(progress.epoch - 1, settings)
+                for group in optimiser.param_groups:
+                    group["lr"] = lr
+                if not progress.order:
+                    progress.order = progress.rng.permutation(len(data)).tolist()
+                batches = np.array_split(progress.order, math.ceil(len(data) / settings.batch))
+                network.train()
+                for batch in batches[progress.step :]:
+                    items = [data[i] for i in batch]
+                    grid, index = _assemble(items, shape, progress.rng, dropout)
+                    with autocast(settings.precision, device):
+                        output = network(grid)
+                    value = loss(output.float(), items, index)
+                    optimiser.zero_grad(set_to_none=True)
+                    value.backward()
+                    optimiser.step()
+                    progress.total += float(value.detach()) * len(batch)
+                    progress.step += 1
+                    if stopped() and progress.step < len(batches):
+                        break  # what is kept goes on within the epoch
+                else:
+                    row = {"epoch": progress.epoch, "lr": lr}
+                    row |= {"train_loss": progress.total / len(data)}
+                    row |= _validate(network, judges, loss, task, settings.precision, device, scale)
+                    if not math.isfinite(row["train_loss"]):
+                        raise InputError(
+                            f"training diverged in epoch {progress.epoch}: lower lr "
+                            f"({settings.lr:g})"
+                        )
+                    progress.end_epoch(row, network, last=epochs)
+                told = stopped()
+                if checkpoint and (told or progress.finished or checkpoint.due):
+                    keep()
+                if told:
+                    LOG.info("SIGTERM: the state is in %s", checkpoint.path)
+                    raise SystemExit(TERMINATED)
+        network.load_state_dict(progress.best_weights)
+    best_epoch, best_score, rows = progress.best_epoch, progress.best_score, progress.rows
     seconds = time.monotonic() - started
     LOG.info(
         "%d epochs in %.1f s (%.3f s each) on %s; epoch %d, validation score %.4f",
-        epochs, seconds, seconds / epochs, device, best_epoch, best_score,
-    )  # fmt: skip
+        *(epochs - n_before, seconds, seconds / max(epochs - n_before, 1), device),
+        *(best_epoch, best_score),
+    )
     return Trained(
         network=network.cpu().eval(),
         target_mean=target_mean,
@@ -236,6 +272,49 @@ def train_network(
         best_epoch=best_epoch,
         score=best_score,
     )
+
+
+@dataclass
+class _Progress:
+    """How far a training is, and all that the rest of it depends on beside the weights."""
+
+    rng: np.random.Generator
+    epoch: int = 1
+    step: int = 0  # steps of this epoch that are done
+    order: list[int] = field(default_factory=list)  # of the sections in this epoch
+    total: float = 0.0  # loss of this epoch so far
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float = -math.inf
+    best_weights: dict[str, Tensor] | None = None
+    finished: bool = False
+
+    def end_epoch(self, row: dict[str, float], network: CMUNet, *, last: int) -> None:
+        """Take down an epoch, keep its weights if they are the best, and go to the next."""
+        self.rows.append(row)
+        score = row["validation_score"]
+        better = math.isfinite(score) and score > self.best_score
+        self.finished = self.epoch == last
+        if better:
+            self.best_score, self.best_epoch = score, self.epoch
+        elif self.finished and self.best_weights is None:
+            self.best_score, self.best_epoch = math.nan, self.epoch
+        if better or self.best_epoch == self.epoch:
+            weights = network.state_dict().items()
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in weights}
+        self.epoch, self.step, self.order, self.total = self.epoch + 1, 0, [], 0.0
+
+    def to_record(self) -> dict[str, Any]:
+        """Return all but the weights as plain numbers and text."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "best_weights"}
+        return kept | {"rng": self.rng.bit_generator.state}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> _Progress:
+        """Rebuild what `to_record` gave."""
+        rng = np.random.default_rng()
+        rng.bit_generator.state = record["rng"]
+        return cls(**record | {"rng": rng})
 
 
 @contextlib.contextmanager

@@ -56,7 +56,8 @@ def train(study, run_script):
             input={**files, **study.files, **more},
             output=output,
             params={
-                "settings": MODELS[model], "lattice": LATTICE, "hist_grid": [32, 32], "seed": 3,
+                "code": "0", "settings": MODELS[model], "lattice": LATTICE,
+                "hist_grid": [32, 32], "seed": 3,
             },
             wildcards={"model": model, "fold": fold},
         )  # fmt: skip

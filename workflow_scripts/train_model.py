@@ -1,5 +1,7 @@
 """Train one model on one fold."""
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +37,8 @@ with job_log(snakemake.log[0]) as log:
         )
         for role in ("train", "validation")
     }
+    # Beside the outputs, of which Snakemake deletes those of a stopped job, but nothing else.
+    checkpoints = Path(snakemake.output.weights).parent / "checkpoints"
     log.info("%d sections train, %d validate", *map(len, sections.values()))
     model = fit_model(
         sections,
@@ -47,10 +51,13 @@ with job_log(snakemake.log[0]) as log:
         hist_grid=snakemake.params.hist_grid,
         test=roles["test"],
         honest=[read_json(path) for path in files.get("fold_settings") or []],
+        checkpoints=checkpoints,
+        code=snakemake.params.code,
         device="cuda" if granted else "cpu",
     )
     with complete(snakemake.output.weights) as temporary:
         save_file(model.arrays, temporary)
     write_json(model.settings, snakemake.output.settings)
     write_tsv(model.history, snakemake.output.history)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     log.info("%d parameters", model.settings["n_parameters"])
