@@ -31,8 +31,8 @@ def predict_held_out(
     """Return the table of results/predictions for the test sections of a fold.
 
     X is the prediction (log1p CP10k, not cut; or probability), layers["truth"] the measurement
-    (NaN where a tumour label is unknown), layers["level"] the slide's level (ridge only). `honest`
-    folds have the in-tissue spots; `hist` folds the whole grid, whose background has truth 0.
+    (NaN where a tumour label is unknown), layers["level"] the slide's level (ridge only),
+    uns["threshold"] the tumour threshold chosen inside the fold, where one was. `honest` folds have the in-tissue spots; `hist` folds the whole grid, whose background has truth 0.
 
     Parameters
     ----------
@@ -77,6 +77,8 @@ def predict_held_out(
     table = anndata.concat(tables, merge="same")
     table.var_names = pd.Index(settings["genes"], dtype=object)
     table.uns = {key: settings[key] for key in ("protocol", "fold", "model", "task")}
+    if settings["threshold"] is not None:
+        table.uns["threshold"] = settings["threshold"]
     return table
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from histogep.jobs import InputError
 
 #: What every model says it was fitted on (settings.json, `<name>_fitted_on`).
-FITTED = ("scaler", "pca", "target", "alpha", "epoch")
+FITTED = ("scaler", "pca", "target", "alpha", "epoch", "threshold")
 _FITTED_SUFFIX = "_fitted_on"
 _ROLES = ("train", "validation", "test")
 _SHOWN = 6

@@ -18,6 +18,7 @@ from histogep.folds import MIN_TRAINING_PATIENTS
 from histogep.inference import NetworkModel, network_features, raw_features
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.metrics import best_dice_threshold
 from histogep.networks import count_parameters
 from histogep.preparation import Preparation
 from histogep.ridge import ALPHAS, fit_ridge
@@ -137,6 +138,8 @@ def _fit_ridge(
         "validation_metric": "in-section Pearson, inner folds",
         "epoch_fitted_on": [],
         "best_epoch": None,
+        "threshold_fitted_on": [],
+        "threshold": None,
         "n_parameters": int(model.deviation.size + model.level.size),
     }
     return FittedModel(model.to_arrays(), record, pd.DataFrame(model.choice["candidates"]))
@@ -171,6 +174,8 @@ def _fit_network(
     }
     patients = list(dict.fromkeys(section.patient for section in train))
     stop_after, score, fitted_on = None, None, []
+    maps: list[tuple[np.ndarray, np.ndarray]] = []
+    threshold = None
     if record["protocol"] == "all":
         epochs = [int(other["best_epoch"]) for other in honest if other["best_epoch"]]
         if epochs:
@@ -178,15 +183,18 @@ def _fit_network(
             scores = [other["validation_score"] for other in honest]
             score = float(np.mean([s for s in scores if s is not None] or [np.nan]))
             fitted_on = [section.slide for section in train]
+        found = [other.get("threshold") for other in honest]
+        found = [value for value in found if value is not None]
+        threshold = float(np.median(found)) if found else None
     elif not paper and not validation and 1 < len(patients) < MIN_TRAINING_PATIENTS:
-        inner = [
-            _train(
-                [s for s in train if s.patient not in out],
-                [s for s in train if s.patient in out],
-                **common,
-            )[1]
-            for out in inner_folds(patients)
-        ]
+        inner = []
+        for out in inner_folds(patients):
+            judges = [s for s in train if s.patient in out]
+            inner_model, trained = _train(
+                [s for s in train if s.patient not in out], judges, **common
+            )
+            inner.append(trained)
+            maps += _tumour_maps(inner_model, judges, device)
         stop_after = int(np.median([trained.best_epoch for trained in inner]))
         score = float(np.mean([trained.score for trained in inner]))
         fitted_on = [section.slide for section in train]
@@ -194,6 +202,9 @@ def _fit_network(
     model, trained = _train(train, validation, stop_after=stop_after, **common)
     if validation:
         score, fitted_on = trained.score, [section.slide for section in validation]
+        maps = _tumour_maps(model, validation, device)
+    if maps:
+        threshold = _tumour_threshold(maps)
     slides = [section.slide for section in train]
     for what in ("scaler", "pca", "target"):
         record[f"{what}_fitted_on"] = slides
@@ -203,6 +214,8 @@ def _fit_network(
         "epoch_fitted_on": fitted_on,
         "alpha_fitted_on": [],
         "alpha": None,
+        "threshold_fitted_on": [] if threshold is None else fitted_on,
+        "threshold": threshold,
         "best_epoch": trained.best_epoch,
         "validation_score": None if score is None or not np.isfinite(score) else score,
         "validation_metric": "in-section Pearson" if expression else "in-section AUROC",
@@ -270,6 +283,31 @@ def _train(
         raw=paper,
     )
     return model, trained
+
+
+def _tumour_maps(
+    model: NetworkModel, sections: Sequence[Section], device: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (probability, label) of the labelled spots of sections that the model did not see."""
+    if model.task != "tumour":
+        return []
+    maps = []
+    for section in sections:
+        known = np.isfinite(section.targets[:, 0])
+        probability, _ = model.predict(section.tiles, device=device)
+        maps.append((probability[known, 0], section.targets[known, 0] > 0.5))
+    return maps
+
+
+def _tumour_threshold(maps: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    """Return the probability of the best Dice over the spots of all maps; None with one class."""
+    probability, label = (np.concatenate(parts) for parts in zip(*maps, strict=True))
+    if label.all() or not label.any():
+        LOG.warning("the sections to choose the tumour threshold on have one class: there is none")
+        return None
+    threshold = best_dice_threshold(probability, label)
+    LOG.info("tumour threshold %.3f, from %d spots", threshold, len(label))
+    return threshold
 
 
 def _checkpoint(

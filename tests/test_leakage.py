@@ -9,7 +9,7 @@ import pytest
 from histogep.folds import split_folds
 from histogep.genes import choose_panel, panel_slides
 from histogep.jobs import InputError
-from histogep.leakage import audit, require_clean
+from histogep.leakage import FITTED, audit, require_clean
 
 SLIDES = [f"S{i}" for i in range(8)]
 PATIENTS = [f"P{i // 2}" for i in range(8)]
@@ -76,6 +76,7 @@ def clean_study():
             record[f"{role}_patients"] = part["patient"].unique().tolist()
         record |= {f"{w}_fitted_on": record["train_slides"] for w in ("scaler", "pca", "target")}
         record |= {"epoch_fitted_on": record["validation_slides"], "alpha_fitted_on": []}
+        record["threshold_fitted_on"] = record["validation_slides"]
         models += [record, copy.deepcopy(record) | {"model": "tumour", "task": "tumour"}]
     return {
         "folds": folds,
@@ -194,7 +195,7 @@ def test_gene_scores_that_changed_since_fail(study):
     assert failed(run(study)) == {"gene_scores_unchanged"}
 
 
-@pytest.mark.parametrize("what", ["scaler", "pca", "target", "alpha", "epoch", "calibration"])
+@pytest.mark.parametrize("what", [*FITTED, "calibration"])
 def test_anything_fitted_on_the_test_section_fails(study, what):
     model = honest(study)
     leaked = model["test_slides"][0]

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse, stats
 
+from histogep.cards import tumour_cards
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.normalise import log_cp10k
 from histogep.predictions import HeldOut, Measured, check_truth, read_heldout
 from histogep.scorecards import COLUMNS, evaluate
+from histogep.tumour_scores import tumour_table
 
 SETTINGS = {"permutations": 30, "bootstraps": 200, "thinnings": 4, "coverage": 0.9, "shifts": 1}
 GENES = tuple(f"G{i}" for i in range(24))
@@ -263,6 +267,30 @@ def test_tumour_rows_agree_with_scikit_learn(study, evaluation):
     row = card(evaluation, "honest", "tumour", "auroc")
     assert row["value"] == pytest.approx(table["auroc"].mean())
     assert np.isnan(row["ceiling"])
+
+
+def test_a_threshold_of_the_fold_is_the_one_that_dice_is_taken_at(study):
+    from sklearn import metrics as reference
+
+    sections = [
+        replace(section, threshold=0.31 + 0.05 * i)
+        for i, section in enumerate(s for s in study[0] if s.task == "tumour")
+    ]
+    table = tumour_table(sections, study[1], permutations=20, seed=0).set_index("slide")
+    expected = {}
+    for section in sections:
+        known = np.isfinite(section.truth[:, 0])
+        truth, guess = section.truth[known, 0], section.predicted[known, 0]
+        expected[section.slide] = reference.f1_score(truth, guess >= section.threshold)
+        assert table.loc[section.slide, "dice"] == pytest.approx(expected[section.slide])
+        assert table.loc[section.slide, "threshold"] == section.threshold
+        assert table.loc[section.slide, "threshold_from"] == "fold"
+        assert expected[section.slide] != reference.f1_score(truth, guess >= 0.5)
+    settings = {"bootstraps": 100}
+    rows = tumour_cards(table.reset_index(), settings=settings, seed=0)
+    (row,) = (row for row in rows if row["metric"] == "dice")
+    assert row["value"] == pytest.approx(np.mean(list(expected.values())))
+    assert row["null"] == pytest.approx(table["dice_null"].mean())
 
 
 def test_registration_rows_cover_all_shifts_and_flips(evaluation):

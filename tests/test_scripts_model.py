@@ -6,8 +6,11 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
+from histogep.datasets import read_sections
 from histogep.files import read_json, read_tsv, write_json, write_tsv
+from histogep.inference import read_model
 from histogep.jobs import InputError
 from histogep.selection import area_under_roc, gene_correlations
 from tests.model_study import GENES, IMMUNE_GENES, LATTICE, TUMOUR_GENES, make_features, make_study
@@ -145,12 +148,55 @@ def test_an_honest_network_stops_on_validation_patients(study, train, predict, m
     assert set(table.obs["slide"]) == {"S0", "S1"}
     if model == "tumour":
         assert list(table.var_names) == ["tumour"]
+        assert table.uns["threshold"] == settings["threshold"]
         assert np.isnan(truth).any()
         assert area_under_roc(table.X[:, 0], truth[:, 0]) > 0.8
     else:
         one = (table.obs["slide"] == "S0").to_numpy()
         found = gene_correlations(table.X[one], truth[one])
         assert found[:12].mean() > 0.3
+
+
+def best_threshold(probability, truth):
+    """Return the lowest of the thresholds of the best F1, by scikit-learn."""
+    known = np.isfinite(truth)
+    probability, truth = probability[known], truth[known] > 0.5
+    scores = {t: f1_score(truth, probability >= t) for t in np.unique(probability)}
+    return min(t for t, score in scores.items() if score == max(scores.values()))
+
+
+def test_the_tumour_threshold_is_that_of_the_validation_patients(study, train):
+    output, log = train("tumour", "honest-1")
+    settings = read_json(output["settings"])
+    assert settings["threshold_fitted_on"] == settings["validation_slides"]
+    assert settings["threshold_fitted_on"]
+    assert "tumour threshold" in log
+    model, _ = read_model(output["weights"], output["settings"])
+    roles = {s: p for s, p in study.roles().items() if s in settings["validation_slides"]}
+    files = [study.files[kind] for kind in ("features", "spots", "labels")]
+    sections = read_sections(roles, *files, task="tumour")
+    predicted = np.concatenate([model.predict(section.tiles)[0][:, 0] for section in sections])
+    truth = np.concatenate([section.targets[:, 0] for section in sections])
+    assert settings["threshold"] == pytest.approx(best_threshold(predicted, truth), abs=1e-6)
+
+
+def test_without_validation_patients_the_threshold_is_out_of_fold_or_none(
+    study, train, predict, monkeypatch
+):
+    monkeypatch.setitem(MODELS, "tumour", MODELS["tumour"] | {"epochs": 8})
+    folds = read_tsv(study.folder / "folds.tsv", dtype=str)
+    folds.loc[(folds["fold"] == "honest-1") & (folds["role"] == "validation"), "role"] = "train"
+    dropped = (folds["fold"] == "honest-1") & (folds["patient"] == "S")
+    write_tsv(folds[~dropped], study.folder / "folds.tsv")
+    settings = read_json(train("tumour", "honest-1")[0]["settings"])
+    assert settings["threshold_fitted_on"] == settings["train_slides"]
+    assert 0 < settings["threshold"] < 1
+    # The paper's protocol validates on nobody.
+    output, _ = train("tumour", "hist-1")
+    settings = read_json(output["settings"])
+    assert settings["threshold"] is None
+    assert settings["threshold_fitted_on"] == []
+    assert "threshold" not in predict("tumour", "hist-1", output).uns
 
 
 def test_training_twice_gives_the_same_files(study, train, monkeypatch):
@@ -188,12 +234,17 @@ def test_deployment_trains_on_all_sections_for_the_median_epoch(study, train, tm
     honest = []
     for i, epoch in enumerate((4, 9, 30)):
         honest.append(tmp_path / f"{i}.json")
-        write_json({"best_epoch": epoch, "validation_score": 0.1 * i}, honest[-1])
+        write_json(
+            {"best_epoch": epoch, "validation_score": 0.1 * i, "threshold": 0.2 * i or None},
+            honest[-1],
+        )
     output, _ = train("cmunet", "all", fold_settings=honest)
     settings = read_json(output["settings"])
     assert settings["best_epoch"] == 9
     assert settings["train_slides"] == study.slides
     assert settings["validation_score"] == pytest.approx(0.1)
+    assert settings["threshold"] == pytest.approx(0.3)
+    assert settings["threshold_fitted_on"] == study.slides
     assert len(read_tsv(output["history"])) == 9
 
 
