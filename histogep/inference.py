@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from histogep.datasets import Grid, grid_of
 from histogep.files import read_json
 from histogep.jobs import InputError
+from histogep.neighbours import NeighbourModel
 from histogep.networks import GRID_MULTIPLE, CMUNet
 from histogep.preparation import VIEWS, Preparation, Tiles
 from histogep.ridge import RidgeModel
@@ -141,7 +142,7 @@ def build_model(
     arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any], *, name: str = "the weights"
 ) -> Model:
     """Return the model whose arrays and settings are given."""
-    kinds = {"cmunet": NetworkModel, "ridge": RidgeModel}
+    kinds = {"cmunet": NetworkModel, "ridge": RidgeModel, "neighbours": NeighbourModel}
     if settings["kind"] not in kinds:
         raise InputError(f"the settings of {name} are of an unknown kind {settings['kind']!r}")
     try:

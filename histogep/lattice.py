@@ -148,6 +148,31 @@ class Lattice:
         adjacency.sort_indices()
         return adjacency
 
+    def rings(self, row: np.ndarray, col: np.ndarray, n_rings: int) -> list[sparse.csr_matrix]:
+        """Return which cells lie exactly 1, 2, ... `n_rings` steps apart over cells of the table.
+
+        Parameters
+        ----------
+        row, col
+            As for `neighbours`.
+        n_rings
+            Number of rings.
+
+        Returns
+        -------
+        list of scipy.sparse.csr_matrix
+            Boolean, n by n, symmetric, one per ring; the first is `neighbours`.
+        """
+        touching = self.neighbours(row, col).astype(np.float32)
+        seen = sparse.identity(touching.shape[0], np.float32, format="csr")
+        front, rings = seen, []
+        for _ in range(n_rings):
+            reached = ((front @ touching) > 0).astype(np.float32)
+            front = ((reached - reached.multiply(seen)) > 0).astype(np.float32)
+            seen = seen + front
+            rings.append(front.astype(bool))
+        return rings
+
     def _step(self, step: int, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.hexagonal:
             steps = np.array([_HEX_STEPS[0][step], _HEX_STEPS[1][step]])[row % 2]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from histogep import neighbours
 from histogep.checkpoints import Checkpoint, digest
 from histogep.datasets import Section
 from histogep.folds import MIN_TRAINING_PATIENTS
@@ -19,6 +20,7 @@ from histogep.inference import NetworkModel, network_features, raw_features
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.metrics import best_dice_threshold
+from histogep.neighbours import fit_neighbours
 from histogep.networks import count_parameters
 from histogep.preparation import Preparation
 from histogep.ridge import ALPHAS, fit_ridge
@@ -102,31 +104,38 @@ def fit_model(
     for role, members in (("train", train), ("validation", validation)):
         record |= _who(role, {section.slide: section.patient for section in members})
     record |= _who("test", test)
-    if kind == "ridge":
-        return _fit_ridge(train + validation, record, settings, lattice)
+    if kind in ("ridge", "neighbours"):
+        return _fit_linear(train + validation, record, settings, lattice)
     if kind == "cmunet":
         state = None
         if checkpoints is not None:
             state = (checkpoints, digest(record, dict(settings), code, device, torch.__version__))
         return _fit_network(train, validation, record, settings, lattice, honest, state, device)
-    raise InputError(f"models.{name}.kind is {kind!r}: it must be cmunet or ridge")
+    raise InputError(f"models.{name}.kind is {kind!r}: it must be cmunet, ridge or neighbours")
 
 
-def _fit_ridge(
+def _fit_linear(
     sections: list[Section], record: dict[str, Any], settings: Mapping[str, Any], lattice: Lattice
 ) -> FittedModel:
     if record["task"] != "expression":
-        raise InputError(f"models.{record['model']}: ridge predicts expression, not the tumour map")
+        raise InputError(
+            f"models.{record['model']}: {record['kind']} predicts expression, not the tumour map"
+        )
     by_section = record["protocol"] == "hist"
-    model = fit_ridge(
+    fit, alphas, options = fit_ridge, ALPHAS, {}
+    if record["kind"] == "neighbours":
+        fit, alphas = fit_neighbours, neighbours.ALPHAS
+        options = {key: settings[key] for key in ("ranks", "rings") if key in settings}
+    model = fit(
         [section.tiles for section in sections],
         [section.targets for section in sections],
         [section.slide if by_section else section.patient for section in sections],
         blocks=sections[0].blocks,
         lattice=lattice,
         components=settings.get("components", COMPONENTS),
-        alphas=settings.get("alphas") or ALPHAS,
+        alphas=settings.get("alphas") or alphas,
         encoder_sets=settings.get("encoder_sets", ()),
+        **options,
     )
     slides = [section.slide for section in sections]
     for what in ("scaler", "pca", "target", "alpha"):

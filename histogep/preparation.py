@@ -130,6 +130,16 @@ class Preparation:
         """Return the number of prepared columns of one view of some encoders (all by default)."""
         return sum(len(self._blocks[n].spread[VIEWS[0]]) for n in names or self.names)
 
+    def own_columns(self, name: str) -> np.ndarray:
+        """Return where a tile's own features of one encoder lie among the prepared columns."""
+        start = 0
+        for other, block in self._blocks.items():
+            width = len(block.spread[VIEWS[0]])
+            if other == name:
+                return np.arange(start, start + width // (2 if block.neighbours else 1))
+            start += width
+        raise KeyError(name)
+
     def transform(
         self,
         tiles: Tiles,

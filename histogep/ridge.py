@@ -73,7 +73,7 @@ class RidgeModel:
         whole = self.preparation.transform(tiles, view="whole")
         shift = (whole.mean(0) - self.level_mean) @ self.level.astype(float)
         level = (self.target_mean + self.shrinkage * shift).astype(np.float32)
-        features = self.preparation.transform(tiles, view="slide")
+        features = self.within(tiles)
         features = (features - features.mean(0)).astype(np.float32)
         values = np.empty((len(features), len(level)), np.float32)
         for start in range(0, len(features), _CHUNK):
@@ -81,6 +81,10 @@ class RidgeModel:
             np.matmul(features[part], self.deviation, out=values[part])
             values[part] += level
         return values, level
+
+    def within(self, tiles: Tiles) -> np.ndarray:
+        """Return what the deviation is predicted from, (n, p)."""
+        return self.preparation.transform(tiles, view="slide")
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return every number of the model, for a safetensors file."""
@@ -156,7 +160,7 @@ def fit_ridge(
     if not alphas or min(alphas) <= 0:
         raise InputError(f"alphas must be numbers above 0, not {list(alphas)}")
     preparation = Preparation.fit(tiles, blocks=blocks, lattice=lattice, components=components)
-    sets = _candidate_sets(preparation.names, encoder_sets)
+    sets = candidate_sets(preparation.names, encoder_sets)
     views = {
         view: [preparation.transform(part, view=view) for part in tiles]
         for view in ("slide", "whole")
@@ -173,18 +177,13 @@ def fit_ridge(
         for a in np.flatnonzero(shares[s]):
             deviation[use] += shares[s, a] * solve(part, alphas[a])
 
-    errors = _level_errors(views["whole"], targets, groups, alphas)
-    level_alpha, shrink = np.unravel_index(errors.argmin(), errors.shape)
-    feature_mean, target_mean = _section_mean(views["whole"]), _section_mean(targets)
-    whole_sums = sum_sections(views["whole"], targets, centres=(feature_mean, target_mean))
+    level = fit_level(views["whole"], targets, groups, alphas)
     best = np.unravel_index(scores.argmax(), scores.shape)
     choice = {
         "alpha": float(alphas[best[1]]),
         "encoders": sets[best[0]],
         "score": float((shares * scores).sum()),
-        "level_alpha": float(alphas[level_alpha]),
-        "level_shrinkage": float(SHRINKAGES[shrink]),
-        "level_error": float(errors[level_alpha, shrink]),
+        **level.choice,
         "candidates": [
             {
                 "encoders": "+".join(names),
@@ -204,11 +203,51 @@ def fit_ridge(
     return RidgeModel(
         preparation=preparation,
         deviation=deviation.astype(np.float32),
-        level=solve(whole_sums, alphas[level_alpha]).astype(np.float32),
-        level_mean=feature_mean,
-        target_mean=target_mean,
-        shrinkage=float(SHRINKAGES[shrink]),
+        **level.parts,
         choice=choice,
+    )
+
+
+@dataclass(frozen=True)
+class Level:
+    """The fitted level: the arguments of `RidgeModel` that it gives, and how it was chosen."""
+
+    parts: dict[str, Any]
+    choice: dict[str, float]
+
+
+def fit_level(
+    features: list[np.ndarray],
+    targets: list[np.ndarray],
+    groups: Sequence[str],
+    alphas: Sequence[float],
+) -> Level:
+    """Fit the section means (the level), its penalty and shrinkage chosen by inner folds.
+
+    Parameters
+    ----------
+    features
+        The whole view of each section, (n, p).
+    targets, groups, alphas
+        As for `fit_ridge`.
+    """
+    errors = _level_errors(features, targets, groups, alphas)
+    alpha, shrink = np.unravel_index(errors.argmin(), errors.shape)
+    feature_mean, target_mean = _section_mean(features), _section_mean(targets)
+    sums = sum_sections(features, targets, centres=(feature_mean, target_mean))
+    shrinkage = float(SHRINKAGES[shrink])
+    return Level(
+        parts={
+            "level": solve(sums, alphas[alpha]).astype(np.float32),
+            "level_mean": feature_mean,
+            "target_mean": target_mean,
+            "shrinkage": shrinkage,
+        },
+        choice={
+            "level_alpha": float(alphas[alpha]),
+            "level_shrinkage": shrinkage,
+            "level_error": float(errors[alpha, shrink]),
+        },
     )
 
 
@@ -250,7 +289,7 @@ def _section_mean(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean([part.mean(0) for part in parts], axis=0)
 
 
-def _candidate_sets(names: list[str], given: Sequence[Sequence[str]]) -> list[list[str]]:
+def candidate_sets(names: list[str], given: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return the encoder sets to choose from: those given, or each encoder alone and all."""
     sets = [list(names)] if len(names) == 1 else [*([name] for name in names), list(names)]
     if given:
@@ -275,7 +314,7 @@ def _columns(preparation: Preparation, name: str) -> np.ndarray:
     raise KeyError(name)
 
 
-def _held_out(groups: Sequence[str]) -> list[list[int]]:
+def held_out_sections(groups: Sequence[str]) -> list[list[int]]:
     """Return the sections left out together; a single group is its own judge, with a warning."""
     hands = inner_folds(groups)
     if len(hands) < 2:
@@ -296,7 +335,7 @@ def _deviation_scores(
     """Return the inner-fold score (mean in-section correlation) of (encoder set, alpha)."""
     scores = np.zeros((len(sets), len(alphas), len(features)))
     parts = [sum_sections([x], [y]) for x, y in zip(features, targets, strict=True)]
-    held_out = _held_out(groups)
+    held_out = held_out_sections(groups)
     if not held_out:
         scores[:, len(alphas) // 2] = 1e-9  # nothing to choose by: the middle of the grid
         return scores.mean(-1)
@@ -363,7 +402,7 @@ def _level_errors(
     variance = np.mean([part.var(0) for part in targets], axis=0)
     variance = np.maximum(variance, 1e-6 * max(float(variance.max()), 1e-12))
     errors = np.zeros((len(alphas), len(SHRINKAGES), len(features)))
-    for out in _held_out(groups):
+    for out in held_out_sections(groups):
         kept = [i for i in range(len(features)) if i not in out]
         x_mean = _section_mean([features[i] for i in kept])
         y_mean = _section_mean([targets[i] for i in kept])

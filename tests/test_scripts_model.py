@@ -22,6 +22,7 @@ MODELS = {
     "cmunet": {"kind": "cmunet", "task": "expression", "panel": "main", **NARROW},
     "tumour": {"kind": "cmunet", "task": "tumour", "panel": "main", **NARROW},
     "ridge": {"kind": "ridge", "task": "expression", "panel": "main"},
+    "neighbours": {"kind": "neighbours", "task": "expression", "panel": "main", "ranks": [2, 0]},
     "wide": {"kind": "ridge", "task": "expression", "panel": "wide"},
 }
 FOLDS = {"honest": "patient", "hist": "section", "validation": 1, "hist_grid": [32, 32]}
@@ -102,10 +103,13 @@ def forget(study, fold):
     return kept
 
 
-def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(study, train, predict):
+@pytest.mark.parametrize("model", ["ridge", "neighbours"])
+def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(
+    study, train, predict, model
+):
     kept = forget(study, "honest-2")
     assert len(kept) == 3
-    output, _ = train("ridge", "honest-2")
+    output, _ = train(model, "honest-2")
     for path, content in kept.items():
         path.write_bytes(content)
     settings = read_json(output["settings"])
@@ -116,7 +120,7 @@ def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(stu
         if key.endswith("_fitted_on"):
             assert not test & set(slides), key
     assert set(settings["alpha_fitted_on"]) == set(study.slides) - test
-    table = predict("ridge", "honest-2", output)
+    table = predict(model, "honest-2", output)
     assert list(table.var_names) == GENES[:N_MAIN]
     assert set(table.obs["slide"]) == test
     assert table.obs["in_tissue"].all()
@@ -125,7 +129,7 @@ def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(stu
     assert np.nanmax(np.abs(found[12:])) < 0.3
     assert table.layers["level"].std(0).max() < 1e-4
     assert table.uns["protocol"] == "honest"
-    assert table.uns["model"] == "ridge"
+    assert table.uns["model"] == model
 
 
 @pytest.mark.parametrize("model", ["cmunet", "tumour"])
