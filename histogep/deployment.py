@@ -23,7 +23,7 @@ from histogep.datasets import check_alike
 from histogep.distance import FeatureDistance
 from histogep.features import Features, read_features
 from histogep.files import complete, read_json, read_tsv, write_json, write_tsv
-from histogep.inference import Model, build_model
+from histogep.inference import Model, build_model, predict_tiles
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.model_card import model_card
@@ -37,7 +37,6 @@ from histogep.model_folder import (
     read_settings,
     tiles_of,
 )
-from histogep.ridge import RidgeModel
 
 LOG = logging.getLogger(__name__)
 ROLES = ("expression", "tumour", "wide")
@@ -128,10 +127,10 @@ class DeployedModel:
         check_features(features, self.settings)
         tiles = tiles_of(features)
         panel = self.settings["models"]["expression"]["genes"]
-        expression = _apply(self.models["expression"], tiles, device)
+        expression = predict_tiles(self.models["expression"], tiles, device=device)[0]
         tumour = np.full(len(features.row), np.nan, np.float32)
         if "tumour" in self.models:
-            tumour = _apply(self.models["tumour"], tiles, device)[:, 0]
+            tumour = predict_tiles(self.models["tumour"], tiles, device=device)[0][:, 0]
         distance = self.distances.distance(features.values)
         distant = distance > self.distances.threshold
         share = float(distant.mean())
@@ -319,13 +318,6 @@ def gene_table(models: Mapping[str, Mapping[str, Any]], calibration: pd.DataFram
     for column in columns[1:]:
         table[column] = pd.to_numeric(figures[column], errors="coerce").to_numpy(float)
     return table
-
-
-def _apply(model: Model, tiles: Any, device: str) -> np.ndarray:
-    """Return a model's prediction of all tiles, (n, t) float32."""
-    if isinstance(model, RidgeModel):
-        return model.predict(tiles)[0]
-    return model.predict(tiles, device=device)[0]
 
 
 def _mpp(features: Features) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from histogep.datasets import Section, grid_of, read_sections
-from histogep.inference import Model
+from histogep.inference import Model, predict_tiles
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.model_folder import check_features
@@ -82,14 +82,8 @@ def predict_held_out(
     return table
 
 
-def _predict(model: Model, section: Section, device: str) -> tuple[np.ndarray, np.ndarray | None]:
-    if isinstance(model, RidgeModel):
-        return model.predict(section.tiles)
-    return model.predict(section.tiles, device=device)
-
-
 def _spots(model: Model, section: Section, device: str) -> anndata.AnnData:
-    values, level = _predict(model, section, device)
+    values, level = predict_tiles(model, section.tiles, device=device)
     layers = {"truth": section.targets}
     if level is not None:
         layers["level"] = np.broadcast_to(level, values.shape).copy()
@@ -106,7 +100,7 @@ def _whole_grid(
     if isinstance(model, RidgeModel):
         lattice = Lattice.from_settings(settings["lattice"])
         grid = grid_of(section.row, section.col, lattice, shape=shape)
-        values = grid.lay(_predict(model, section, device)[0])
+        values = grid.lay(predict_tiles(model, section.tiles)[0])
     else:
         values, grid = model.predict_grid(section.tiles, section.white, shape, device=device)
     tissue = grid.tissue.ravel()

@@ -123,7 +123,56 @@ class NetworkModel:
         )
 
 
-Model = NetworkModel | RidgeModel
+@dataclass
+class EnsembleModel:
+    """A weighted mean of models of the same genes.
+
+    Attributes
+    ----------
+    members
+        The models and their weights, which add up to 1.
+    """
+
+    members: list[tuple[NetworkModel | RidgeModel, float]]
+
+    def predict(self, tiles: Tiles, *, device: str = "cpu") -> tuple[np.ndarray, None]:
+        """Return predictions (n, t) float32, log1p CP10k, and no level; tiles and device as above."""
+        total = 0.0
+        for model, weight in self.members:
+            values, _ = predict_tiles(model, tiles, device=device)
+            total = total + np.float32(weight) * values
+        return total, None
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+    ) -> EnsembleModel:
+        """Rebuild a model from its arrays and its settings.json."""
+        members = []
+        for name, record in settings["members"].items():
+            prefix = f"{name}/"
+            own = {
+                key.removeprefix(prefix): array
+                for key, array in arrays.items()
+                if key.startswith(prefix)
+            }
+            members.append((build_model(own, record, name=name), float(record["weight"])))
+        return cls(members)
+
+
+Model = NetworkModel | RidgeModel | EnsembleModel
+
+
+def predict_tiles(
+    model: Model, tiles: Tiles, *, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return a model's prediction (n, t) of ALL tiles of a slide, and its level (t,) if it has one.
+
+    Linear models have a level and need no device.
+    """
+    if isinstance(model, RidgeModel):
+        return model.predict(tiles)
+    return model.predict(tiles, device=device)
 
 
 def read_model(weights: str | Path, settings: str | Path) -> tuple[Model, dict[str, Any]]:
@@ -142,7 +191,12 @@ def build_model(
     arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any], *, name: str = "the weights"
 ) -> Model:
     """Return the model whose arrays and settings are given."""
-    kinds = {"cmunet": NetworkModel, "ridge": RidgeModel, "neighbours": NeighbourModel}
+    kinds = {
+        "cmunet": NetworkModel,
+        "ridge": RidgeModel,
+        "neighbours": NeighbourModel,
+        "ensemble": EnsembleModel,
+    }
     if settings["kind"] not in kinds:
         raise InputError(f"the settings of {name} are of an unknown kind {settings['kind']!r}")
     try:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import yaml
-from histogep import folds, settings, sheets, stages
+from histogep import ensembles, folds, settings, sheets, stages
 from histogep.files import read_json
 from histogep.jobs import InputError
 from histogep.provenance import code_digest
@@ -27,6 +27,7 @@ def read_study():
         (REPOSITORY / "config/schemas/config.schema.yaml").read_text()
     )
     complete = settings.complete_settings(given, schema)
+    ensembles.check_members(complete["models"])
     folders = (".", REPOSITORY)
     data_root = complete["data_root"]
 
@@ -190,7 +191,19 @@ def model_settings(wildcards):
 
 
 def training_inputs(wildcards):
-    """Return, for the fold `all`, the honest folds' settings: they fix the number of epochs."""
+    """Return an ensemble's members; for the fold `all`, the honest folds' settings.
+
+    Those fix the number of epochs.
+    """
+    members = config["models"][wildcards.model]["members"]
+    if members:
+        folder = f"results/models/{STUDY}/{wildcards.fold}"
+        return {
+            "members": [f"{folder}/{member}/weights.safetensors" for member in members],
+            "member_settings": [
+                f"{folder}/{member}/settings.json" for member in members
+            ],
+        }
     if wildcards.fold != "all":
         return {}
     return {

@@ -23,6 +23,12 @@ MODELS = {
     "tumour": {"kind": "cmunet", "task": "tumour", "panel": "main", **NARROW},
     "ridge": {"kind": "ridge", "task": "expression", "panel": "main"},
     "neighbours": {"kind": "neighbours", "task": "expression", "panel": "main", "ranks": [2, 0]},
+    "mean": {
+        "kind": "ensemble",
+        "task": "expression",
+        "panel": "main",
+        "members": ["ridge", "neighbours"],
+    },
     "wide": {"kind": "ridge", "task": "expression", "panel": "wide"},
 }
 FOLDS = {"honest": "patient", "hist": "section", "validation": 1, "hist_grid": [32, 32]}
@@ -201,6 +207,38 @@ def test_without_validation_patients_the_threshold_is_out_of_fold_or_none(
     assert settings["threshold"] is None
     assert settings["threshold_fitted_on"] == []
     assert "threshold" not in predict("tumour", "hist-1", output).uns
+
+
+def test_an_ensemble_is_the_weighted_mean_of_its_members(study, train, predict):
+    members = {name: train(name, "honest-2")[0] for name in ("ridge", "neighbours")}
+    files = {
+        "members": [output["weights"] for output in members.values()],
+        "member_settings": [output["settings"] for output in members.values()],
+    }
+    output, log = train("mean", "honest-2", **files)
+    settings = read_json(output["settings"])
+    records = {name: read_json(output["settings"]) for name, output in members.items()}
+    table = read_tsv(output["history"]).set_index("model")
+    assert table["weight"].sum() == pytest.approx(1, abs=1e-5)
+    assert table["score"].to_dict() == pytest.approx(
+        {name: record["validation_score"] for name, record in records.items()}, rel=1e-4
+    )
+    assert table["weight"].idxmax() == table["score"].idxmax()
+    # The weights are those of the scores alone: no file of a held-out section is opened.
+    assert settings["test_slides"] == records["ridge"]["test_slides"]
+    assert set(settings["weight_fitted_on"]) == set(study.slides) - set(settings["test_slides"])
+    assert settings["alpha_fitted_on"] == records["ridge"]["alpha_fitted_on"]
+    ours = predict("mean", "honest-2", output)
+    theirs = [predict(name, "honest-2", members[name]).X for name in table.index]
+    expected = sum(
+        settings["members"][n]["weight"] * x for n, x in zip(table.index, theirs, strict=True)
+    )
+    assert np.allclose(ours.X, expected, atol=1e-5)
+    assert "mean: ridge 0." in log
+    other = train("neighbours", "honest-1")[0]
+    files["members"][1], files["member_settings"][1] = other["weights"], other["settings"]
+    with pytest.raises(InputError, match="ridge and neighbours differ in their fold"):
+        train("mean", "honest-2", **files)
 
 
 def test_training_twice_gives_the_same_files(study, train, monkeypatch):
