@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from histogep.ceiling import ceiling_of_halves
 from histogep.conformal import half_widths, held_out_coverage
 from histogep.metrics import bootstrap_patients, pearson
 from histogep.predictions import HeldOut
@@ -84,14 +85,14 @@ def expression_cards(
         rows.append(row("pearson_within", *overall, null_upper=smooth_upper))
         level = level_score(scores, settings=settings, seed=seed)
         if level is not None:
-            value, interval, null, upper, n, n_level_genes = level
+            value, interval, null, upper, ceiling, n, n_level_genes = level
             rows.append(
                 row(
                     "pearson_level",
                     value,
                     interval,
                     null,
-                    np.nan,
+                    ceiling,
                     null_upper=upper,
                     n_patients=n,
                     n_genes=n_level_genes,
@@ -122,7 +123,7 @@ def expression_cards(
 
 def level_score(
     scores: Sequence[SectionScore], *, settings: Mapping[str, Any], seed: int
-) -> tuple[float, tuple[float, float], float, float, int, int] | None:
+) -> tuple[float, tuple[float, float], float, float, float, int, int] | None:
     """Score the differences between patients: r over patients of mean expression, mean over genes.
 
     A gene counts when it was held out in at least three patients. Each patient's prediction comes
@@ -134,6 +135,7 @@ def level_score(
     -------
     tuple or None
         Value, bootstrap interval over patients (NaN below five), mean and 95 % bound of the null,
+        ceiling (the correlation over patients of the means of thinned halves, at full depth),
         patients, genes; None with fewer than three patients.
     """
     names = sorted({score.patient for score in scores})
@@ -158,11 +160,12 @@ def level_score(
     known = np.isfinite(ours) & np.isfinite(theirs)
     # Genes of the same patients are scored together.
     patterns, owner = np.unique(known, axis=1, return_inverse=True)
-    blocks = []
+    blocks, blocks_at = [], []
     for index in range(patterns.shape[1]):
         rows, columns = np.flatnonzero(patterns[:, index]), owner.ravel() == index
         if len(rows) >= _MIN_LEVEL_PATIENTS:
             blocks.append((rows, ours[np.ix_(rows, columns)], theirs[np.ix_(rows, columns)]))
+            blocks_at.append((rows, np.flatnonzero(columns)))
     if not blocks:
         return None
     rng = np.random.default_rng(seed)
@@ -190,7 +193,36 @@ def level_score(
         if len(drawn):
             interval = tuple(float(x) for x in np.quantile(drawn, [0.025, 0.975]))
     n_genes = sum(block[1].shape[1] for block in blocks)
-    return value, interval, mean(null), float(np.quantile(null, 0.95)), len(names), n_genes
+    ceiling = _level_ceiling(scores, names, list(means["theirs"].columns), blocks_at)
+    upper = float(np.quantile(null, 0.95))
+    return value, interval, mean(null), upper, ceiling, len(names), n_genes
+
+
+def _level_ceiling(
+    scores: Sequence[SectionScore],
+    patients: list[str],
+    genes: list[str],
+    blocks: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> float:
+    """Return the mean over genes of the ceiling of r over patients, from thinned halves.
+
+    `blocks` are (patients, genes) that are scored together.
+    """
+    place = {gene: i for i, gene in enumerate(genes)}
+    halves = np.full((len(patients), *scores[0].level_halves.shape[:2], len(genes)), np.nan)
+    for row, patient in enumerate(patients):
+        own = [score for score in scores if score.patient == patient]
+        laid = np.full((len(own), *halves.shape[1:]), np.nan)
+        for i, score in enumerate(own):
+            laid[i][..., [place[gene] for gene in score.genes]] = score.level_halves
+        count = np.isfinite(laid).sum(0)
+        halves[row] = np.where(count > 0, np.nansum(laid, 0) / np.maximum(count, 1), np.nan)
+    ceilings = []
+    for rows, columns in blocks:
+        part = halves[rows][..., columns]
+        r = [pearson(part[:, t, 0], part[:, t, 1]) for t in range(part.shape[1])]
+        ceilings.append(ceiling_of_halves(np.mean(r, axis=0)))
+    return max(mean(np.concatenate(ceilings)), 0.0)
 
 
 def calibrate(sections: Sequence[HeldOut], *, coverage: float) -> tuple[pd.DataFrame, pd.DataFrame]:

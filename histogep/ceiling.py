@@ -42,10 +42,14 @@ class Ceiling:
         Against the in-tissue spots.
     whole_grid
         Against the whole grid with zeros outside the tissue (NaN if no grid was given).
+    level_halves
+        Mean over the spots of each half, thinnings by 2 by genes: what a ceiling of the differences
+        BETWEEN sections rests on.
     """
 
     in_tissue: np.ndarray
     whole_grid: np.ndarray
+    level_halves: np.ndarray
 
 
 def noise_ceiling(
@@ -90,12 +94,13 @@ def noise_ceiling(
     if len(others) != counts.shape[0] or others.min(initial=0) < 0:
         raise ValueError("library sizes must count all genes of every spot, the panel included")
     rng = np.random.default_rng(seed)
-    inside, grid = [], []
+    inside, grid, levels = [], [], []
     for _ in range(thinnings):
         half = rng.binomial(whole, 0.5)
         half_others = rng.binomial(others, 0.5)
         first = _normalised(counts, half, half_others)
         second = _normalised(counts, whole - half, others - half_others)
+        levels.append([first.mean(0), second.mean(0)])
         # A half that happens to be constant defines no correlation.
         inside.append(_defined(pearson(first, second), pearson(second, first)))
         if n_cells is not None:
@@ -109,6 +114,7 @@ def noise_ceiling(
     return Ceiling(
         in_tissue=ceiling_of_halves(_mean(inside) if inside else missing),
         whole_grid=ceiling_of_halves(_mean(grid)) if grid else missing,
+        level_halves=np.array(levels).reshape(-1, 2, counts.shape[1]),
     )
 
 

@@ -86,6 +86,8 @@ class SectionScore:
         the whole-grid metric.
     predicted_level, measured_level
         Mean over the in-tissue spots.
+    level_halves
+        Measured means of the two halves of each thinning, thinnings by 2 by genes.
     """
 
     protocol: str
@@ -105,6 +107,7 @@ class SectionScore:
     spatial: np.ndarray | None
     predicted_level: np.ndarray
     measured_level: np.ndarray
+    level_halves: np.ndarray
 
 
 def section_ceilings(
@@ -221,6 +224,7 @@ def score_section(
         spatial=spatial,
         predicted_level=section.predicted[inside].mean(0, dtype=float),
         measured_level=section.truth[inside].mean(0, dtype=float),
+        level_halves=ceiling.level_halves[..., columns],
     )
 
 

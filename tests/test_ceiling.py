@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import sparse
 
+from histogep.cards import _level_ceiling
 from histogep.ceiling import ceiling_of_halves, noise_ceiling
 from histogep.metrics import padded_pearson, pearson
 
@@ -90,3 +93,29 @@ def test_undetected_genes_have_no_ceiling_and_seeds_decide():
     assert np.isnan(first[3])
     np.testing.assert_array_equal(first, again)
     assert (first != other)[4:].any()
+
+
+def test_the_ceiling_of_patient_means_is_what_the_true_means_score():
+    """Few shallow spots a patient, so that the noise of counts reaches the means."""
+    rng = np.random.default_rng(5)
+    n_patients, n_genes, genes = 40, 60, [f"G{i}" for i in range(60)]
+    base = np.exp(rng.normal(-7, 1, n_genes))
+    rates = base / base.sum() / 3 * np.exp(rng.normal(0, 0.35, (n_patients, n_genes)))
+    library = np.full(12, 2500)
+
+    def draw(rate):
+        return rng.poisson(np.tile(rate * 2500, (12, 1)))
+
+    measured, truth, scores = [], [], []
+    for number, rate in enumerate(rates):
+        counts = draw(rate)
+        measured.append(log_normalised(counts, library).mean(0))
+        truth.append(np.mean([log_normalised(draw(rate), library) for _ in range(60)], (0, 1)))
+        halves = noise_ceiling(counts, library, thinnings=5, seed=number).level_halves
+        assert halves.shape == (5, 2, n_genes)
+        scores.append(SimpleNamespace(patient=f"P{number}", genes=genes, level_halves=halves))
+    names = [score.patient for score in scores]
+    blocks = [(np.arange(n_patients), np.arange(n_genes))]
+    oracle = pearson(np.array(truth), np.array(measured)).mean()
+    assert 0.5 < oracle < 0.95
+    assert _level_ceiling(scores, names, genes, blocks) == pytest.approx(oracle, abs=0.04)
