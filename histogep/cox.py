@@ -17,6 +17,8 @@ _MAX_ITERATIONS = 60
 _TOLERANCE = 1e-9
 #: Beyond this log hazard per standard deviation an unpenalised fit has run off to infinity.
 _DIVERGED = 12.0
+#: Patients x genes of one batch of a scan: its arrays stay small, whatever the number of genes.
+_SCAN_FLOATS = 64_000
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def fit_cox(
     *,
     penalty: np.ndarray | float = 0.0,
     risk_sets: RiskSets | None = None,
+    tolerance: float = _TOLERANCE,
 ) -> CoxFits:
     """Fit a batch of Cox models by Newton's method with step halving.
 
@@ -151,6 +154,8 @@ def fit_cox(
         Ridge penalty, broadcast to (B, p); a column of its own for each covariate is allowed.
     risk_sets
         Of `time` and `event`, when already known.
+    tolerance
+        Relative step at which Newton's method stops; its error is of the order of the square.
     """
     x = np.asarray(x, float)
     x = x[None] if x.ndim == 2 else x
@@ -190,7 +195,7 @@ def fit_cox(
             new_value[worse], new_gradient[worse], new_information[worse] = part
         coef[active] = trial
         all_value[active], all_information[active] = new_value, new_information
-        done = np.abs(step).max(axis=1) <= _TOLERANCE * (1 + np.abs(trial).max(axis=1))
+        done = np.abs(step).max(axis=1) <= tolerance * (1 + np.abs(trial).max(axis=1))
         lost = np.abs(trial).max(axis=1) > 1e3
         converged[active] = done
         keep = ~(done | lost)
@@ -242,25 +247,29 @@ def scan_genes(
     table = pd.DataFrame({"gene": list(genes), "sd": sd})
     columns = ["coef", "hr", "ci_low", "ci_high", "se", "z", "p", "fdr", "ph_p"]
     table[columns] = np.nan
-    if len(usable):
-        sets = RiskSets(time, event)
-        x = ((values[:, usable] - values[:, usable].mean(axis=0)) / sd[usable]).T[..., None]
+    sets = RiskSets(time, event)
+    chunk = max(1, _SCAN_FLOATS // max(1, n))
+    for start in range(0, len(usable), chunk):
+        tested = usable[start : start + chunk]
+        x = ((values[:, tested] - values[:, tested].mean(axis=0)) / sd[tested]).T[..., None]
         fits = fit_cox(x, time, event, risk_sets=sets)
         coef, se = fits.coef[:, 0], fits.standard_error[:, 0]
         good = fits.converged & np.isfinite(se) & (np.abs(coef) < _DIVERGED)
-        coef, se, rows = coef[good], se[good], usable[good]
-        z = coef / se
-        half = stats.norm.ppf(0.5 + level / 2) * se
-        p = 2 * stats.norm.sf(np.abs(z))
-        table.loc[rows, "coef"] = coef
-        table.loc[rows, "hr"] = np.exp(coef)
-        table.loc[rows, "ci_low"] = np.exp(coef - half)
-        table.loc[rows, "ci_high"] = np.exp(coef + half)
-        table.loc[rows, "se"] = se
-        table.loc[rows, "z"] = z
-        table.loc[rows, "p"] = p
-        table.loc[rows, "fdr"] = stats.false_discovery_control(p) if len(p) else p
-        table.loc[rows, "ph_p"] = _proportional_hazards(sets, x[good], fits.coef[good], se)
+        rows, x, fitted = tested[good], x[good], fits.coef[good]
+        table.loc[rows, "coef"], table.loc[rows, "se"] = coef[good], se[good]
+        table.loc[rows, "ph_p"] = _proportional_hazards(sets, x, fitted, se[good])
+    half = stats.norm.ppf(0.5 + level / 2) * table["se"]
+    with np.errstate(over="ignore"):  # of a gene that hardly varies, the interval has no end
+        table["hr"] = np.exp(table["coef"])
+        table["ci_low"], table["ci_high"] = (
+            np.exp(table["coef"] - half),
+            np.exp(table["coef"] + half),
+        )
+    table["z"] = table["coef"] / table["se"]
+    table["p"] = 2 * stats.norm.sf(np.abs(table["z"]))
+    with_p = table["p"].notna()
+    if with_p.any():
+        table.loc[with_p, "fdr"] = stats.false_discovery_control(table.loc[with_p, "p"])
     table["n"] = n
     table["events"] = int(np.sum(np.asarray(event) != 0))
     return table

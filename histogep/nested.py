@@ -31,13 +31,17 @@ log = logging.getLogger(__name__)
 #: Penalties on standardised clinical covariates; the weakest stops a separated one from running off.
 CLINICAL_PENALTIES = (0.01, 0.1, 1.0)
 #: Floats of one batch of designs; larger batches are split.
-_BATCH_FLOATS = 8_000_000
+_BATCH_FLOATS = 1_000_000
+#: Newton's last step of the fits that only weigh penalties against each other.
+_INNER_TOLERANCE = 1e-3
 
 
 class Learner(Protocol):
     """A penalised linear model for an outcome known to it."""
 
-    def fit(self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+    def fit(
+        self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray, *, tolerance: float = 1e-9
+    ) -> np.ndarray:
         """Return the coefficients (B, p) for designs (B, n, p) and penalties (B, p)."""
 
     def gain(
@@ -59,13 +63,20 @@ class CoxLearner:
             self._sets[key] = RiskSets(self.time[rows], self.event[rows])
         return self._sets[key]
 
-    def fit(self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+    def fit(
+        self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray, *, tolerance: float = 1e-9
+    ) -> np.ndarray:
         """Return the coefficients (B, p) for designs (B, n, p) and penalties (B, p)."""
         sets = self._risk_sets(rows)
         if not len(sets.rows):
             return np.zeros((len(x), x.shape[2]))
         return fit_cox(
-            x[:, rows], self.time[rows], self.event[rows], penalty=penalty, risk_sets=sets
+            x[:, rows],
+            self.time[rows],
+            self.event[rows],
+            penalty=penalty,
+            risk_sets=sets,
+            tolerance=tolerance,
         ).coef
 
     def gain(
@@ -85,9 +96,13 @@ class LogisticLearner:
         self.response = np.asarray(response, float)
         self._intercept: dict[bytes, np.ndarray] = {}
 
-    def fit(self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+    def fit(
+        self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray, *, tolerance: float = 1e-9
+    ) -> np.ndarray:
         """Return the coefficients (B, p) for designs (B, n, p) and penalties (B, p)."""
-        coef, intercept = fit_logistic(x[:, rows], self.response[rows], penalty=penalty)
+        coef, intercept = fit_logistic(
+            x[:, rows], self.response[rows], penalty=penalty, tolerance=tolerance
+        )
         self._last = intercept
         return coef
 
@@ -100,7 +115,11 @@ class LogisticLearner:
 
 
 def fit_logistic(
-    x: np.ndarray, response: np.ndarray, *, penalty: np.ndarray | float
+    x: np.ndarray,
+    response: np.ndarray,
+    *,
+    penalty: np.ndarray | float,
+    tolerance: float = 1e-9,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit a batch of ridge logistic regressions by Newton's method.
 
@@ -114,6 +133,8 @@ def fit_logistic(
         0 or 1, (n,), shared by the batch.
     penalty
         Broadcast to (B, p).
+    tolerance
+        Relative step at which Newton's method stops.
 
     Returns
     -------
@@ -150,7 +171,7 @@ def fit_logistic(
             step[worse] /= 2
             new_value = objective(coef + step)
         coef, value = coef + step, new_value
-        if np.abs(step).max() <= 1e-9 * (1 + np.abs(coef).max()):
+        if np.abs(step).max() <= tolerance * (1 + np.abs(coef).max()):
             break
     return coef[:, :p], coef[:, p]
 
@@ -162,7 +183,8 @@ class NestedScores:
     Attributes
     ----------
     scores
-        Patients by model: clinical, image, clinical+image (those that could be fitted).
+        Patients by model: clinical, image, clinical+image (those that could be fitted), or
+        expression in place of image.
     shuffled
         Model -> shuffles x patients: the images permuted over the patients, and for the clinical
         model the covariates.
@@ -192,6 +214,7 @@ def nested_scores(
     seed: int,
     shuffle_seed: int,
     warned: set[str],
+    source: str = "image",
 ) -> NestedScores:
     """Return out-of-fold scores of every model from nested folds.
 
@@ -218,15 +241,18 @@ def nested_scores(
         Of the folds, and of the shuffles: repeats with other folds keep the same shuffles.
     warned
         Collects the covariates dropped in a fold, so that each is told once.
+    source
+        What the models with `image` are called: image, or expression where it was measured.
     """
+    both = f"clinical+{source}"
     n = len(strata)
     has_clinical, has_image = clinical.shape[1] > 0, sum(block.shape[1] for block in image) > 0
     rng = np.random.default_rng([shuffle_seed, n])
     rows = np.array([np.arange(n), *(rng.permutation(n) for _ in range(shuffles))])
     wanted = {
         "clinical": has_clinical,
-        "image": has_image,
-        "clinical+image": has_clinical and has_image,
+        source: has_image,
+        both: has_clinical and has_image,
     }
     out = {name: np.zeros((len(rows), n)) for name, fitted in wanted.items() if fitted}
     chosen: dict[str, list[float]] = {name: [] for name in out}
@@ -246,14 +272,14 @@ def nested_scores(
                     [fill_and_scale(clinical.iloc[r], train) for r in rows[part]]
                 )
             if has_image:
-                designs["image"] = np.stack(
+                designs[source] = np.stack(
                     [reduce_image(image, r, train, components) for r in rows[part]]
                 )
             if has_clinical and has_image:
                 kept = np.broadcast_to(covariates, (len(part), *covariates.shape))
-                designs["clinical+image"] = np.concatenate([kept, designs["image"]], axis=2)
+                designs[both] = np.concatenate([kept, designs[source]], axis=2)
             for name, x in designs.items():
-                n_clinical = 0 if name == "image" else covariates.shape[1]
+                n_clinical = 0 if name == source else covariates.shape[1]
                 coef, picked = _choose_and_fit(learner, x, n_clinical, train, inner, penalties)
                 out[name][part[:, None], test] = _standard_scores(x, coef, train)[:, test]
                 if part[0] == 0:
@@ -331,7 +357,7 @@ def reduce_image(
     ndarray
         (n, components) with columns of zeros past the rank; the first has unit variance.
     """
-    blocks = []
+    train_blocks, scales = [], []
     for block in image:
         values = block[rows]
         known = np.isfinite(values)
@@ -343,18 +369,33 @@ def reduce_image(
                 ]
             )
             values = np.where(known, values, middle)
-        spread = values[train].std(axis=0)
-        keep = spread > 1e-9 * (1 + np.abs(values).max(axis=0, initial=0))
-        if keep.any():
-            scaled = (values[:, keep] - values[train][:, keep].mean(axis=0)) / spread[keep]
-            blocks.append(scaled / np.sqrt(keep.sum()))
+        scaled = values[train]
+        centre = scaled.mean(axis=0)
+        scaled -= centre
+        spread = np.sqrt(np.einsum("ij,ij->j", scaled, scaled) / len(train))
+        largest = np.maximum(values.max(axis=0, initial=0), -values.min(axis=0, initial=0))
+        keep = spread > 1e-9 * (1 + largest)
+        if not keep.any():
+            continue
+        if not keep.all():
+            scaled, values = scaled[:, keep], values[:, keep]
+        unit = spread[keep] * np.sqrt(keep.sum())
+        scaled /= unit
+        train_blocks.append(scaled)
+        scales.append((values, centre[keep], unit))
     result = np.zeros((len(rows), components))
-    if not blocks:
+    if not train_blocks:
         return result
-    joined = np.concatenate(blocks, axis=1)
-    values, axes = _principal_axes(joined[train], components)
+    joined = train_blocks[0] if len(train_blocks) == 1 else np.concatenate(train_blocks, axis=1)
+    values, axes = _principal_axes(joined, components)
     signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])
-    result[:, : len(axes)] = joined @ (axes * signs[:, None]).T
+    axes *= signs[:, None]
+    # Projected block by block, so that no scaled copy of all patients is made.
+    start = 0
+    for block, centre, unit in scales:
+        part = axes[:, start : start + len(unit)] / unit
+        result[:, : len(axes)] += block @ part.T - part @ centre
+        start += len(unit)
     return result / np.sqrt(values[0] / len(train))
 
 
@@ -363,11 +404,13 @@ def _principal_axes(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     n, p = x.shape
     gram = x.T @ x if p <= n else x @ x.T
     low = max(0, len(gram) - count)
-    values, vectors = eigh(gram, subset_by_index=(low, len(gram) - 1))
+    values, vectors = eigh(
+        gram, subset_by_index=(low, len(gram) - 1), overwrite_a=True, check_finite=False
+    )
     values, vectors = values[::-1], vectors[:, ::-1]
     keep = values > 1e-10 * values[0]
     values, vectors = values[keep], vectors[:, keep]
-    axes = vectors.T if p <= n else (vectors / np.sqrt(values)).T @ x
+    axes = vectors.T.copy() if p <= n else (vectors / np.sqrt(values)).T @ x
     return values, axes
 
 
@@ -398,7 +441,7 @@ def _choose_and_fit(
     tiled = np.broadcast_to(x, (len(grid), batch, n, p)).reshape(-1, n, p)
     gains = np.zeros(len(tiled))
     for inner_train, held_out in inner:
-        coef = learner.fit(tiled, inner_train, ridge)
+        coef = learner.fit(tiled, inner_train, ridge, tolerance=_INNER_TOLERANCE)
         gains += learner.gain(tiled, coef, inner_train, held_out)
     gains = np.where(np.isfinite(gains), gains, -np.inf).reshape(len(grid), batch)
     best = grid[len(grid) - 1 - np.argmax(gains[::-1], axis=0)]

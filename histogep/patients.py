@@ -13,6 +13,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from histogep.barcodes import PRIMARY, leave_out, patient_of
 from histogep.files import read_tsv
 from histogep.jobs import InputError
 from histogep.signatures import Signature, score_signatures
@@ -55,6 +56,7 @@ def summarise_patients(
     tumour_threshold: float = 0.5,
     min_tumour_tiles: int = 5,
     max_distant: float = 0.5,
+    sample_types: Sequence[str] = PRIMARY,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return one row per patient, and the patients that were dropped with the reason.
 
@@ -76,6 +78,9 @@ def summarise_patients(
         A patient with fewer tumour tiles is described by all tiles.
     max_distant
         A slide or patient with a larger share of tiles far from the training features is flagged.
+    sample_types
+        TCGA sample types that count; a slide of another type, and a frozen section of a patient
+        who has a diagnostic slide, describes nobody (`histogep.barcodes.leave_out`).
 
     Returns
     -------
@@ -83,7 +88,7 @@ def summarise_patients(
         One row per patient, sorted by patient. Tiles of several slides are pooled, so that a
         large slide weighs more than a small one. Columns:
 
-        - patient, n_slides, n_tiles, n_tumour_tiles;
+        - patient (12 characters of a TCGA barcode), n_slides, n_tiles, n_tumour_tiles;
         - all_tiles: genes are means over all tiles, as there are too few tumour tiles;
         - distant_fraction: share of tiles far from the training features; distant: above
           `max_distant`;
@@ -97,24 +102,35 @@ def summarise_patients(
         - signature:<name>: scored on the mean over ALL tiles, since signatures were made for
           bulk tissue and immune cells stand beside the tumour as often as in it.
     dropped
-        patient, slides, reason.
+        patient, slides, reason; of a patient whose other slides stay, the slides left out.
 
     Raises
     ------
     InputError
         No patient is left; slides predicted by different models; a file without what it needs.
     """
+    slide_patients = [patient_of(patient) for patient in slide_patients]
+    left_out = leave_out(slides, slide_patients, sample_types=sample_types)
+    dropped = [
+        {"patient": patient, "slides": slide, "reason": left_out[slide]}
+        for slide, patient in zip(slides, slide_patients, strict=True)
+        if slide in left_out
+    ]
+    used = [number for number, slide in enumerate(slides) if slide not in left_out]
+    expression, slides, slide_patients = (
+        [values[number] for number in used] for values in (expression, slides, slide_patients)
+    )
     genes, sums = _pool_tiles(expression, slides, slide_patients, tumour_threshold, max_distant)
-    dropped: list[dict[str, str]] = []
     rows: list[dict[str, Any]] = []
-    clinical = None if patients is None else _clinical(patients)
+    clinical = None if patients is None else clinical_numbers(patients)
+    known = set() if clinical is None else set(clinical.index[has_outcome(clinical)])
     for patient, part in sorted(sums.items()):
         reason = ""
         if part.tiles == 0:
             reason = "no tile on any slide"
         elif clinical is not None and patient not in clinical.index:
             reason = "no row in the patient sheet"
-        elif clinical is not None and not _has_outcome(clinical.loc[patient]):
+        elif clinical is not None and patient not in known:
             reason = "neither time and event nor response in the patient sheet"
         if reason:
             dropped.append({"patient": patient, "slides": ",".join(part.slides), "reason": reason})
@@ -124,10 +140,11 @@ def summarise_patients(
         row.update({} if clinical is None else clinical.loc[patient].to_dict())
         rows.append(row)
     if clinical is not None:
+        told = {entry["patient"] for entry in dropped}
         dropped += [
             {"patient": patient, "slides": "", "reason": "no predicted slide in this cohort"}
             for patient in clinical.index
-            if patient not in sums
+            if patient not in sums and patient not in told
         ]
     for entry in dropped:
         log.warning("patient %s dropped: %s", entry["patient"], entry["reason"])
@@ -272,7 +289,7 @@ def _describe(part: _Sums, min_tumour_tiles: int, max_distant: float) -> dict[st
     }
 
 
-def _clinical(patients: pd.DataFrame) -> pd.DataFrame:
+def clinical_numbers(patients: pd.DataFrame) -> pd.DataFrame:
     """Return outcome and covariates as numbers, by patient; absent columns stay absent."""
     table = pd.DataFrame(index=pd.Index(patients["patient"].astype(str), name=None))
     problems: list[str] = []
@@ -295,10 +312,49 @@ def _clinical(patients: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _has_outcome(row: pd.Series) -> bool:
-    """Whether a patient has a survival time with its event, or a response."""
-    survival = "time" in row and "event" in row and np.isfinite(row[["time", "event"]]).all()
-    return bool(survival or ("response" in row and np.isfinite(row["response"])))
+def has_outcome(clinical: pd.DataFrame) -> np.ndarray:
+    """Return who has a survival time with its event, or a response, from `clinical_numbers`."""
+    known = clinical.notna()
+    result = np.zeros(len(clinical), bool)
+    if {"time", "event"} <= set(clinical):
+        result |= (known["time"] & known["event"]).to_numpy()
+    if "response" in clinical:
+        result |= known["response"].to_numpy()
+    return result
+
+
+def source_name(table: pd.DataFrame) -> str:
+    """Return what the genes of a patient table are called: measured `expression`, or `image`."""
+    measured = "source" in table and (table["source"] == "measured").all()
+    return "expression" if measured else "image"
+
+
+def count_patients(table: pd.DataFrame, dropped: pd.DataFrame) -> pd.DataFrame:
+    """Count who is in a cohort, what is known of them, and who was left out for which reason.
+
+    Returns
+    -------
+    DataFrame
+        part (patients, stage, left out), what, n.
+    """
+    rows = [("patients", "in the table", len(table))]
+    if {"time", "event"} <= set(table):
+        known = table["time"].notna() & table["event"].notna()
+        rows.append(("patients", "with a survival time", int(known.sum())))
+        rows.append(("patients", "with an event", int(table.loc[known, "event"].sum())))
+    if "response" in table:
+        rows.append(("patients", "with a response known", int(table["response"].notna().sum())))
+        rows.append(("patients", "responders", int((table["response"] == 1).sum())))
+    for name in ("age", "sex"):
+        if name in table:
+            rows.append(("patients", f"with {name} known", int(table[name].notna().sum())))
+    if "stage" in table:
+        for name, number in _ORDINAL.items():
+            rows.append(("stage", name, int((table["stage"] == number).sum())))
+        rows.append(("stage", "missing (a level of its own)", int(table["stage"].isna().sum())))
+    counts = dropped.groupby("reason", sort=True).size()
+    rows += [("left out", str(reason), int(count)) for reason, count in counts.items()]
+    return pd.DataFrame(rows, columns=["part", "what", "n"])
 
 
 def _with_subtypes(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:

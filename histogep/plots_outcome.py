@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, figure
 
+SOURCES = ("image", "expression")
 _GROUP_COLOURS = {"high": CATEGORY_COLOURS[1], "low": CATEGORY_COLOURS[0]}
 _N_GENES = 15
 
@@ -32,11 +33,12 @@ def kaplan_meier(risk: pd.DataFrame) -> Figure:
         `risk.tsv` of a cohort.
     """
     panels = []
+    source = "expression" if "risk_expression" in risk else "image"
     has_clinical = risk["risk_clinical"].notna().any()
     if has_clinical:
         panels.append(("Clinical covariates", "group_clinical"))
-    if risk["risk_image"].notna().any():
-        panels.append(("Clinical + image" if has_clinical else "Image", "group"))
+    if risk[f"risk_{source}"].notna().any():
+        panels.append((f"Clinical + {source}" if has_clinical else source.capitalize(), "group"))
     fig = figure(width_mm=90 * len(panels), height_mm=85)
     axes = fig.subplots(
         2, len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [5, 1]}
@@ -89,13 +91,14 @@ def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
     left.set_xlabel("C-index, out of fold (grey tick: mean of the shuffles)")
     first = concordance.iloc[0]
     left.set_title(f"Models ({first['n']} patients, {first['events']} events)")
-    gain = concordance[concordance["model"] == "clinical+image - clinical"]
+    gain = concordance[concordance["model"].str.endswith(" - clinical")]
     if len(gain):
         row = gain.iloc[0]
+        source = row["model"].removeprefix("clinical+").removesuffix(" - clinical")
         left.text(
             0.0,
             -0.24,
-            f"image beyond clinical: {row.c_index:+.3f} "
+            f"{source} beyond clinical: {row.c_index:+.3f} "
             f"({row.ci_low:+.3f} to {row.ci_high:+.3f}), p = {row.p:.2g}",
             transform=left.transAxes,
             fontsize=7,
@@ -133,7 +136,7 @@ def roc(scores: pd.DataFrame, performance: pd.DataFrame) -> Figure:
     """
     table = performance.pivot(index="model", columns="metric", values="value")
     models = [name for name in performance["model"].unique() if name in scores]
-    learnt = [name for name in models if name in ("clinical", "image", "clinical+image")]
+    learnt = [name for name in models if name.removeprefix("clinical+") in ("clinical", *SOURCES)]
     fixed = [name for name in models if name not in learnt]
     fixed = sorted(fixed, key=lambda name: (-table.loc[name, "auroc"], name))[:5]
     positive = scores["response"].to_numpy(bool)

@@ -20,7 +20,7 @@ from histogep.discrimination import (
 )
 from histogep.jobs import InputError
 from histogep.nested import LogisticLearner, NestedScores, nested_scores
-from histogep.patients import CLINICAL, GENE, SIGNATURE, image_columns
+from histogep.patients import CLINICAL, GENE, SIGNATURE, image_columns, source_name
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ def predict_response(table: pd.DataFrame, *, settings: dict[str, Any], seed: int
             seed=seed + 10_000 * repeat,
             shuffle_seed=seed,
             warned=warned,
+            source=source_name(table),
         )
         for repeat in range(settings["repeats"])
     ]

@@ -147,10 +147,10 @@ def _leaves(
     schema: dict[str, Any], root: dict[str, Any], prefix: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each documented key with its schema; a shared definition is given once as NAME."""
-    for key, part in schema["properties"].items():
+    for key, part in schema.get("properties", {}).items():
         if "$ref" not in part:
             yield prefix + key, part
-            if part.get("properties"):
+            if part.get("properties") or isinstance(part.get("additionalProperties"), dict):
                 yield from _leaves(part, root, f"{prefix}{key}.")
     extra = schema.get("additionalProperties")
     if isinstance(extra, dict) and "$ref" in extra:

@@ -96,6 +96,12 @@ def read_slides(
     return sheet.drop(columns="line").set_index("slide", drop=False).sort_index()
 
 
+def no_slides() -> pd.DataFrame:
+    """Return the slide sheet of a study without slides, as `read_slides` returns one."""
+    sheet = pd.DataFrame({name: pd.Series(dtype=str) for name in SLIDE_COLUMNS})
+    return sheet.set_index("slide", drop=False)
+
+
 def read_patients(path: str | Path) -> pd.DataFrame:
     """Return the patient sheet, indexed and sorted by patient.
 

@@ -106,7 +106,7 @@ def score_signatures(
     values: pd.DataFrame,
     signatures: dict[str, Signature],
     *,
-    linear: Callable[[np.ndarray], np.ndarray] = np.expm1,
+    linear: Callable[[np.ndarray], np.ndarray] | None = np.expm1,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score samples; a signature below its coverage is not scored and the log says so.
 
@@ -117,7 +117,8 @@ def score_signatures(
     signatures
         From `read_signatures`.
     linear
-        Takes log values back to linear ones, for geometric means.
+        Takes log values back to linear ones, for geometric means; None where there is no way back
+        (z-scores): the mean, which is the log of a geometric mean, stands for it.
 
     Returns
     -------
@@ -165,10 +166,10 @@ def _score(
     values: pd.DataFrame,
     signature: Signature,
     found: dict[str, str],
-    linear: Callable[[np.ndarray], np.ndarray],
+    linear: Callable[[np.ndarray], np.ndarray] | None,
 ) -> np.ndarray:
     x = values[list(found.values())].to_numpy(float)
-    if signature.formula == "geometric-mean":
+    if signature.formula == "geometric-mean" and linear is not None:
         return np.exp(np.log(np.clip(linear(x), 0, None) + PSEUDOCOUNT).mean(axis=1))
     if signature.subtract:
         base = signature.columns(values.columns, signature.subtract)

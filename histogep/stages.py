@@ -7,10 +7,12 @@ from typing import Any
 
 import pandas as pd
 
+from histogep.barcodes import patient_of
 from histogep.jobs import InputError
 
 #: An outcome needs this many patients before a model of it is fitted at all.
 MIN_PATIENTS = 10
+_ONLY_SPOTS = "no slides without spots (scores of training patients would leak)"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class Stages:
 
 
 def plan_stages(
-    config: dict[str, Any], slides: pd.DataFrame, patients: pd.DataFrame | None
+    config: dict[str, Any],
+    slides: pd.DataFrame,
+    patients: pd.DataFrame | None,
+    measured: dict[str, pd.DataFrame] | None = None,
 ) -> Stages:
     """Return the stages that a study runs.
 
@@ -74,12 +79,14 @@ def plan_stages(
         The slide sheet (`histogep.sheets.read_slides`).
     patients
         The patient sheet, or None.
+    measured
+        Cohort with measured bulk expression -> the rows of its clinical table that have a sample.
 
     Raises
     ------
     InputError
-        When nothing can run: neither sections to train on nor a model to apply, or sections of
-        fewer patients than held-out evaluation needs.
+        When nothing can run: neither a slide nor a measured cohort; slides with neither sections
+        to train on nor a model to apply; sections of fewer patients than held-out evaluation needs.
     """
     study = config["study"]
     applied = config["model"] is not None
@@ -90,7 +97,14 @@ def plan_stages(
     def plan(name: str, targets: list[str], reason: str, cohort: str = "") -> None:
         planned.append(Stage(name, cohort, reason, tuple(targets)))
 
-    if not applied:
+    if not len(slides) and not measured:
+        raise InputError(
+            "there is nothing to work on: give a slide sheet as `slides:`, cohorts with bulk "
+            "expression as `measured:`, or both"
+        )
+    if not len(slides):
+        plan("model", [], "no slides: nothing to train on")
+    elif not applied:
         n_patients = slides.loc[sections, "patient"].nunique()
         if n_patients < 2:
             raise InputError(
@@ -114,8 +128,32 @@ def plan_stages(
     plan(
         "expression",
         [f"results/expression/{slide}.h5ad" for slide in to_predict],
-        f"{len(to_predict)} slides without spots" if len(to_predict) else "every slide has spots",
+        f"{len(to_predict)} slides without spots"
+        if len(to_predict)
+        else ("every slide has spots" if len(slides) else "no slides: nothing to predict"),
     )
+
+    def plan_outcomes(cohort: str, known: pd.DataFrame | None, unfit: str) -> list[str]:
+        planned_outcomes = []
+        for outcome, column, target in (
+            ("survival", "time", "cox"),
+            ("response", "response", "performance"),
+        ):
+            allowed, reason = _allows(column, known, unfit)
+            targets = [f"results/{outcome}/{cohort}/{target}.tsv"] if allowed else []
+            plan(outcome, targets, reason, cohort)
+            if allowed:
+                planned_outcomes.append(outcome)
+        return planned_outcomes
+
+    def plan_enrichment(cohort: str, contrasts: list[str]) -> None:
+        if not gene_sets:
+            plan("enrichment", [], "references.gene_sets is empty", cohort)
+        elif not contrasts:
+            plan("enrichment", [], "no outcome to rank genes by", cohort)
+        else:
+            targets = [f"results/enrichment/{cohort}/{name}/gsea.tsv" for name in contrasts]
+            plan("enrichment", targets, f"gene sets: {', '.join(gene_sets)}", cohort)
 
     has_positions = config["references"]["gene_positions"] is not None
     if not applied:
@@ -140,23 +178,17 @@ def plan_stages(
         known = _outcomes(members.loc[predicted], patients)
         if patients is not None and len(predicted):
             plan("patients", [f"results/patients/{cohort}.parquet"], "has predicted slides", cohort)
-        for outcome, column, target in (
-            ("survival", "time", "cox"),
-            ("response", "response", "performance"),
-        ):
-            allowed, reason = _allows(column, known, patients, len(predicted))
-            targets = [f"results/{outcome}/{cohort}/{target}.tsv"] if allowed else []
-            plan(outcome, targets, reason, cohort)
-            if allowed:
-                contrasts.append(outcome)
+        contrasts += plan_outcomes(cohort, known, "" if len(predicted) else _ONLY_SPOTS)
+        plan_enrichment(cohort, contrasts)
+    for cohort, rows in sorted((measured or {}).items()):
+        plan("cnv", [], "measured bulk expression: there is no slide to infer it from", cohort)
         plan(
-            "enrichment",
-            [f"results/enrichment/{cohort}/{contrast}/gsea.tsv" for contrast in contrasts]
-            if gene_sets
-            else [],
-            f"gene sets: {', '.join(gene_sets)}" if gene_sets else "references.gene_sets is empty",
+            "patients",
+            [f"results/patients/{cohort}.parquet"],
+            f"measured bulk expression of {len(rows)} patients in the clinical table",
             cohort,
         )
+        plan_enrichment(cohort, plan_outcomes(cohort, rows, ""))
     plan(
         "provenance",
         ["results/provenance/software.tsv", "results/provenance/stages.tsv"],
@@ -165,21 +197,20 @@ def plan_stages(
     return Stages(tuple(planned))
 
 
-def _outcomes(members: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame:
+def _outcomes(members: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame | None:
     """Return the rows of the patient sheet that have a slide to predict in the cohort."""
     if patients is None:
-        return pd.DataFrame()
-    return patients.loc[patients.index.intersection(members["patient"].unique())]
+        return None
+    ids = {patient_of(patient) for patient in members["patient"]}
+    return patients.loc[patients.index.intersection(sorted(ids))]
 
 
-def _allows(
-    column: str, known: pd.DataFrame, patients: pd.DataFrame | None, n_predicted: int
-) -> tuple[bool, str]:
+def _allows(column: str, known: pd.DataFrame | None, unfit: str) -> tuple[bool, str]:
     """Return whether an outcome can be analysed in a cohort, and the reason in words."""
-    if patients is None:
+    if known is None:
         return False, "no patients sheet"
-    if not n_predicted:
-        return False, "no slides without spots (scores of training patients would leak)"
+    if unfit:
+        return False, unfit
     if column not in known:
         return False, f"the patients sheet has no column {column}"
     n = int(known[column].notna().sum())

@@ -19,7 +19,7 @@ from histogep.discrimination import (
 )
 from histogep.jobs import InputError
 from histogep.nested import CoxLearner, NestedScores, nested_scores
-from histogep.patients import GENE, image_columns
+from histogep.patients import GENE, image_columns, source_name
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ class SurvivalResult:
     risk
         One row per patient: patient, fold (of each repeat, separated by commas), time, event,
         risk_clinical, risk_image, risk_clinical_image (mean over repeats of the out-of-fold risk,
-        in standard deviations of the training patients' risk; NaN where there is no such model),
+        in standard deviations of the training patients' risk; NaN where there is no such model;
+        `expression` in place of `image` where it was measured),
         group (high or low: above or below the median of the fullest model's risk) and
         group_clinical.
     """
@@ -113,7 +114,7 @@ def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) ->
         log.info("%d of %d genes with FDR below .05", (cox["fdr"] < 0.05).sum(), len(cox))
 
     components = max(1, min(settings["components"], int(event.sum()) // _EVENTS_PER_COMPONENT))
-    learner, warned = CoxLearner(time, event), set()
+    learner, warned, source = CoxLearner(time, event), set(), source_name(table)
     repeats = [
         nested_scores(
             learner,
@@ -128,13 +129,14 @@ def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) ->
             seed=seed + 10_000 * repeat,
             shuffle_seed=seed,
             warned=warned,
+            source=source,
         )
         for repeat in range(settings["repeats"])
     ]
     for name, penalties in repeats[0].penalties.items():
         log.info("penalty of %s by fold (first repeat): %s", name, penalties)
-    concordance = _concordance(repeats, time, event, settings["bootstraps"], seed)
-    return SurvivalResult(cox, concordance, _risk_table(table, repeats))
+    concordance = _concordance(repeats, time, event, settings["bootstraps"], seed, source)
+    return SurvivalResult(cox, concordance, _risk_table(table, repeats, source))
 
 
 def _with_outcome(table: pd.DataFrame, folds: int) -> pd.DataFrame:
@@ -196,7 +198,12 @@ def _covariates(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 
 def _concordance(
-    repeats: list[NestedScores], time: np.ndarray, event: np.ndarray, draws: int, seed: int
+    repeats: list[NestedScores],
+    time: np.ndarray,
+    event: np.ndarray,
+    draws: int,
+    seed: int,
+    source: str,
 ) -> pd.DataFrame:
     """Return the C-index of every model with interval, null and p."""
     n, pairs = len(time), survival_pairs(time, event).astype(float)
@@ -229,15 +236,16 @@ def _concordance(
 
     for name in models:
         add(name, by_model[name], shuffled.get(name), 0.5)
-    for name, label in (("image", "shuffled"), ("clinical+image", "clinical+shuffled")):
+    both = f"clinical+{source}"
+    for name, label in ((source, "shuffled"), (both, "clinical+shuffled")):
         if name in shuffled:
             low, high = interval(shuffled[name])
             rows.append(_row(label, shuffled[name].mean(), low, high, np.nan, 0.5))
-    if "clinical+image" in models:
-        null = shuffled.get("clinical+image")
+    if both in models:
+        null = shuffled.get(both)
         add(
-            "clinical+image - clinical",
-            by_model["clinical+image"] - by_model["clinical"],
+            f"{both} - clinical",
+            by_model[both] - by_model["clinical"],
             None if null is None else null - by_model["clinical"][0],
             0.0,
         )
@@ -264,12 +272,12 @@ def _row(
     }
 
 
-def _risk_table(table: pd.DataFrame, repeats: list[NestedScores]) -> pd.DataFrame:
+def _risk_table(table: pd.DataFrame, repeats: list[NestedScores], source: str) -> pd.DataFrame:
     risk = pd.DataFrame({"patient": table["patient"].astype(str)})
     risk["fold"] = [",".join(map(str, row)) for row in zip(*(r.fold for r in repeats), strict=True)]
     risk["time"], risk["event"] = table["time"], table["event"].astype(int)
     fullest = ""
-    for name in ("clinical", "image", "clinical+image"):
+    for name in ("clinical", source, f"clinical+{source}"):
         column = "risk_" + name.replace("+", "_")
         if name in repeats[0].scores:
             risk[column] = np.mean([r.scores[name] for r in repeats], axis=0)

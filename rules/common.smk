@@ -4,7 +4,16 @@ import re
 from pathlib import Path
 
 import yaml
-from histogep import ensembles, folds, settings, sheets, stages
+from histogep import (
+    barcodes,
+    bulk,
+    clinical,
+    ensembles,
+    folds,
+    settings,
+    sheets,
+    stages,
+)
 from histogep.files import read_json
 from histogep.jobs import InputError
 from histogep.provenance import code_digest
@@ -48,22 +57,51 @@ def read_study():
             name: reference(path) for name, path in references["gene_sets"].items()
         },
         "patients": reference(complete["patients"]),
+        "measured": {
+            cohort: {
+                "measured": reference(entry["expression"]),
+                "patients": reference(entry["patients"] or complete["patients"]),
+            }
+            for cohort, entry in complete["measured"].items()
+        },
         "model": reference(complete["model"]),
     }
     if files["model"] and not (Path(files["model"]) / "settings.json").is_file():
         raise InputError(
             f"model: {files['model']} holds no settings.json, so is no model"
         )
-    slides = sheets.read_slides(
-        reference(complete["slides"]), data_root=data_root, made=made
+    slides = (
+        sheets.read_slides(
+            reference(complete["slides"]), data_root=data_root, made=made
+        )
+        if complete["slides"]
+        else sheets.no_slides()
     )
-    patients = sheets.read_patients(files["patients"]) if files["patients"] else None
+    endpoint = complete["summary"]["endpoint"]
+
+    def read_patients(path):
+        return clinical.read_clinical(path, endpoint=endpoint) if path else None
+
+    patients = read_patients(files["patients"]) if len(slides) else None
+    measured = {}
+    for cohort, inputs in files["measured"].items():
+        if cohort in {*slides["cohort"], *slides.index}:
+            raise InputError(
+                f"measured: {cohort!r} names slides too; rename the measured cohort"
+            )
+        sheet = read_patients(inputs["patients"])
+        if sheet is None:
+            raise InputError(
+                f"measured: {cohort} has no clinical table; give it as `patients:`"
+            )
+        samples = bulk.measured_samples(inputs["measured"])
+        ids = {barcodes.patient_of(sample) for sample in samples}
+        measured[cohort] = sheet.loc[sheet.index.intersection(sorted(ids))]
     return (
         complete,
         files,
         slides,
-        patients,
-        stages.plan_stages(complete, slides, patients),
+        stages.plan_stages(complete, slides, patients, measured),
     )
 
 
@@ -78,7 +116,7 @@ def resource(name):
 
 
 try:
-    SETTINGS, FILES, SLIDES, PATIENTS, STAGES = read_study()
+    SETTINGS, FILES, SLIDES, STAGES = read_study()
 except InputError as error:
     raise WorkflowError(str(error)) from None
 config.clear()
@@ -88,7 +126,8 @@ STUDY = config["study"]
 SECTIONS = list(SLIDES.index[(SLIDES["counts"] != "") & (config["model"] is None)])
 ANNOTATED = [slide for slide in SECTIONS if SLIDES.loc[slide, "labels"]]
 SLIDES_WITHOUT_SPOTS = [slide for slide in SLIDES.index if slide not in SECTIONS]
-COHORTS = sorted(SLIDES["cohort"].unique())
+MEASURED = FILES["measured"]
+COHORTS = sorted({*SLIDES["cohort"], *MEASURED})
 FOLDS = folds.fold_names(
     n_patients=SLIDES.loc[SECTIONS, "patient"].nunique(),
     n_sections=len(SECTIONS),
@@ -119,7 +158,6 @@ ENCODERS = config["encoders"]
 GENE_POSITIONS = FILES["gene_positions"]
 GENE_SET_NAMES = list(FILES["gene_sets"])
 GENE_SETS = list(FILES["gene_sets"].values())
-PATIENTS_SHEET = FILES["patients"]
 MARKERS = resource("markers.tsv")
 SIGNATURES = resource("signatures.yaml")
 
@@ -277,12 +315,21 @@ def cohort_patient_ids(wildcards):
 
 
 def summary_inputs(wildcards):
-    """Return the predictions of {cohort}, and its subtypes where copy number is inferred."""
+    """Return the expression of {cohort}, measured or predicted, its patients and subtypes."""
+    if wildcards.cohort in MEASURED:
+        return MEASURED[wildcards.cohort]
     slides = cohort_slides(wildcards, spots=False)
     inputs = {"expression": [f"results/expression/{slide}.h5ad" for slide in slides]}
     if STAGES.runs("cnv", wildcards.cohort):
         inputs["subtypes"] = f"results/cnv/{wildcards.cohort}/patients.tsv"
+    if FILES["patients"]:
+        inputs["patients"] = FILES["patients"]
     return inputs
+
+
+def measured_scale(wildcards):
+    """Return the scale of the measured expression of {cohort}; None for predicted slides."""
+    return config["measured"].get(wildcards.cohort, {}).get("scale")
 
 
 def predicted_slide_ids(wildcards):

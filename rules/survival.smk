@@ -1,18 +1,24 @@
 """Patients: one row per patient of a cohort, and their survival.
 
-Needs:  results/expression/{slide}.h5ad, the patients sheet with `time` and `event`.
-Writes: results/patients/{cohort}.parquet, results/survival/{cohort}/
+Needs:  results/expression/{slide}.h5ad or a table of measured bulk expression; a clinical table.
+Writes: results/patients/{cohort}.*, results/survival/{cohort}/
 """
 
 
 rule summarise_patients:
     input:
         unpack(summary_inputs),
-        patients=PATIENTS_SHEET or [],
         signatures=SIGNATURES,
     output:
         patients="results/patients/{cohort}.parquet",
         dropped="results/patients/{cohort}.dropped.tsv",
+        counts="results/patients/{cohort}.counts.tsv",
+        page=report(
+            "results/patients/{cohort}.html",
+            caption="../report/patients.rst",
+            category="6. Survival",
+            labels={"cohort": "{cohort}", "figure": "patients, and who was left out"},
+        ),
     log:
         "logs/summarise_patients/{cohort}.log",
     conda:
@@ -24,6 +30,7 @@ rule summarise_patients:
         code=code_digest("summarise_patients.py"),
         slides=predicted_slide_ids,
         slide_patients=predicted_patient_ids,
+        scale=measured_scale,
         settings=lookup("summary", within=config),
     message:
         "One row per patient of cohort {wildcards.cohort}"

@@ -48,6 +48,14 @@ def test_every_gene_of_the_scan_equals_lifelines(cohort):
     np.testing.assert_allclose(scan["fdr"], stats.false_discovery_control(scan["p"]))
 
 
+def test_a_scan_in_parts_is_the_scan_in_one(cohort, monkeypatch):
+    x, time, event = cohort
+    whole = scan_genes(x, time, event, genes=list("abcd"))
+    monkeypatch.setattr("histogep.cox._SCAN_FLOATS", 1)
+    parts = scan_genes(x, time, event, genes=list("abcd"))
+    np.testing.assert_allclose(whole.drop(columns="gene"), parts.drop(columns="gene"))
+
+
 @pytest.mark.parametrize("penalty", [0.0, 0.1, 2.0])
 def test_many_covariates_and_a_penalty_equal_lifelines(cohort, penalty):
     x, time, event = cohort

@@ -190,3 +190,26 @@ def test_stages(text, number):
 def test_sexes():
     assert [sex_number(text) for text in ("F", "male", "Female", "m")] == [0, 1, 0, 1]
     assert np.isnan(sex_number("unknown"))
+
+
+def test_frozen_and_normal_slides_of_tcga_describe_nobody(cohort, tmp_path):
+    paths, slides, options = cohort
+    names = [
+        "TCGA-AA-0001-01Z-00-DX1", "TCGA-AA-0001-01A-01-TS1", "TCGA-AA-0002-01A-01-TS1",
+        "TCGA-AA-0002-11A-01-TS1", "TCGA-AA-0003-11A-01-TS1",
+    ]  # fmt: skip
+    patients = sheet(
+        patient=[f"TCGA-AA-000{i}" for i in (1, 2, 3)], time=[1.0, 2.0, 3.0], event=[1.0, 0.0, 1.0]
+    )
+    table, dropped = summarise_patients(
+        paths, **options | {"slides": names, "slide_patients": names, "patients": patients}
+    )
+    table = table.set_index("patient")
+    assert list(table.index) == ["TCGA-AA-0001", "TCGA-AA-0002"]
+    assert (table["n_slides"] == 1).all()
+    tumour = slides["a1"][:10, 0].mean()
+    assert table.loc["TCGA-AA-0001", "gene:GZMA"] == pytest.approx(tumour, rel=1e-6)
+    reasons = dropped.set_index("slides")["reason"].str[:14].to_dict()
+    assert reasons == {
+        names[1]: "frozen section", names[3]: "sample type 11", names[4]: "sample type 11",
+    }  # fmt: skip

@@ -64,17 +64,22 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
         input={
             "expression": study["slides"], "patients": study["sheet"], "signatures": study["yaml"],
         },
-        output={"patients": table, "dropped": tmp_path / "dropped.tsv"},
+        output={
+            "patients": table, "dropped": tmp_path / "dropped.tsv",
+            "counts": tmp_path / "counts.tsv", "page": tmp_path / "page.html",
+        },
         params={
             "slides": [path.stem for path in study["slides"]],
             "slide_patients": [f"{i:03d}" for i in range(30)],
-            "settings": {"min_tumour_tiles": 5, "tumour_threshold": 0.5},
+            "settings": {"min_tumour_tiles": 5, "tumour_threshold": 0.5, "endpoint": "OS"},
         },
     )  # fmt: skip
     patients = pd.read_parquet(table)
     assert patients["patient"].iloc[0] == "000"
     assert "signature:immune" in patients
     assert read(tmp_path / "dropped.tsv").empty
+    assert read(tmp_path / "counts.tsv").set_index("what").loc["in the table", "n"] == 30
+    assert "with an event" in (tmp_path / "page.html").read_text()
 
     survival = {
         name: tmp_path / "survival" / file

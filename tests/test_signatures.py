@@ -44,6 +44,12 @@ def test_cytolytic_is_the_geometric_mean_of_linear_values(signatures):
     np.testing.assert_allclose(again["cytolytic"], scores["cytolytic"])
 
 
+def test_z_scores_have_a_mean_in_place_of_a_geometric_mean(signatures):
+    table = values(["GZMA", "PRF1"]) - 2
+    scores, _ = score_signatures(table, signatures, linear=None)
+    np.testing.assert_allclose(scores["cytolytic"], table.mean(axis=1))
+
+
 def test_housekeeping_is_subtracted_when_half_of_it_is_there(signatures, caplog):
     inflamed = signatures["t_cell_inflamed"]
     genes = [*inflamed.weights, *inflamed.subtract]

@@ -72,3 +72,34 @@ def test_a_model_folder_replaces_training():
     stages = plan_stages({**CONFIG, "model": "m"}, _slides(*TRAINING), None)
     assert not stages.runs("model")
     assert stages.of("expression") == ["results/expression/A.h5ad", "results/expression/B.h5ad"]
+
+
+def test_measured_cohorts_need_no_slide_and_name_what_is_left_out():
+    from histogep.sheets import no_slides
+
+    rows = _patients(12, time=1.0, event=1.0)
+    stages = plan_stages(CONFIG, no_slides(), None, {"bulk": rows})
+    assert stages.runs("patients", "bulk")
+    assert stages.runs("survival", "bulk")
+    assert not stages.runs("response", "bulk")
+    assert stages.of("enrichment") == ["results/enrichment/bulk/survival/gsea.tsv"]
+    reasons = {row["stage"]: row["reason"] for row in stages.rows() if row["state"] == "left out"}
+    assert reasons["model"] == "no slides: nothing to train on"
+    assert reasons["expression"] == "no slides: nothing to predict"
+    assert "no slide" in reasons["cnv"]
+    assert "no column response" in reasons["response"]
+
+
+def test_a_measured_cohort_stands_beside_slides():
+    patients = _patients(12, time=1.0, event=1.0)
+    slides = _slides(*TRAINING, *HOSPITAL)
+    stages = plan_stages(CONFIG, slides, patients, {"bulk": patients.head(11)})
+    assert stages.runs("survival", "h")
+    assert stages.runs("survival", "bulk")
+
+
+def test_nothing_to_work_on_is_refused():
+    from histogep.sheets import no_slides
+
+    with pytest.raises(InputError, match="give a slide sheet as `slides:`"):
+        plan_stages(CONFIG, no_slides(), None)

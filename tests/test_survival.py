@@ -143,6 +143,20 @@ def test_a_patient_s_score_does_not_know_the_patient_s_own_outcome():
         assert not np.allclose(first.scores[name][~held_out], again.scores[name][~held_out])
 
 
+def test_measured_expression_is_called_what_it_is():
+    table = simulate(seed=5).assign(source="measured").drop(columns="tumour_fraction")
+    result = fit_survival(table, settings=QUICK | {"repeats": 1}, seed=1)
+    assert set(result.concordance["model"]) == {
+        "clinical", "expression", "clinical+expression", "shuffled", "clinical+shuffled",
+        "clinical+expression - clinical",
+    }  # fmt: skip
+    assert {"risk_expression", "risk_clinical_expression"} <= set(result.risk)
+    titles = [axes.get_title(loc="left") for axes in kaplan_meier(result.risk).axes]
+    assert any(title.startswith("Clinical + expression") for title in titles)
+    texts = [text.get_text() for text in forest(result.concordance, result.cox).axes[0].texts]
+    assert texts[0].startswith("expression beyond clinical")
+
+
 def test_components_are_fitted_on_the_training_patients_only():
     rng = np.random.default_rng(0)
     genes, others = rng.normal(size=(20, 30)), rng.normal(size=(20, 3))

@@ -335,3 +335,61 @@ def test_a_model_folder_is_applied_to_a_real_slide(demo, shared_data, tmp_path):
     stages = table(tmp_path, "provenance/stages.tsv")
     assert "left out" in set(stages["state"])
     assert os.listdir(tmp_path / "results/tiles")
+
+
+# ------------------------------------------------------------- measured bulk expression
+
+
+def test_measured_expression_goes_through_without_a_slide(tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    ids = [f"TCGA-AA-{i:04d}" for i in range(60)]
+    hazard = rng.normal(size=60)
+    genes = rng.normal(size=(40, 60))
+    genes[:10] += hazard
+    frame = pd.DataFrame(genes.round(3), index=[f"G{i:02d}" for i in range(40)])
+    frame.set_axis([f"{name}-01A" for name in ids], axis=1).to_csv(tmp_path / "bulk.csv")
+    time = rng.exponential(300 / np.exp(1.5 * hazard)).round(1)
+    (tmp_path / "cdr.tsv").write_text(
+        "bcr_patient_barcode\tOS\tOS.time\tage_at_initial_pathologic_diagnosis\n"
+        + "".join(
+            f"{name}\t1\t{days}\t{50 + i % 20}\n"
+            for i, (name, days) in enumerate(zip(ids, time, strict=True))
+        )
+        + "TCGA-AA-9999\t1\t5\t50\n"
+    )
+    (tmp_path / "sets.gmt").write_text("HAZARD\t\t" + "\t".join(frame.index[:10]) + "\n")
+    (tmp_path / "study.yaml").write_text(
+        "study: s\npatients: cdr.tsv\nmeasured: {bulk: {expression: bulk.csv, scale: zscore}}\n"
+        "references: {gene_sets: {planted: sets.gmt}}\n"
+        "survival: {repeats: 1, shuffles: 10, bootstraps: 100}\n"
+    )
+    done = snakemake(tmp_path, "--configfile", tmp_path / "study.yaml")
+    assert done.returncode == 0, done.said[-6000:]
+    counts = table(tmp_path, "patients/bulk.counts.tsv").set_index("what")["n"]
+    assert (counts["in the table"], counts["with an event"]) == (60, 60)
+    cox = table(tmp_path, "survival/bulk/cox.tsv")
+    assert set(cox["gene"].head(8)) <= {f"G{i:02d}" for i in range(10)}
+    gsea = table(tmp_path, "enrichment/bulk/survival/gsea.tsv").iloc[0]
+    assert gsea["fdr"] < 0.05
+    assert gsea["nes"] > 0
+    stages = table(tmp_path, "provenance/stages.tsv")
+    left_out = stages[stages["state"] == "left out"].set_index("stage")["reason"]
+    assert left_out["model"] == "no slides: nothing to train on"
+    assert (
+        "Nothing to be done"
+        in snakemake(tmp_path, "--dry-run", "--configfile", tmp_path / "study.yaml").said
+    )
+
+
+@pytest.mark.parametrize(("example", "cohorts"), [("tcga-brca", 1), ("icb", 3)])
+def test_measured_examples_are_planned_on_the_real_data(shared_data, tmp_path, example, cohorts):
+    configfile = REPOSITORY / f"config/examples/{example}.yaml"
+    done = snakemake(
+        tmp_path, "--dry-run", "--configfile", configfile, "--config", f"data_root={shared_data}"
+    )
+    assert done.returncode == 0, done.said
+    rules = planned_rules(done)
+    assert rules["summarise_patients"] == rules["fit_survival"] == cohorts
+    assert "encode_tiles" not in rules

@@ -2,26 +2,49 @@
 
 from typing import TYPE_CHECKING
 
+from histogep.clinical import read_clinical
 from histogep.files import complete, write_tsv
 from histogep.jobs import job_log
-from histogep.patients import summarise_patients
-from histogep.sheets import read_patients
+from histogep.measured import summarise_measured
+from histogep.pages import Table, write_page
+from histogep.patients import count_patients, summarise_patients
 from histogep.signatures import read_signatures
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]):
-    sheet = snakemake.input.get("patients")
-    table, dropped = summarise_patients(
-        snakemake.input.expression,
-        slides=snakemake.params.slides,
-        slide_patients=snakemake.params.slide_patients,
-        patients=read_patients(sheet) if sheet else None,
-        signatures=read_signatures(snakemake.input.signatures),
-        subtypes=snakemake.input.get("subtypes"),
-        **snakemake.params.settings,
-    )
+    settings = dict(snakemake.params.settings)
+    endpoint = settings.pop("endpoint")
+    sheet, measured = snakemake.input.get("patients"), snakemake.input.get("measured")
+    patients = read_clinical(sheet, endpoint=endpoint) if sheet else None
+    signatures = read_signatures(snakemake.input.signatures)
+    if measured:
+        table, dropped = summarise_measured(
+            measured,
+            scale=snakemake.params.scale,
+            patients=patients,
+            signatures=signatures,
+            sample_types=settings["sample_types"],
+        )
+    else:
+        table, dropped = summarise_patients(
+            snakemake.input.expression,
+            slides=snakemake.params.slides,
+            slide_patients=snakemake.params.slide_patients,
+            patients=patients,
+            signatures=signatures,
+            subtypes=snakemake.input.get("subtypes"),
+            **settings,
+        )
+    counts = count_patients(table, dropped)
     write_tsv(dropped, snakemake.output.dropped)
+    write_tsv(counts, snakemake.output.counts)
+    write_page(
+        snakemake.output.page,
+        title="Patients",
+        tables=[Table(counts, group_by="part", formats={"n": "{:d}"})],
+        notes=["Who was left out stands patient by patient in the .dropped.tsv beside this page."],
+    )
     with complete(snakemake.output.patients) as temporary:
         table.to_parquet(temporary, index=False)

@@ -1,0 +1,68 @@
+"""TCGA barcodes: patient, sample type and slide kind; any other id stands for itself.
+
+`TCGA-3C-AALI-01Z-00-DX1.F6E9...` is patient `TCGA-3C-AALI`, sample type `01` (primary solid
+tumour), slide `DX1` (formalin-fixed, diagnostic; `TS`, `MS` and `BS` are frozen top, middle and
+bottom). The parts are those of the GDC's encyclopaedia ("TCGA Barcode").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_BARCODE = re.compile(r"^(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-(\d{2})[A-Z]?)?(?=-|$)", re.IGNORECASE)
+_SLIDE = re.compile(r"-(DX|TS|MS|BS)[A-Z0-9]?(?=[.\-_]|$)", re.IGNORECASE)
+#: Usual tumour samples: what a cohort's statistics are about unless told otherwise.
+PRIMARY = ("01",)
+
+
+def patient_of(barcode: str) -> str:
+    """Return the patient (12 characters) of a TCGA barcode, any other id as it is."""
+    match = _BARCODE.match(barcode)
+    return match[1].upper() if match else barcode
+
+
+def sample_type_of(barcode: str) -> str:
+    """Return the two digits of the sample type; "" where the id tells none."""
+    match = _BARCODE.match(barcode)
+    return (match[2] or "") if match else ""
+
+
+def slide_kind_of(barcode: str) -> str:
+    """Return `DX`, `TS`, `MS` or `BS` for a TCGA slide; "" where the id tells none."""
+    match = _SLIDE.search(barcode) if _BARCODE.match(barcode) else None
+    return match[1].upper() if match else ""
+
+
+def leave_out(
+    barcodes: Sequence[str], patients: Sequence[str], *, sample_types: Sequence[str] = PRIMARY
+) -> dict[str, str]:
+    """Return the samples or slides that do not stand for their patient, with the reason.
+
+    Parameters
+    ----------
+    barcodes, patients
+        Samples or slides and their patients, parallel. Ids that are no TCGA barcode always stay.
+    sample_types
+        Types of sample that count (01: primary tumour, 06: metastasis, 11: normal tissue).
+
+    Returns
+    -------
+    dict
+        Barcode -> reason: another type of sample, or a frozen slide of a patient who has a
+        diagnostic one.
+    """
+    reasons = {}
+    for barcode in barcodes:
+        kind = sample_type_of(barcode)
+        if kind and kind not in sample_types:
+            reasons[barcode] = f"sample type {kind} (counted: {', '.join(sample_types)})"
+    diagnostic = {
+        patient
+        for barcode, patient in zip(barcodes, patients, strict=True)
+        if slide_kind_of(barcode) == "DX" and barcode not in reasons
+    }
+    for barcode, patient in zip(barcodes, patients, strict=True):
+        if patient in diagnostic and slide_kind_of(barcode) in ("TS", "MS", "BS"):
+            reasons.setdefault(barcode, "frozen section of a patient with a diagnostic slide")
+    return reasons
