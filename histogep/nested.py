@@ -192,12 +192,15 @@ class NestedScores:
         Fold of each patient, from 1.
     penalties
         Model -> penalty on the image (on the covariates: clinical) chosen in each fold.
+    predictors
+        Model -> folds x patients: linear predictor of every patient by each fold's model.
     """
 
     scores: dict[str, np.ndarray]
     shuffled: dict[str, np.ndarray]
     fold: np.ndarray
     penalties: dict[str, list[float]]
+    predictors: dict[str, np.ndarray]
 
 
 def nested_scores(
@@ -256,6 +259,7 @@ def nested_scores(
     }
     out = {name: np.zeros((len(rows), n)) for name, fitted in wanted.items() if fitted}
     chosen: dict[str, list[float]] = {name: [] for name in out}
+    predictors: dict[str, list[np.ndarray]] = {name: [] for name in out}
     fold_of = np.zeros(n, int)
     for number, (train, test) in enumerate(stratified(strata, folds, seed), start=1):
         fold_of[test] = number
@@ -284,11 +288,13 @@ def nested_scores(
                 out[name][part[:, None], test] = _standard_scores(x, coef, train)[:, test]
                 if part[0] == 0:
                     chosen[name].append(float(picked[0]))
+                    predictors[name].append(x[0] @ coef[0])
     return NestedScores(
         scores={name: values[0] for name, values in out.items()},
         shuffled={name: values[1:] for name, values in out.items()},
         fold=fold_of,
         penalties=chosen,
+        predictors={name: np.stack(rows) for name, rows in predictors.items()},
     )
 
 

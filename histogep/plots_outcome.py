@@ -59,6 +59,44 @@ def kaplan_meier(risk: pd.DataFrame) -> Figure:
     return fig
 
 
+def calibration_at(horizons: pd.DataFrame, calibration: pd.DataFrame) -> Figure:
+    """Draw predicted against observed chance of an event in groups of risk, a panel per time.
+
+    Parameters
+    ----------
+    horizons, calibration
+        The tables of a cohort.
+    """
+    months = list(dict.fromkeys(calibration["months"]))
+    if not months:
+        fig = figure(width_mm=120, height_mm=40)
+        axes = fig.subplots()
+        axes.set_axis_off()
+        message = "Too few patients with an event by,\nor followed beyond, any of the times."
+        axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)
+        return fig
+    fig = figure(width_mm=max(90, 80 * len(months)), height_mm=95)
+    auc = horizons.set_index(["model", "months"])
+    for axes, month in zip(fig.subplots(1, len(months), squeeze=False)[0], months, strict=True):
+        here = calibration[calibration["months"] == month]
+        for index, (model, rows) in enumerate(here.groupby("model", sort=False)):
+            row, colour = auc.loc[(model, month)], CATEGORY_COLOURS[index]
+            label = f"{model}: AUC {row['auc']:.2f} ({row['ci_low']:.2f}–{row['ci_high']:.2f})"
+            axes.vlines(rows["predicted"], rows["ci_low"], rows["ci_high"], color=colour, lw=0.8)
+            axes.plot(rows["predicted"], rows["observed"], "o-", color=colour, lw=1.2, ms=3.5,
+                      label=label)  # fmt: skip
+        top = float(np.nanmax(here[["predicted", "observed", "ci_high"]].to_numpy())) * 1.05
+        axes.plot([0, top], [0, top], color=NULL_COLOUR, lw=0.8, ls=":")
+        axes.set(xlim=(0, None), ylim=(0, top), xlabel="predicted chance of an event, out of fold")
+        first = auc.loc[(here["model"].iloc[0], month)]
+        axes.set_title(
+            f"By {month:g} months ({first['cases']:.0f} with, {first['controls']:.0f} without)"
+        )
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    fig.axes[0].set_ylabel("observed (Kaplan-Meier)")
+    return fig
+
+
 def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
     """Draw the C-index of every model with its interval and null, and the strongest genes.
 

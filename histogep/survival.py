@@ -17,6 +17,7 @@ from histogep.discrimination import (
     permutation_p,
     survival_pairs,
 )
+from histogep.horizons import score_horizons
 from histogep.jobs import InputError
 from histogep.nested import CoxLearner, NestedScores, nested_scores
 from histogep.patients import GENE, image_columns, source_name
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "shuffles": 50,
     "bootstraps": 1000,
     "covariates": ["age", "sex", "stage"],
+    "horizons": [36, 60],
 }
 #: A model of risk needs this many events at the least.
 MIN_EVENTS = 3
@@ -60,11 +62,15 @@ class SurvivalResult:
         `expression` in place of `image` where it was measured),
         group (high or low: above or below the median of the fullest model's risk) and
         group_clinical.
+    horizons, calibration
+        Time-dependent AUC and calibration at fixed times: `histogep.horizons.score_horizons`.
     """
 
     cox: pd.DataFrame
     concordance: pd.DataFrame
     risk: pd.DataFrame
+    horizons: pd.DataFrame
+    calibration: pd.DataFrame
 
 
 def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) -> SurvivalResult:
@@ -136,7 +142,16 @@ def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) ->
     for name, penalties in repeats[0].penalties.items():
         log.info("penalty of %s by fold (first repeat): %s", name, penalties)
     concordance = _concordance(repeats, time, event, settings["bootstraps"], seed, source)
-    return SurvivalResult(cox, concordance, _risk_table(table, repeats, source))
+    horizons, calibration = score_horizons(
+        repeats,
+        time,
+        event,
+        months=settings["horizons"],
+        draws=settings["bootstraps"],
+        seed=seed,
+    )
+    risk = _risk_table(table, repeats, source)
+    return SurvivalResult(cox, concordance, risk, horizons, calibration)
 
 
 def _with_outcome(table: pd.DataFrame, folds: int) -> pd.DataFrame:

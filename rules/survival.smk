@@ -45,6 +45,8 @@ rule fit_survival:
         cox="results/survival/{cohort}/cox.tsv",
         concordance="results/survival/{cohort}/concordance.tsv",
         risk="results/survival/{cohort}/risk.tsv",
+        horizons="results/survival/{cohort}/horizons.tsv",
+        calibration="results/survival/{cohort}/calibration.tsv",
         km=report(
             "results/survival/{cohort}/km.svg",
             caption="../report/survival.rst",
@@ -59,6 +61,12 @@ rule fit_survival:
             caption="../report/survival.rst",
             category="6. Survival",
             labels={"cohort": "{cohort}", "figure": "concordance and hazard ratios"},
+        ),
+        at_horizons=report(
+            "results/survival/{cohort}/horizons.svg",
+            caption="../report/survival.rst",
+            category="6. Survival",
+            labels={"cohort": "{cohort}", "figure": "calibration at fixed times"},
         ),
     log:
         "logs/fit_survival/{cohort}.log",

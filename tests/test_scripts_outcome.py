@@ -85,7 +85,8 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
         name: tmp_path / "survival" / file
         for name, file in {
             "cox": "cox.tsv", "concordance": "concordance.tsv", "risk": "risk.tsv",
-            "km": "km.svg", "forest": "forest.svg",
+            "km": "km.svg", "forest": "forest.svg", "horizons": "horizons.tsv",
+            "calibration": "calibration.tsv", "at_horizons": "horizons.svg",
         }.items()
     }  # fmt: skip
     log = run_script(
@@ -99,6 +100,8 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
     assert models["clinical+image"] > models["clinical"]
     strongest = {f"G{i:02d}" for i in [*range(10), *range(20, 30)]}
     assert len(set(read(survival["cox"])["gene"].head(20)) & strongest) >= 18
+    assert set(read(survival["horizons"])["model"]) >= {"clinical", "clinical+image"}
+    assert survival["at_horizons"].stat().st_size > 5000
     first = survival["km"].read_bytes(), survival["forest"].read_bytes()
 
     response = {

@@ -7,7 +7,7 @@ import pandas as pd
 from histogep.files import write_tsv
 from histogep.jobs import job_log
 from histogep.plots import save
-from histogep.plots_outcome import forest, kaplan_meier
+from histogep.plots_outcome import calibration_at, forest, kaplan_meier
 from histogep.survival import fit_survival
 
 if TYPE_CHECKING:
@@ -22,5 +22,8 @@ with job_log(snakemake.log[0]):
     write_tsv(result.cox, snakemake.output.cox)
     write_tsv(result.concordance, snakemake.output.concordance)
     write_tsv(result.risk, snakemake.output.risk)
+    write_tsv(result.horizons, snakemake.output.horizons)
+    write_tsv(result.calibration, snakemake.output.calibration)
     save(kaplan_meier(result.risk), snakemake.output.km)
     save(forest(result.concordance, result.cox), snakemake.output.forest)
+    save(calibration_at(result.horizons, result.calibration), snakemake.output.at_horizons)

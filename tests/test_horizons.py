@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import lifelines
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from histogep.discrimination import concordance
+from histogep.horizons import (
+    event_probability,
+    horizon_pairs,
+    kaplan_meier_at,
+    score_horizons,
+    uncensored_probability,
+)
+from histogep.nested import CoxLearner, nested_scores
+from histogep.plots_outcome import calibration_at
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    """Times tied with each other and with censorings."""
+    rng = np.random.default_rng(0)
+    n = 200
+    age = rng.normal(size=n)
+    happens, leaves = rng.exponential(60 / np.exp(0.9 * age)), rng.uniform(5, 120, n)
+    time = np.minimum(happens, leaves).round(-1) + 1
+    event = (happens <= leaves).astype(int)
+    return age, time, event
+
+
+def test_censoring_weights_equal_lifelines(cohort):
+    _, time, event = cohort
+    # Events come before censorings of the same time: shift the censorings behind them.
+    late = np.where(event == 1, time, time + 1e-6)
+    fitted = lifelines.KaplanMeierFitter().fit(late, 1 - event)
+    just_before = fitted.survival_function_at_times(late - 1e-7).to_numpy()
+    np.testing.assert_allclose(uncensored_probability(time, event), just_before, rtol=1e-9)
+
+
+@pytest.mark.parametrize("months", [25.0, 41.0, 60.0])
+def test_the_auc_at_a_time_equals_scikit_learn_with_the_same_weights(cohort, months):
+    age, time, event = cohort
+    case = (event == 1) & (time <= months)
+    counted = case | (time > months)
+    weight = np.where(case, 1 / uncensored_probability(time, event), 1.0)
+    expected = roc_auc_score(case[counted], age[counted], sample_weight=weight[counted])
+    assert concordance(age, horizon_pairs(time, event, months)) == pytest.approx(expected)
+
+
+def test_without_censoring_it_is_the_plain_auc(cohort):
+    age, time, _ = cohort
+    everyone = np.ones(len(time))
+    assert (uncensored_probability(time, everyone) == 1).all()
+    expected = roc_auc_score(time <= 30, age)
+    assert concordance(age, horizon_pairs(time, everyone, 30)) == pytest.approx(expected)
+
+
+def test_the_chance_of_an_event_equals_lifelines(cohort):
+    age, time, event = cohort
+    train = np.arange(150)
+    table = pd.DataFrame({"age": age, "time": time, "event": event})
+    fitted = lifelines.CoxPHFitter(baseline_estimation_method="breslow").fit(
+        table.iloc[train], "time", "event"
+    )
+    eta = fitted.predict_log_partial_hazard(table).to_numpy()
+    # At event times: between them lifelines interpolates its step function.
+    ours = event_probability(eta, time, event, train, np.array([31.0, 61.0]))
+    theirs = 1 - fitted.predict_survival_function(table, times=[31.0, 61.0]).to_numpy().T
+    np.testing.assert_allclose(ours, theirs, atol=1e-9)
+
+
+def test_kaplan_meier_at_a_time_equals_lifelines(cohort):
+    _, time, event = cohort
+    fitted = lifelines.KaplanMeierFitter().fit(time, event)
+    for months in (11.0, 36.0, 60.0):
+        chance, low, high = kaplan_meier_at(time, event, months)
+        assert chance == pytest.approx(1 - float(fitted.predict(months)))
+        band = fitted.confidence_interval_.loc[:months].iloc[-1]
+        assert sorted([1 - high, 1 - low]) == pytest.approx(sorted(band))
+    assert np.isnan(kaplan_meier_at(time, event, 0.5)[1])
+
+
+@pytest.fixture(scope="module")
+def scored(cohort):
+    age, time, event = cohort
+    rng = np.random.default_rng(1)
+    repeats = [
+        nested_scores(
+            CoxLearner(time, event),
+            event,
+            clinical=pd.DataFrame({"age": age}),
+            image=(rng.normal(size=(len(age), 5)), np.zeros((len(age), 0))),
+            folds=4,
+            inner_folds=3,
+            penalties=[0.1, 1.0],
+            components=3,
+            shuffles=0,
+            seed=seed,
+            shuffle_seed=1,
+            warned=set(),
+        )
+        for seed in (1, 2)
+    ]
+    return score_horizons(repeats, time, event, months=[36, 60, 500], draws=200, seed=1)
+
+
+def test_a_true_hazard_is_told_apart_and_calibrated(scored, caplog):
+    horizons, calibration = scored
+    assert set(horizons["months"]) == {36, 60}  # nobody is followed beyond 500 months
+    table = horizons.set_index(["model", "months"])
+    for months in (36, 60):
+        clinical = table.loc[("clinical", months)]
+        assert 0.6 < clinical["ci_low"] < clinical["auc"] < clinical["ci_high"] < 1
+        assert clinical["expected"] == pytest.approx(clinical["observed"], abs=0.06)
+        image = table.loc[("image", months)]
+        assert image["ci_low"] < 0.5 < image["ci_high"] or abs(image["auc"] - 0.5) < 0.1
+        gain = table.loc[("clinical+image - clinical", months)]
+        assert gain["auc"] == pytest.approx(
+            table.loc[("clinical+image", months), "auc"] - clinical["auc"]
+        )
+        groups = calibration.query("model == 'clinical' and months == @months")
+        assert groups["predicted"].is_monotonic_increasing
+        assert groups["n"].sum() == 200
+        inside = (groups["ci_low"] <= groups["predicted"]) & (
+            groups["predicted"] <= groups["ci_high"]
+        )
+        assert inside.sum() >= len(groups) - 1
+
+
+def test_the_figure_shows_every_time_and_says_when_there_is_none(scored):
+    horizons, calibration = scored
+    axes = calibration_at(horizons, calibration).axes
+    assert [a.get_title(loc="left").split(" (")[0] for a in axes] == [
+        "By 36 months",
+        "By 60 months",
+    ]
+    labels = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    row = horizons.query("model == 'clinical' and months == 36").iloc[0]
+    assert f"clinical: AUC {row['auc']:.2f}" in labels[0]
+    empty = calibration_at(horizons.head(0), calibration.head(0))
+    assert "Too few patients" in empty.axes[0].texts[0].get_text()
