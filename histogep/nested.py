@@ -284,7 +284,7 @@ def nested_scores(
                 designs[both] = np.concatenate([kept, designs[source]], axis=2)
             for name, x in designs.items():
                 n_clinical = 0 if name == source else covariates.shape[1]
-                coef, picked = _choose_and_fit(learner, x, n_clinical, train, inner, penalties)
+                coef, picked = choose_and_fit(learner, x, n_clinical, train, inner, penalties)
                 out[name][part[:, None], test] = _standard_scores(x, coef, train)[:, test]
                 if part[0] == 0:
                     chosen[name].append(float(picked[0]))
@@ -420,7 +420,7 @@ def _principal_axes(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return values, axes
 
 
-def _choose_and_fit(
+def choose_and_fit(
     learner: Learner,
     x: np.ndarray,
     n_clinical: int,

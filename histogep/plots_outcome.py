@@ -9,7 +9,7 @@ from lifelines.statistics import logrank_test
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, figure
+from histogep.plots import CATEGORY_COLOURS, DIVERGING_MAP, NULL_COLOUR, figure
 
 SOURCES = ("image", "expression")
 _GROUP_COLOURS = {"high": CATEGORY_COLOURS[1], "low": CATEGORY_COLOURS[0]}
@@ -200,6 +200,39 @@ def roc(scores: pd.DataFrame, performance: pd.DataFrame) -> Figure:
         axes.legend(
             title=title, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2, title_fontsize=7
         )
+    return fig
+
+
+def transfer_matrix(performance: pd.DataFrame) -> Figure:
+    """Draw the AUROC of every training cohort (row) in every test cohort (column).
+
+    Parameters
+    ----------
+    performance
+        `performance.tsv` of a transfer.
+    """
+    cohorts = sorted(set(performance["train"]))
+    place = {name: number for number, name in enumerate(cohorts)}
+    values = np.full((len(cohorts), len(cohorts)), np.nan)
+    for row in performance.itertuples():
+        values[place[row.train], place[row.test]] = row.auroc
+    fig = figure(width_mm=60 + 28 * len(cohorts), height_mm=35 + 20 * len(cohorts))
+    axes = fig.subplots()
+    image = axes.imshow(values, cmap=DIVERGING_MAP, vmin=0, vmax=1, aspect="auto")
+    for row in performance.itertuples():
+        text = f"{row.auroc:.2f}\n({row.ci_low:.2f}–{row.ci_high:.2f})\np = {row.p:.2g}"
+        colour = "white" if abs(row.auroc - 0.5) > 0.35 else "black"
+        at = place[row.test], place[row.train]
+        axes.text(*at, text, ha="center", va="center", fontsize=7, color=colour)
+    sizes = performance.drop_duplicates("test").set_index("test")
+    axes.set_xticks(
+        range(len(cohorts)),
+        [f"{c}\n{sizes.loc[c, 'test_positives']} of {sizes.loc[c, 'n_test']}" for c in cohorts],
+    )
+    axes.set_yticks(range(len(cohorts)), cohorts)
+    axes.set(xlabel="tested on (responders of patients)", ylabel="trained on")
+    axes.set_title("Response from one cohort to another")
+    fig.colorbar(image, ax=axes, label="AUROC", shrink=0.8)
     return fig
 
 

@@ -36,7 +36,8 @@ DEFAULTS: dict[str, Any] = {
 }
 #: Patients of the rarer class, at the least.
 MIN_CLASS = 3
-_CLASS_PER_COMPONENT = 2
+#: At most one image component for so many patients of the rarer class.
+CLASS_PER_COMPONENT = 2
 #: Permuting labels costs nothing where nothing is learnt.
 _SIGNATURE_PERMUTATIONS = 2000
 
@@ -88,7 +89,7 @@ def predict_response(table: pd.DataFrame, *, settings: dict[str, Any], seed: int
         One class only, too few of the rarer one, a response that is not 0 or 1, nothing to score.
     """
     settings = DEFAULTS | settings
-    table = _with_response(table)
+    table = with_response(table)
     response = table["response"].to_numpy(int)
     n, positives = len(table), int(response.sum())
     rarer = min(positives, n - positives)
@@ -116,7 +117,7 @@ def predict_response(table: pd.DataFrame, *, settings: dict[str, Any], seed: int
             folds=folds,
             inner_folds=settings["inner_folds"],
             penalties=settings["penalties"],
-            components=max(1, min(settings["components"], rarer // _CLASS_PER_COMPONENT)),
+            components=max(1, min(settings["components"], rarer // CLASS_PER_COMPONENT)),
             shuffles=settings["permutations"],
             seed=seed + 10_000 * repeat,
             shuffle_seed=seed,
@@ -166,7 +167,14 @@ def rank_auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return (total - count * (count + 1) / 2) / (count * (positive.shape[1] - count))
 
 
-def _with_response(table: pd.DataFrame) -> pd.DataFrame:
+def with_response(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the patients whose response is known, or refuse what cannot be compared.
+
+    Raises
+    ------
+    InputError
+        No response, one class only, too few of the rarer one, a response that is not 0 or 1.
+    """
     if "response" not in table:
         raise InputError("the patients have no column 'response'")
     values = table["response"].to_numpy(float)

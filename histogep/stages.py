@@ -50,6 +50,10 @@ class Stages:
             stage.runs for stage in self.stages if stage.name == name and stage.cohort == cohort
         )
 
+    def cohorts(self, name: str) -> list[str]:
+        """Return the cohorts in which a stage runs."""
+        return [stage.cohort for stage in self.stages if stage.name == name and stage.runs]
+
     def rows(self) -> list[dict[str, str]]:
         """Return one plain row per stage, for the report."""
         return [
@@ -189,6 +193,14 @@ def plan_stages(
             cohort,
         )
         plan_enrichment(cohort, plan_outcomes(cohort, rows, ""))
+    scored = sorted(stage.cohort for stage in planned if stage.name == "response" and stage.runs)
+    plan(
+        "transfer",
+        [f"results/transfer/{study}/performance.tsv"] if len(scored) > 1 else [],
+        f"response is known in {', '.join(scored)}"
+        if len(scored) > 1
+        else f"response is known in {len(scored)} cohorts, a transfer needs 2",
+    )
     plan(
         "provenance",
         ["results/provenance/software.tsv", "results/provenance/stages.tsv"],

@@ -1,7 +1,7 @@
-"""Response to immunotherapy, by patient.
+"""Response to immunotherapy, by patient, and from one cohort to another.
 
 Needs:  results/patients/{cohort}.parquet with `response`.
-Writes: results/response/{cohort}/
+Writes: results/response/{cohort}/, results/transfer/{study}/
 """
 
 
@@ -35,3 +35,38 @@ rule predict_response:
         "Response of cohort {wildcards.cohort}"
     script:
         "../workflow_scripts/predict_response.py"
+
+
+rule transfer_response:
+    input:
+        patients=collect(
+            "results/patients/{cohort}.parquet", cohort=STAGES.cohorts("response")
+        ),
+    output:
+        performance="results/transfer/{study}/performance.tsv",
+        scores="results/transfer/{study}/scores.tsv",
+        figure=report(
+            "results/transfer/{study}/auroc.svg",
+            caption="../report/transfer.rst",
+            category="7. Response",
+            labels={
+                "cohort": "all",
+                "figure": "trained on one cohort, tested on another",
+            },
+        ),
+    log:
+        "logs/transfer_response/{study}.log",
+    conda:
+        "../envs/outcome.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code_digest("transfer_response.py"),
+        cohorts=STAGES.cohorts("response"),
+        response=lookup("response", within=config),
+        seed=config["seed"],
+    message:
+        "Response from one cohort to another in study {wildcards.study}"
+    script:
+        "../workflow_scripts/transfer_response.py"

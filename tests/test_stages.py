@@ -103,3 +103,15 @@ def test_nothing_to_work_on_is_refused():
 
     with pytest.raises(InputError, match="give a slide sheet as `slides:`"):
         plan_stages(CONFIG, no_slides(), None)
+
+
+def test_a_transfer_needs_two_cohorts_with_responses():
+    from histogep.sheets import no_slides
+
+    rows = _patients(12, response=[0.0, 1.0] * 6)
+    one = plan_stages(CONFIG, no_slides(), None, {"a": rows})
+    assert not one.runs("transfer")
+    assert "1 cohorts, a transfer needs 2" in str(one.rows())
+    two = plan_stages(CONFIG, no_slides(), None, {"a": rows, "b": rows})
+    assert two.of("transfer") == ["results/transfer/s/performance.tsv"]
+    assert two.cohorts("response") == ["a", "b"]

@@ -1,0 +1,169 @@
+"""Response across cohorts: a model of one cohort's patients scores those of another."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from histogep.discrimination import (
+    average_precision,
+    bootstrap_concordance,
+    bootstrap_weights,
+    interval,
+    permutation_p,
+    response_pairs,
+)
+from histogep.jobs import InputError
+from histogep.nested import LogisticLearner, choose_and_fit, reduce_image, stratified
+from histogep.patients import image_columns
+from histogep.response import CLASS_PER_COMPONENT, DEFAULTS, rank_auroc, with_response
+
+log = logging.getLogger(__name__)
+
+#: Permutations of the test cohort's responses; they cost nothing, as the model stays.
+_PERMUTATIONS = 2000
+
+
+@dataclass(frozen=True)
+class TransferResult:
+    """What `transfer_response` finds.
+
+    Attributes
+    ----------
+    performance
+        One row per ordered pair of cohorts: train, test, n_train, train_positives, n_test,
+        test_positives, n_genes (both have), shared_ids (patients of the same id in both), auroc,
+        ci_low, ci_high (95 %, bootstrap of test patients within their class), p (one-sided, the
+        test responses permuted), auprc, auprc_null (share of responders).
+    scores
+        train, test, patient, response, score: of every test patient.
+    """
+
+    performance: pd.DataFrame
+    scores: pd.DataFrame
+
+
+def transfer_response(
+    tables: dict[str, pd.DataFrame], *, settings: dict[str, Any], seed: int
+) -> TransferResult:
+    """Train on each cohort and test on each other one.
+
+    The model is that of `histogep.response` without clinical covariates: ridge logistic regression
+    on principal components of genes and signatures, its penalty chosen in folds of the training
+    cohort. Platforms and tissues shift and stretch expression, so every gene and signature is
+    standardised within its cohort first; that uses the test cohort's expression, never its
+    responses. Nothing else is taken from the test cohort.
+
+    Parameters
+    ----------
+    tables
+        Cohort -> patient table with `response`.
+    settings
+        Keys of `histogep.response.DEFAULTS`.
+    seed
+        Of folds, permutations and bootstrap draws.
+
+    Raises
+    ------
+    InputError
+        Fewer than two cohorts, a cohort without both classes, two cohorts without a shared gene.
+    """
+    if len(tables) < 2:
+        raise InputError(f"{len(tables)} cohort with responses: a transfer needs two")
+    settings = DEFAULTS | settings
+    tables = {name: with_response(table) for name, table in sorted(tables.items())}
+    rows, scores = [], []
+    for train, test in permutations(tables, 2):
+        row, scored = _transfer(tables[train], tables[test], train, test, settings, seed)
+        rows.append({"train": train, "test": test, **row})
+        scores.append(scored)
+        log.info(
+            "%s to %s: AUROC %.3f (%.3f to %.3f), p %.3g",
+            *(rows[-1][key] for key in ("train", "test", "auroc", "ci_low", "ci_high", "p")),
+        )
+    return TransferResult(pd.DataFrame(rows), pd.concat(scores, ignore_index=True))
+
+
+def _transfer(
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    train_name: str,
+    test_name: str,
+    settings: dict[str, Any],
+    seed: int,
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    blocks = []
+    for columns, others in zip(image_columns(train), image_columns(test), strict=True):
+        known = [name for name in columns if name in set(others)]
+        both = [_standardised(table[known]) for table in (train, test)]
+        blocks.append(np.concatenate(both))
+    genes = blocks[0].shape[1]
+    if not genes and not blocks[1].shape[1]:
+        raise InputError(f"cohorts {train_name} and {test_name} share no gene or signature")
+    rows, n = np.arange(len(train)), len(train)
+    y, truth = train["response"].to_numpy(int), test["response"].to_numpy(int)
+    rarer = min(y.sum(), n - y.sum())
+    components = max(1, min(settings["components"], int(rarer) // CLASS_PER_COMPONENT))
+    image = (blocks[0], blocks[1])
+    x = reduce_image(image, np.arange(n + len(test)), rows, components)[None]
+    inner = list(stratified(y, min(settings["inner_folds"], int(rarer)), seed))
+    # The test patients' responses are not there to be learnt from.
+    learner = LogisticLearner(np.concatenate([y, np.full(len(test), np.nan)]))
+    coef, _ = choose_and_fit(learner, x, 0, rows, inner, settings["penalties"])
+    score = x[0, n:] @ coef[0]
+
+    draws = bootstrap_weights(
+        len(test), draws=settings["bootstraps"], seed=seed, strata=truth
+    )  # within classes
+    weights = np.vstack([np.ones(len(test)), draws])
+    pairs = response_pairs(truth).astype(float)
+    auroc = bootstrap_concordance(score[None], pairs, weights)[0]
+    low, high = interval(auroc[1:])
+    rng = np.random.default_rng([seed, len(test), 13])
+    labels = np.array([rng.permutation(truth) for _ in range(_PERMUTATIONS)])
+    shared = len(set(train["patient"]) & set(test["patient"]))
+    if shared:
+        log.warning(
+            "%d ids stand in both %s and %s: see that they are different patients",
+            shared,
+            train_name,
+            test_name,
+        )
+    row = {
+        "n_train": n,
+        "train_positives": int(y.sum()),
+        "n_test": len(test),
+        "test_positives": int(truth.sum()),
+        "n_genes": genes,
+        "shared_ids": shared,
+        "auroc": float(auroc[0]),
+        "ci_low": low,
+        "ci_high": high,
+        "p": permutation_p(float(auroc[0]), rank_auroc(score[None], labels)[0]),
+        "auprc": float(average_precision(score, truth[None], np.ones((1, len(test))))[0]),
+        "auprc_null": float(truth.mean()),
+    }
+    scored = pd.DataFrame(
+        {
+            "train": train_name,
+            "test": test_name,
+            "patient": test["patient"].astype(str),
+            "response": truth,
+            "score": score,
+        }
+    )
+    return row, scored
+
+
+def _standardised(table: pd.DataFrame) -> np.ndarray:
+    """Return columns with mean 0 and unit variance over the patients that have a value."""
+    values = table.to_numpy(float)
+    spread = np.nanstd(values, axis=0) if len(values) else np.ones(values.shape[1])
+    flat = ~(spread > 1e-9 * (1 + np.nanmax(np.abs(values), axis=0, initial=0)))
+    scaled = (values - np.nanmean(values, axis=0)) / np.where(flat, 1.0, spread)
+    return np.where(flat, 0.0, scaled)

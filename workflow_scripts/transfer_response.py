@@ -1,0 +1,25 @@
+"""Score the response of each cohort with a model of each other one."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from histogep.files import write_tsv
+from histogep.jobs import job_log
+from histogep.plots import save
+from histogep.plots_outcome import transfer_matrix
+from histogep.transfer import transfer_response
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]):
+    tables = map(pd.read_parquet, snakemake.input.patients)
+    result = transfer_response(
+        dict(zip(snakemake.params.cohorts, tables, strict=True)),
+        settings=snakemake.params.response,
+        seed=snakemake.params.seed,
+    )
+    write_tsv(result.performance, snakemake.output.performance)
+    write_tsv(result.scores, snakemake.output.scores)
+    save(transfer_matrix(result.performance), snakemake.output.figure)
