@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "bootstraps": 1000,
     "covariates": ["age", "sex", "stage"],
     "horizons": [36, 60],
+    "gene_scale": "normal_scores",
 }
 #: A model of risk needs this many events at the least.
 MIN_EVENTS = 3
@@ -114,7 +115,7 @@ def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) ->
             f"{', '.join(settings['covariates'])}"
         )
     names = [name.removeprefix(GENE) for name in genes]
-    cox = scan_genes(image[0], time, event, genes=names)
+    cox = scan_genes(image[0], time, event, genes=names, scale=settings["gene_scale"])
     cox = cox.sort_values(["p", "gene"], kind="stable", ignore_index=True)
     if len(cox):
         log.info("%d of %d genes with FDR below .05", (cox["fdr"] < 0.05).sum(), len(cox))

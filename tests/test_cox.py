@@ -48,6 +48,31 @@ def test_every_gene_of_the_scan_equals_lifelines(cohort):
     np.testing.assert_allclose(scan["fdr"], stats.false_discovery_control(scan["p"]))
 
 
+def test_a_skewed_gene_keeps_the_level_of_its_test_on_normal_scores():
+    """Genes that few patients express: under an outcome without cause p must be uniform."""
+    rng = np.random.default_rng(0)
+    values = np.exp(3 * rng.normal(size=(400, 300)))
+    time, event = rng.exponential(size=400), rng.random(400) < 0.15
+    genes = [str(i) for i in range(300)]
+    given = scan_genes(values, time, event, genes=genes)
+    scores = scan_genes(values, time, event, genes=genes, scale="normal_scores")
+    assert (given["fdr"] < 0.05).sum() >= 1  # what the scores are for
+    assert (scores["fdr"] > 0.05).all()
+    assert (scores["p"] < 0.05).mean() == pytest.approx(0.05, abs=0.03)
+
+
+def test_a_scan_of_normal_scores_equals_lifelines_on_them(cohort):
+    x, time, event = cohort
+    scan = scan_genes(x, time, event, genes=list("abcd"), scale="normal_scores")
+    for column in range(4):
+        order = stats.rankdata(x[:, column])
+        scores = stats.norm.ppf(order / (len(time) + 1))
+        table = frame((scores / scores.std(ddof=1))[:, None], time, event)
+        fitter = lifelines.CoxPHFitter().fit(table, "time", "event")
+        assert scan["coef"][column] == pytest.approx(fitter.params_["x0"], abs=1e-5)
+        assert scan["p"][column] == pytest.approx(fitter.summary["p"]["x0"], rel=1e-4)
+
+
 def test_a_scan_in_parts_is_the_scan_in_one(cohort, monkeypatch):
     x, time, event = cohort
     whole = scan_genes(x, time, event, genes=list("abcd"))
