@@ -34,4 +34,4 @@ onstart:
 rule all:
     default_target: True
     input:
-        STAGES.targets(),
+        study_targets,

@@ -22,7 +22,7 @@ from torch import nn
 from histogep.descriptors import describe_tiles
 from histogep.encoders import Encoder, LoadedEncoder
 from histogep.features import FeatureWriter, tile_attributes
-from histogep.jobs import InputError, progress
+from histogep.jobs import BadSlide, InputError, progress
 from histogep.lattice import Lattice
 from histogep.slides import Slide
 
@@ -72,7 +72,7 @@ def encode_slide(
         Tiles per second.
     """
     if len(tiles) == 0:
-        raise InputError(
+        raise BadSlide(
             f"slide {slide.slide} has no tiles to encode: lower tissue.min_tissue, "
             "or leave the slide out of the sheet"
         )

@@ -18,8 +18,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from histogep.bad_slides import refuse_failed
 from histogep.files import complete
-from histogep.jobs import InputError
+from histogep.jobs import BadSlide, InputError
 
 #: Magnification times um per px, by the convention that 20x is 0.5 um per px.
 MAGNIFICATION_UM = 10.0
@@ -230,10 +231,12 @@ def read_features(path: str | Path) -> Features:
     Raises
     ------
     InputError
-        If the file cannot be read, or its tables do not agree in length.
+        If the file cannot be read, or its tables do not agree in length; a BadSlide if the slide
+        could not be used.
     """
     try:
         with h5py.File(path, "r") as file:
+            refuse_failed(file.attrs)
             features = Features(
                 slide=str(file.attrs["slide"]),
                 values=file["features"][()].astype(np.float32, copy=False),
@@ -247,6 +250,8 @@ def read_features(path: str | Path) -> Features:
                 encoders=json.loads(file.attrs["encoders"]),
                 attributes={key: _plain(value) for key, value in file["coords"].attrs.items()},
             )
+    except BadSlide:
+        raise
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as features ({error}): delete it and run encode_tiles again"

@@ -14,7 +14,7 @@ import openslide
 import pyvips
 
 from histogep.files import complete, file_sha256
-from histogep.jobs import InputError
+from histogep.jobs import BadSlide
 
 log = logging.getLogger(__name__)
 # libvips tells of every thread it starts.
@@ -48,7 +48,7 @@ def describe_slide(
 
     Raises
     ------
-    InputError
+    BadSlide
         If the file is missing, empty, truncated or of no known type, or the pixel size is unknown.
     """
     source, folder = Path(source), Path(folder)
@@ -73,7 +73,7 @@ def describe_slide(
                 geometry = _read_levels(handle)
                 estimates |= _metadata_mpp(handle.properties)
         except openslide.OpenSlideError as error:
-            raise InputError(
+            raise BadSlide(
                 f"slide {slide}: {source} is damaged or incomplete ({error}): fetch it again"
             ) from error
         settled = settle_mpp(slide, estimates)
@@ -89,38 +89,34 @@ def describe_slide(
 
 
 def check_source(slide: str, source: Path) -> Path:
-    """Return the file to open, or raise an InputError that tells what is wrong with it.
+    """Return the file to open, or raise a BadSlide that tells what is wrong with it.
 
     A folder stands for the DICOM series in it. Offsets of every TIFF directory are compared with
     the file's size, because OpenSlide is silent about lost ends.
     """
     if not source.exists():
-        raise InputError(
-            f"slide {slide}: {source} does not exist: mend `image` in the slides sheet"
-        )
+        raise BadSlide(f"slide {slide}: {source} does not exist: mend `image` in the slides sheet")
     if source.is_dir():
         series = sorted(source.glob("*.dcm"))
         if not series:
-            raise InputError(f"slide {slide}: the folder {source} holds no DICOM (*.dcm) files")
+            raise BadSlide(f"slide {slide}: the folder {source} holds no DICOM (*.dcm) files")
         for file in series:
             if openslide.OpenSlide.detect_format(str(file)) is not None:
                 return file
-        raise InputError(f"slide {slide}: no file in {source} is a DICOM whole-slide image")
+        raise BadSlide(f"slide {slide}: no file in {source} is a DICOM whole-slide image")
     if source.stat().st_size == 0:
-        raise InputError(f"slide {slide}: {source} has zero bytes: fetch it again")
+        raise BadSlide(f"slide {slide}: {source} has zero bytes: fetch it again")
     with open(source, "rb") as handle:
         start = handle.read(8)
         if start.startswith(_TIFF):
             problem = find_truncation(handle)
             if problem:
-                raise InputError(
-                    f"slide {slide}: {source} is truncated ({problem}): fetch it again"
-                )
+                raise BadSlide(f"slide {slide}: {source} is truncated ({problem}): fetch it again")
             return source
     if start.startswith((_JPEG, _PNG, _BMP)):
         return source
     if openslide.OpenSlide.detect_format(str(source)) is None:
-        raise InputError(
+        raise BadSlide(
             f"slide {slide}: {source} is of an unsupported type: give a whole-slide format that "
             "OpenSlide reads (svs, ndpi, mrxs, scn, bif, DICOM, tiled TIFF), a TIFF, JPEG or PNG"
         )
@@ -211,20 +207,20 @@ def settle_mpp(slide: str, estimates: dict[str, float]) -> dict[str, Any]:
 
     Raises
     ------
-    InputError
+    BadSlide
         If no estimate is left, or the sheet's own is impossible.
     """
     low, high = MPP_RANGE
     sound = {name: value for name, value in estimates.items() if low < value < high}
     refused = {name: value for name, value in estimates.items() if name not in sound}
     if "sheet" in refused:
-        raise InputError(
+        raise BadSlide(
             f"slide {slide}: `mpp` is {refused['sheet']:g} in the slides sheet: "
             f"it must be um per px, between {low:g} and {high:g}"
         )
     if not sound:
         tried = "".join(f"; {name} says {value:g}" for name, value in refused.items())
-        raise InputError(
+        raise BadSlide(
             f"slide {slide}: its file does not give the pixel size{tried}: "
             "fill in the `mpp` column (um per px) of the slides sheet"
         )
@@ -311,7 +307,7 @@ def _open_picture(slide: str, source: Path) -> pyvips.Image:
     try:
         picture = pyvips.Image.new_from_file(str(source), access="sequential", fail_on="truncated")
     except pyvips.Error as error:
-        raise InputError(
+        raise BadSlide(
             f"slide {slide}: {source} cannot be read as an image ({_one_line(error)}): "
             "fetch it again, or give another format"
         ) from error
@@ -320,7 +316,7 @@ def _open_picture(slide: str, source: Path) -> pyvips.Image:
         or picture.bands > 4
         or picture.interpretation in ("multiband", "fourier")
     ):
-        raise InputError(
+        raise BadSlide(
             f"slide {slide}: {source} has {picture.bands} channels ({picture.interpretation}): "
             "an H&E image has three (RGB)"
         )
@@ -348,7 +344,7 @@ def _write_pyramid(slide: str, source: Path, picture: pyvips.Image, path: Path, 
                 keep="none",
             )
     except pyvips.Error as error:
-        raise InputError(
+        raise BadSlide(
             f"slide {slide}: {source} is truncated or damaged ({_one_line(error)}): fetch it again"
         ) from error
 

@@ -17,6 +17,24 @@ class InputError(ValueError):
     """Something the user gave is wrong; the message names the file, the place and the remedy."""
 
 
+class BadSlide(InputError):
+    """One slide cannot be used, the others can: `on_bad_slide: skip` goes on without it.
+
+    Settings, sheets and weights that are wrong concern every slide, and are never a BadSlide.
+
+    Parameters
+    ----------
+    reason
+        The message.
+    rule
+        The rule that found out, when that is known.
+    """
+
+    def __init__(self, reason: str, *, rule: str = "") -> None:
+        super().__init__(reason)
+        self.rule = rule
+
+
 @contextlib.contextmanager
 def job_log(path: str | Path) -> Iterator[logging.Logger]:
     """Send all that one job prints, its C libraries included, to its log file.

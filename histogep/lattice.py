@@ -7,7 +7,7 @@ Every cell has a grid row and column. On the hexagonal lattice of Visium the row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,12 +105,23 @@ class Lattice:
         width_um, height_um
             Size in um of the rectangle, whose top left corner is the origin.
         """
+        parts = list(self.cover_by_rows(width_um, height_um))
+        row, col = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return row, col
+
+    def cover_by_rows(
+        self, width_um: float, height_um: float, *, rows: int = 32
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Give the cells of `cover` some rows at a time; at least once, if with no cell."""
         n_rows = max(0, int(np.ceil((height_um - self.pitch_um / 2) / self.row_um)) + 1)
         n_cols = max(0, int(np.ceil((width_um - self.pitch_um / 2) / self.pitch_um)) + 1)
-        row, col = np.divmod(np.arange(n_rows * n_cols), max(n_cols, 1))
-        x_um, y_um = self.centres_um(row, col)
-        inside = (x_um < width_um) & (y_um < height_um)
-        return row[inside].astype(np.int32), col[inside].astype(np.int32)
+        for first in range(0, max(n_rows, 1), rows):
+            n = max(0, min(rows, n_rows - first)) * n_cols
+            row, col = np.divmod(np.arange(n), max(n_cols, 1))
+            row = row + first
+            x_um, y_um = self.centres_um(row, col)
+            inside = (x_um < width_um) & (y_um < height_um)
+            yield row[inside].astype(np.int32), col[inside].astype(np.int32)
 
     def neighbours(self, row: np.ndarray, col: np.ndarray) -> sparse.csr_matrix:
         """Return which cells of a table touch which: the 6 (hexagonal) or 8 (square) nearest.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,8 +14,6 @@ from histogep.tiles import BLURRED
 from histogep.tissue import TissueMask
 
 _OUTLINE, _TILE, _BLURRED, _PEN = "#009E73", "#0072B2", "#D55E00", "#F0E442"
-#: The thumbnail is drawn with at most this many px a side.
-_MAX_PX = 1600
 
 
 def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
@@ -22,23 +22,23 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
     Parameters
     ----------
     mask
-        Tissue, pen marks and thumbnail.
+        Tissue, pen marks and overview.
     tiles
         x_px and y_px (level-0 centres), and blur.
     title
         Of the figure.
     """
-    step = max(1, -(-max(mask.mask.shape) // _MAX_PX))
-    thumbnail = mask.thumbnail[::step, ::step].copy()
-    height, width = thumbnail.shape[:2]
+    step = mask.overview_step
+    overview = mask.overview.copy()
+    height, width = overview.shape[:2]
     fig = figure(width_mm=150, height_mm=min(220, max(60, 150 * height / width)))
     axes = fig.add_subplot()
-    pen = mask.pen[::step, ::step]
-    thumbnail[pen] = [int(_PEN[place : place + 2], 16) for place in (1, 3, 5)]
+    pen = mask.pen.every(step)
+    overview[pen] = [int(_PEN[place : place + 2], 16) for place in (1, 3, 5)]
     scale_um = mask.um_per_px / 1000
     extent = (0, mask.mask.shape[1] * scale_um, mask.mask.shape[0] * scale_um, 0)
-    axes.imshow(thumbnail, extent=extent, interpolation="antialiased")
-    tissue = mask.mask[::step, ::step]
+    axes.imshow(overview, extent=extent, interpolation="antialiased")
+    tissue = mask.mask.every(step)
     if tissue.any() and not tissue.all():
         outline = np.pad(tissue.astype(np.float32), 1)
         x_mm, y_mm = ((np.arange(-1, size + 1) + 0.5) * step * scale_um for size in (width, height))
@@ -65,4 +65,12 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
     if pen.any():
         entries.append(Line2D([], [], color=_PEN, marker="s", ms=4, lw=0, label="pen"))
     fig.legend(handles=entries, loc="outside lower center", ncols=len(entries))
+    return fig
+
+
+def draw_failure(slide: str, reason: str) -> Figure:
+    """Return a figure that says in words why a slide cannot be used: it stands in for its image."""
+    fig = figure(width_mm=150, height_mm=50)
+    fig.text(0.03, 0.85, f"{slide}: not used", weight="bold", size=9, va="top")
+    fig.text(0.03, 0.68, textwrap.fill(reason, 95), size=8, va="top")
     return fig

@@ -13,11 +13,14 @@ import numpy as np
 import openslide
 from PIL import Image
 
+from histogep.bad_slides import refuse_failed
 from histogep.files import read_json
-from histogep.jobs import InputError
+from histogep.jobs import BadSlide
 
 #: Largest region in px that is held at once; larger ones are read in blocks.
 MAX_REGION_PX = 4096 * 4096
+#: Decoded pixels that are kept for neighbouring reads.
+CACHE_BYTES = 16 * 2**20
 #: A level finer than wanted by at most this share still counts as fine enough.
 _LEVEL_TOLERANCE = 1.01
 
@@ -59,8 +62,15 @@ class Slide:
 
     @classmethod
     def from_json(cls, path: str | Path) -> Slide:
-        """Return the slide that a results/slides/{slide}.json describes."""
+        """Return the slide that a results/slides/{slide}.json describes.
+
+        Raises
+        ------
+        BadSlide
+            If prepare_slide could not use the slide.
+        """
         content = read_json(path)
+        refuse_failed(content)
         return cls(
             slide=content["slide"],
             image=content["image"],
@@ -91,13 +101,14 @@ class Slide:
         if self._handle is None:
             try:
                 self._handle = openslide.OpenSlide(self.image)
+                self._handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
             except (openslide.OpenSlideError, OSError) as error:
-                raise InputError(
+                raise BadSlide(
                     f"slide {self.slide}: {self.image} cannot be opened any more ({error}); "
                     "put the file back or run prepare_slide again"
                 ) from error
             if self._handle.dimensions != (self.width_px, self.height_px):
-                raise InputError(
+                raise BadSlide(
                     f"slide {self.slide}: {self.image} is {self._handle.dimensions} px, but was "
                     f"{(self.width_px, self.height_px)} when prepared; run prepare_slide again"
                 )
@@ -201,7 +212,7 @@ class Slide:
             region = self.handle.read_region(location, level, (width, height))
         except openslide.OpenSlideError as error:
             self.close()  # one bad tile spoils the handle for all later reads
-            raise InputError(
+            raise BadSlide(
                 f"slide {self.slide}: {self.image} is damaged near level-0 px {location} ({error});"
                 " fetch the file again or leave the slide out of the sheet"
             ) from error

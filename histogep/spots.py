@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from histogep.jobs import InputError
+from histogep.jobs import BadSlide, InputError
 from histogep.lattice import KINDS, Lattice
 from histogep.slides import Slide
 from histogep.spot_readers import RawSection
@@ -216,7 +216,7 @@ def align_spots(
 def check_alignment(
     spots: anndata.AnnData, slide: Slide, mask: TissueMask, *, min_on_tissue: float
 ):
-    """Raise an InputError if spots lie outside the slide or too few of them on its tissue.
+    """Raise a BadSlide if spots lie outside the slide or too few of them on its tissue.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def check_alignment(
             hint += (
                 f" (by their pitch one of {estimate:.3g} um per px; this slide has {slide.mpp:.3g})"
             )
-        raise InputError(
+        raise BadSlide(
             f"slide {slide.slide}: {outside.sum()} of {spots.n_obs} spots lie outside the image of "
             f"{slide.width_px} x {slide.height_px} px, such as {spots.obs_names[outside][0]} at "
             f"({x_px[outside][0]:.0f}, {y_px[outside][0]:.0f}); {hint}. Give the full-resolution "
@@ -245,7 +245,7 @@ def check_alignment(
     share = float(spots.obs["on_tissue"].mean())
     log.info("slide %s: %.1f %% of the spots lie on tissue", slide.slide, 100 * share)
     if share < min_on_tissue:
-        raise InputError(
+        raise BadSlide(
             f"slide {slide.slide}: only {share:.0%} of {spots.n_obs} spots lie on tissue, "
             f"{min_on_tissue:.0%} are needed (spots.min_on_tissue); image and positions do not "
             f"belong together{_better_turn(x_px, y_px, slide, mask, share)}. See the overlay beside "
@@ -305,7 +305,7 @@ def _in_tissue(raw: RawSection, settings: Mapping[str, Any]) -> RawSection:
     keep = under_tissue & (totals >= least)
     if not keep.any():
         most = f"{totals[under_tissue].max():g}" if under_tissue.any() else "none"
-        raise InputError(
+        raise BadSlide(
             f"{raw.source}: none of {len(keep)} spots is left; {under_tissue.sum()} are in tissue, "
             f"the deepest of them has {most} counts, spots.min_counts is {least}"
         )
@@ -352,7 +352,7 @@ def _better_kind(raw: RawSection, lattice: Lattice) -> str:
 def _check_fit(raw: RawSection, lattice: Lattice) -> LatticeFit:
     fit = _fit(raw, lattice, lattice.kind)
     if not fit.fits:
-        raise InputError(
+        raise BadSlide(
             f"{raw.source}: rows and columns of the spots do not fit their pixels on a "
             f"{lattice.kind} lattice (off by {fit.residual:.0%} of the pitch, scales of the axes "
             f"differ by {fit.stretch:.2f}){_better_kind(raw, lattice)}; positions may be of "

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from histogep.jobs import InputError, progress
+from histogep.jobs import BadSlide, InputError, progress
 from histogep.lattice import Lattice
 from histogep.slides import Slide
 from histogep.tissue import TissueMask
@@ -44,21 +44,25 @@ def lattice_tiles(
 
     Raises
     ------
-    InputError
+    BadSlide
         If no cell is left.
     """
-    row, col = lattice.cover(slide.width_px * slide.mpp, slide.height_px * slide.mpp)
-    x_um, y_um = lattice.centres_um(row, col)
-    tiles = _table(slide, mask, row, col, x_um / slide.mpp, y_um / slide.mpp, lattice)
-    enough = tiles["tissue"] >= float(settings.get("min_tissue", 0.4))
-    clean = tiles["pen"] <= float(settings.get("max_pen", 0.2))
-    if not (enough & clean).any():
-        raise InputError(
-            f"slide {slide.slide}: of {len(tiles)} cells, {enough.sum()} have enough tissue and "
-            f"{(enough & clean).sum()} of these no pen marks; lower tissue.min_tissue or raise "
-            "tissue.max_pen"
+    least, most = float(settings.get("min_tissue", 0.4)), float(settings.get("max_pen", 0.2))
+    n_cells = n_enough = 0
+    kept = []
+    for row, col in lattice.cover_by_rows(slide.width_px * slide.mpp, slide.height_px * slide.mpp):
+        x_um, y_um = lattice.centres_um(row, col)
+        tiles = _table(slide, mask, row, col, x_um / slide.mpp, y_um / slide.mpp, lattice)
+        enough = tiles["tissue"] >= least
+        n_cells, n_enough = n_cells + len(tiles), n_enough + int(enough.sum())
+        kept.append(tiles[enough & (tiles["pen"] <= most)])
+    n_kept = sum(map(len, kept))
+    if n_kept == 0:
+        raise BadSlide(
+            f"slide {slide.slide}: of {n_cells} cells, {n_enough} have enough tissue and "
+            f"{n_kept} of these no pen marks; lower tissue.min_tissue or raise tissue.max_pen"
         )
-    return tiles[enough & clean].reset_index(drop=True)
+    return pd.concat([tiles for tiles in kept if len(tiles)], ignore_index=True)
 
 
 def spot_tiles(
@@ -114,6 +118,13 @@ def spot_tiles(
         lattice,
         barcode=table.index.to_numpy(),
     )
+
+
+def no_tiles() -> pd.DataFrame:
+    """Return the table of a slide that cannot be used: the columns of every other, and no row."""
+    kinds = dict.fromkeys(("row", "col"), np.int32) | dict.fromkeys(("x_px", "y_px"), np.float64)
+    kinds |= dict.fromkeys(("tissue", "pen"), np.float32) | {"barcode": object, "blur": np.float32}
+    return pd.DataFrame({name: np.zeros(0, kind) for name, kind in kinds.items()})
 
 
 def _table(
@@ -184,15 +195,16 @@ def summarise_quality(
     lattice
         That was laid over it.
     """
-    n_cells = len(lattice.cover(slide.width_px * slide.mpp, slide.height_px * slide.mpp)[0])
-    written = mask.pen.sum() / max(1, mask.pen.sum() + mask.mask.sum())
+    size_um = slide.width_px * slide.mpp, slide.height_px * slide.mpp
+    n_cells = sum(len(row) for row, _ in lattice.cover_by_rows(*size_um))
+    n_pen, n_tissue = mask.pen.count(), mask.mask.count()
     values = {
         "n_cells": n_cells,
         "n_tiles": len(tiles),
         "tissue_mm2": mask.tissue_mm2,
         "n_fragments": mask.n_fragments,
-        "share_tissue": mask.mask.mean(),
-        "share_pen": written,
+        "share_tissue": n_tissue / (mask.mask.shape[0] * mask.mask.shape[1]),
+        "share_pen": n_pen / max(1, n_pen + n_tissue),
         "share_blurred": (tiles["blur"] < BLURRED).mean(),
         "median_sharpness": tiles["blur"].median(),
         "mean_tissue": tiles["tissue"].mean(),

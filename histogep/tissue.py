@@ -2,12 +2,14 @@
 
 Saturation alone takes the pink haze around some sections for tissue. Haze, glass and mounting
 medium are smooth while tissue is not, so the mask rests on texture at about 8 um per px, joined by
-what is dense and coloured without texture (mucin, tissue out of focus).
+what is dense and coloured without texture (mucin, tissue out of focus). It is found window by
+window, with thresholds and pieces of the whole slide, in memory that does not grow with the slide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +17,10 @@ import numpy as np
 from scipy import ndimage
 from skimage.color import rgb2hsv
 from skimage.filters import threshold_otsu
-from skimage.measure import label, regionprops_table
-from skimage.morphology import disk, remove_small_holes, remove_small_objects
+from skimage.morphology import disk
 
-from histogep.jobs import InputError
+from histogep.bitmask import BitMask, Pieces, Window, windows
+from histogep.jobs import BadSlide
 from histogep.slides import Slide
 
 #: Side in um of the window whose standard deviation is the texture.
@@ -40,8 +42,15 @@ HOLE_MM2 = 0.1
 PEN_RADIUS_UM = 24.0
 #: A slide is dark, so not bright-field, when this share of it is below this grey level.
 DARK_SHARE, DARK_LEVEL = 0.5, 50
-#: A mask of more pixels is made coarser: finding tissue holds some 90 bytes of each in memory.
-MAX_MASK_PX = 4_000_000
+#: Surroundings in um that a window is seen with: what closing, opening and pen rims reach, and more.
+MARGIN_UM = 240.0
+#: The overview has at most this many px a side.
+OVERVIEW_PX = 500
+#: Mask rows whose shares are computed together.
+_BAND_PX = 32
+_TEXTURE_BINS = np.linspace(0, np.log1p(128), 1025)
+_DENSITY_BINS = np.linspace(0, np.log(256), 5546)
+_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,11 @@ class TissueMask:
     Attributes
     ----------
     mask
-        Tissue without pen marks, bool (height, width).
+        Tissue without pen marks.
     pen
-        Pen marks, bool, same shape.
-    thumbnail
-        The pixels that the masks were made from, uint8 RGB.
+        Pen marks, same shape.
+    overview
+        The slide at every `overview_step`-th mask pixel, uint8 RGB.
     um_per_px
         Size of a mask pixel.
     px_per_px
@@ -64,17 +73,22 @@ class TissueMask:
         Pieces of tissue.
     """
 
-    mask: np.ndarray
-    pen: np.ndarray
-    thumbnail: np.ndarray
+    mask: BitMask
+    pen: BitMask
+    overview: np.ndarray
     um_per_px: float
     px_per_px: tuple[float, float]
     n_fragments: int
 
     @property
+    def overview_step(self) -> int:
+        """Mask pixels from one pixel of the overview to the next."""
+        return _overview_step(self.mask.shape)
+
+    @property
     def tissue_mm2(self) -> float:
         """Area of the tissue in mm2."""
-        return float(self.mask.sum()) * self.um_per_px**2 / 1e6
+        return self.mask.count() * self.um_per_px**2 / 1e6
 
     def share(self, x_px: np.ndarray, y_px: np.ndarray, side_px: float) -> np.ndarray:
         """Return the share (0 to 1, float32) of tissue in squares about level-0 centres.
@@ -93,28 +107,37 @@ class TissueMask:
         col = np.floor(np.asarray(x_px, float) / self.px_per_px[0]).astype(np.int64)
         row = np.floor(np.asarray(y_px, float) / self.px_per_px[1]).astype(np.int64)
         inside = (col >= 0) & (col < width) & (row >= 0) & (row < height)
-        tissue = self.mask[np.clip(row, 0, height - 1), np.clip(col, 0, width - 1)]
-        return inside & tissue
+        return inside & self.mask.at(np.clip(row, 0, height - 1), np.clip(col, 0, width - 1))
 
     def _share(
-        self, mask: np.ndarray, x_px: np.ndarray, y_px: np.ndarray, side_px: float
+        self, mask: BitMask, x_px: np.ndarray, y_px: np.ndarray, side_px: float
     ) -> np.ndarray:
-        """Sum over squares with fractional edges, by interpolation of the integral image."""
-        total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-        total[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
+        """Sum over squares with fractional edges, by interpolation of integral images of bands."""
+        height, width = mask.shape
         centre = np.asarray(x_px, float), np.asarray(y_px, float)
-        low, high = (
+        (left, top), (right, bottom) = (
             [
                 np.clip((axis + sign * side_px / 2) / step, 0, size)
-                for axis, step, size in zip(centre, self.px_per_px, mask.shape[::-1], strict=True)
+                for axis, step, size in zip(centre, self.px_per_px, (width, height), strict=True)
             ]
             for sign in (-1, 1)
         )
-        corners = [(low, low, 1), (high, high, 1), (low, high, -1), (high, low, -1)]
-        area = sum(
-            sign * ndimage.map_coordinates(total, [ys[1], xs[0]], order=1, mode="nearest")
-            for xs, ys, sign in corners
-        )
+        area = np.zeros(len(left))
+        band = np.minimum(top, height - 1).astype(np.int64) // _BAND_PX
+        for number in np.unique(band):
+            here = np.flatnonzero(band == number)
+            first = int(number) * _BAND_PX
+            last = min(height, int(np.ceil(bottom[here].max())))
+            values = mask.read(Window(first, max(last, first + 1), 0, width))
+            if not values.any():
+                continue
+            total = np.zeros((values.shape[0] + 1, width + 1))
+            np.cumsum(values, axis=0, dtype=np.float64, out=total[1:, 1:])
+            np.cumsum(total, axis=1, out=total)
+            corners = [(left, top, 1), (right, bottom, 1), (left, bottom, -1), (right, top, -1)]
+            for x, y, sign in corners:
+                place = [y[here] - first, x[here]]
+                area[here] += sign * ndimage.map_coordinates(total, place, order=1, mode="nearest")
         return (area / (side_px**2 / np.prod(self.px_per_px))).clip(0, 1).astype(np.float32)
 
 
@@ -126,53 +149,45 @@ def tissue_mask(slide: Slide, settings: Mapping[str, Any]) -> TissueMask:
     slide
         The slide.
     settings
-        mask_um: size in um of a mask pixel (8), larger on slides above 16 mm x 16 mm, so that the
-        mask has at most `MAX_MASK_PX` pixels whatever the slide; min_fragment_mm2: least area in
-        mm2 of a piece of tissue (0.02). Other keys are not looked at.
+        mask_um: size in um of a mask pixel (8); min_fragment_mm2: least area in mm2 of a piece of
+        tissue (0.02). Other keys are not looked at.
 
     Raises
     ------
-    InputError
+    BadSlide
         If the slide is not bright-field (fluorescence), has no colour, or no tissue.
     """
-    area_um2 = slide.width_px * slide.height_px * slide.mpp**2
-    mask_um = max(
-        float(settings.get("mask_um", 8.0)), slide.mpp, float(np.sqrt(area_um2 / MAX_MASK_PX))
-    )
-    thumbnail = slide.thumbnail(mask_um)
-    height, width = thumbnail.shape[:2]
-    px_per_px = (slide.width_px / width, slide.height_px / height)
-    um_per_px = slide.mpp * float(np.sqrt(np.prod(px_per_px)))
-    refuse_dark(thumbnail, slide=slide.slide)
-    tissue, pen = segment(
-        thumbnail,
-        um_per_px=um_per_px,
-        min_fragment_mm2=float(settings.get("min_fragment_mm2", 0.02)),
-    )
-    if not tissue.any():
-        raise InputError(
+    scale = max(1.0, float(settings.get("mask_um", 8.0)) / slide.mpp)
+    width, height = (max(1, round(side / scale)) for side in (slide.width_px, slide.height_px))
+    step_x, step_y = slide.width_px / width, slide.height_px / height
+
+    def read(window: Window) -> np.ndarray:
+        rows, cols = window.shape
+        corner = window.left * step_x, window.top * step_y
+        return slide.read(*corner, cols * step_x, rows * step_y, size=(cols, rows))
+
+    um_per_px = slide.mpp * float(np.sqrt(step_x * step_y))
+    with _Pixels(read, (height, width), um_per_px=um_per_px) as pixels:
+        found = _find(
+            pixels,
+            min_fragment_mm2=float(settings.get("min_fragment_mm2", 0.02)),
+            slide=slide.slide,
+        )
+    if found.n_fragments == 0 and found.n_dropped:
+        raise BadSlide(f"slide {slide.slide}: {slide.image} has no colour: it is not H&E")
+    if found.n_fragments == 0:
+        raise BadSlide(
             f"slide {slide.slide}: no tissue found on {slide.image}; if there is some, lower "
             "tissue.min_fragment_mm2, else leave the slide out of the sheet"
         )
-    if _chroma(thumbnail)[tissue].mean() < DUST_CHROMA:
-        raise InputError(f"slide {slide.slide}: {slide.image} has no colour: it is not H&E")
     return TissueMask(
-        mask=tissue,
-        pen=pen,
-        thumbnail=thumbnail,
+        mask=found.tissue,
+        pen=found.pen,
+        overview=found.overview,
         um_per_px=um_per_px,
-        px_per_px=px_per_px,
-        n_fragments=int(label(tissue, connectivity=2).max()),
+        px_per_px=(step_x, step_y),
+        n_fragments=found.n_fragments,
     )
-
-
-def refuse_dark(rgb: np.ndarray, *, slide: str) -> None:
-    """Raise an InputError if most of an image is dark, as fluorescence is."""
-    if (rgb.max(axis=2) < DARK_LEVEL).mean() > DARK_SHARE:
-        raise InputError(
-            f"slide {slide}: its background is dark (fluorescence?), so it is not H&E; "
-            "leave it out of the slides sheet"
-        )
 
 
 def segment(
@@ -189,34 +204,14 @@ def segment(
     min_fragment_mm2
         Smaller pieces of tissue are left out.
     """
-    pen = find_pen(rgb, um_per_px=um_per_px)
-    values = rgb.astype(np.float32)
-    # Strokes are painted over with glass, or their rims would be texture.
-    pen_rim = ndimage.binary_dilation(pen, disk(max(1, round(PEN_RADIUS_UM / um_per_px))))
-    grey = values.mean(axis=2)
-    texture = _local_sd(grey, size=max(3, round(TEXTURE_UM / um_per_px) | 1))
-    low, high = np.log1p(TEXTURE_BOUNDS)
-    clean = np.log1p(texture[~pen_rim]) if not pen_rim.all() else np.zeros(1)
-    threshold = threshold_otsu(clean) if np.ptp(clean) > 0 else high
-    rough = np.log1p(texture) > np.clip(threshold, low, high)
-    density = -np.log((values + 1) / 256).mean(axis=2)
-    smooth = ~rough & ~pen_rim & (density < GLASS_OD)
-    # With hardly any smooth bright ground the image is all tissue, and glass is taken as white.
-    has_glass = smooth.mean() > 0.01
-    glass_density = np.percentile(density[smooth], 25) if has_glass else 0.0
-    chroma = _chroma(rgb)
-    glass_chroma = np.median(chroma[smooth]) if has_glass else 0.0
-    saturation = chroma / np.maximum(values.max(axis=2), 1)
-    dense = (density > glass_density + DENSE_OD) & (saturation > DENSE_SATURATION)
-    radius = max(1, round(CLOSING_UM / um_per_px))
-    # The texture of an edge reaches half a window onto the glass; closing and opening keep the size.
-    tissue = _close(rough | dense, radius) & ~pen_rim | (dense & ~pen)
-    tissue = ndimage.binary_opening(tissue, disk(max(1, radius // 3)))
-    px_per_mm2 = 1e6 / um_per_px**2
-    tissue = remove_small_holes(tissue, max_size=max(1, round(HOLE_MM2 * px_per_mm2)))
-    tissue &= ~pen
-    tissue = remove_small_objects(tissue, max_size=max(1, round(min_fragment_mm2 * px_per_mm2)))
-    return _without_dust(tissue, chroma - glass_chroma, rough), pen
+
+    def read(window: Window) -> np.ndarray:
+        return rgb[window.top : window.bottom, window.left : window.right]
+
+    with _Pixels(read, rgb.shape[:2], um_per_px=um_per_px) as pixels:
+        found = _find(pixels, min_fragment_mm2=min_fragment_mm2)
+    whole = Window(0, rgb.shape[0], 0, rgb.shape[1])
+    return found.tissue.read(whole), found.pen.read(whole)
 
 
 def find_pen(rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
@@ -224,6 +219,11 @@ def find_pen(rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
 
     Hues of pens that haematoxylin and eosin never have, in areas larger than blood or pigment.
     """
+    pen = np.zeros(rgb.shape[:2], bool)
+    value = _brightest(rgb)
+    # Bright and pale pixels, most of a slide, are none of the colours below.
+    if not ((_chroma(rgb) > 0.15 * value) | (value < 0.36 * 255)).any():
+        return pen
     hue, saturation, value = np.moveaxis(rgb2hsv(rgb), 2, 0)
     degrees = hue * 360
     green = (degrees > 75) & (degrees < 185) & (saturation > 0.18)
@@ -231,19 +231,197 @@ def find_pen(rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
     red = ((degrees < 12) | (degrees > 350)) & (saturation > 0.68) & (value > 0.45)
     black = (value < 0.36) & (saturation < 0.6)
     radius = max(1, round(PEN_RADIUS_UM / um_per_px))
-    pen = np.zeros(rgb.shape[:2], bool)
     for colour in (green, blue, red, black):
-        pen |= ndimage.binary_opening(colour, disk(radius))
+        if colour.any():
+            pen |= ndimage.binary_opening(colour, disk(radius))
     return ndimage.binary_dilation(pen, disk(radius), mask=saturation > 0.15) if pen.any() else pen
 
 
+class _Pixels:
+    """An image read once, window by window with margins, and kept in a file for further looks."""
+
+    def __init__(
+        self, read: Callable[[Window], np.ndarray], shape: tuple[int, int], *, um_per_px: float
+    ) -> None:
+        self.shape, self.um_per_px = shape, um_per_px
+        self._read = read
+        self._places: dict[Window, int] = {}
+        self._margin = int(np.ceil(MARGIN_UM / um_per_px)) + 4
+
+    def __enter__(self) -> _Pixels:
+        self._file = tempfile.TemporaryFile()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def px(self, um: float, *, least: int = 1) -> int:
+        """Return a length in pixels."""
+        return max(least, round(um / self.um_per_px))
+
+    def around(self, window: Window) -> Window:
+        """Return the window with its margins."""
+        return window.grown(self._margin, self.shape)
+
+    def looks(self) -> Iterator[tuple[Window, Window, np.ndarray]]:
+        """Give each window, the window with its margins, and the pixels of the latter."""
+        for window in windows(self.shape):
+            outer = self.around(window)
+            yield window, outer, self.look(window, outer)
+
+    def look(self, window: Window, outer: Window) -> np.ndarray:
+        """Return the pixels of a window with its margins, uint8 RGB."""
+        if window not in self._places:
+            rgb = np.ascontiguousarray(self._read(outer))
+            self._places[window] = self._file.seek(0, 2)
+            self._file.write(rgb)
+            return rgb
+        self._file.seek(self._places[window])
+        n = 3 * outer.shape[0] * outer.shape[1]
+        return np.frombuffer(self._file.read(n), np.uint8).reshape(*outer.shape, 3)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What `_find` found: masks, an overview, pieces of tissue, and pieces without colour."""
+
+    tissue: BitMask
+    pen: BitMask
+    overview: np.ndarray
+    n_fragments: int
+    n_dropped: int
+
+
+def _find(pixels: _Pixels, *, min_fragment_mm2: float, slide: str = "") -> _Found:
+    """Find pen and tissue; with the id of a slide, refuse one that is dark."""
+    tissue, pen = BitMask(pixels.shape), BitMask(pixels.shape)
+    overview = _overview_and_pen(pixels, pen, slide=slide)
+    texture_threshold = _texture_threshold(pixels, pen)
+    glass_density, glass_chroma = _glass(pixels, pen, texture_threshold)
+    closing = pixels.px(CLOSING_UM)
+    for window, outer, rgb in pixels.looks():
+        rough = np.log1p(_texture(rgb, pixels)) > texture_threshold
+        dense = _density(rgb) > glass_density + DENSE_OD
+        dense &= _chroma(rgb) / np.maximum(_brightest(rgb), 1) > DENSE_SATURATION
+        stroke = pen.read(outer)
+        rim = _pen_rim(stroke, pixels)
+        shown = rough | dense
+        if not shown.any():
+            continue
+        # The texture of an edge reaches half a window onto the glass; closing and opening keep the
+        # size.
+        shown = _close(shown, closing) & ~rim | (dense & ~stroke)
+        shown = ndimage.binary_opening(shown, disk(max(1, closing // 3)))
+        tissue.write(window, shown[window.within(outer)])
+    px_per_mm2 = 1e6 / pixels.um_per_px**2
+    holes = Pieces(tissue, holes=True)
+    holes.keep(holes.area > max(1, round(HOLE_MM2 * px_per_mm2)))
+    for window in windows(pixels.shape):
+        tissue.write(window, tissue.read(window) & ~pen.read(window))
+    pieces = Pieces(tissue)
+    pieces.keep(pieces.area > max(1, round(min_fragment_mm2 * px_per_mm2)))
+    pieces = Pieces(tissue, diagonal=True)
+
+    def chroma(window: Window) -> np.ndarray:
+        outer = pixels.around(window)
+        return _chroma(pixels.look(window, outer)[window.within(outer)])
+
+    # Pieces without colour are hairs, cover-slip edges, stitching.
+    means = pieces.mean(chroma)
+    coloured = means - glass_chroma >= DUST_CHROMA
+    pieces.keep(coloured)
+    n_fragments = int(coloured.sum())
+    return _Found(tissue, pen, overview, n_fragments, len(pieces) - n_fragments)
+
+
+def _overview_and_pen(pixels: _Pixels, pen: BitMask, *, slide: str) -> np.ndarray:
+    """Fill in the pen marks; return every so-manieth pixel; refuse a slide that is dark."""
+    step = _overview_step(pixels.shape)
+    height, width = pixels.shape
+    overview = np.zeros((-(-height // step), -(-width // step), 3), np.uint8)
+    dark = 0
+    for window, outer, rgb in pixels.looks():
+        inner = rgb[window.within(outer)]
+        dark += int((_brightest(inner) < DARK_LEVEL).sum())
+        first = -(-window.top // step), -(-window.left // step)
+        sampled = inner[first[0] * step - window.top :: step, first[1] * step - window.left :: step]
+        rows, cols = sampled.shape[:2]
+        overview[first[0] : first[0] + rows, first[1] : first[1] + cols] = sampled
+        marks = find_pen(rgb, um_per_px=pixels.um_per_px)
+        if marks.any():
+            pen.write(window, marks[window.within(outer)])
+    if slide and dark > DARK_SHARE * height * width:
+        raise BadSlide(
+            f"slide {slide}: its background is dark (fluorescence?), so it is not H&E; "
+            "leave it out of the slides sheet"
+        )
+    return overview
+
+
+def _texture_threshold(pixels: _Pixels, pen: BitMask) -> float:
+    """Return Otsu's threshold of the log texture of what is no pen, within its bounds."""
+    low, high = np.log1p(TEXTURE_BOUNDS)
+    counts = np.zeros(len(_TEXTURE_BINS) - 1, np.int64)
+    for window, outer, rgb in pixels.looks():
+        inner = window.within(outer)
+        clean = ~_pen_rim(pen.read(outer), pixels)[inner]
+        counts += np.histogram(np.log1p(_texture(rgb, pixels)[inner][clean]), _TEXTURE_BINS)[0]
+    if (counts > 0).sum() < 2:
+        return high
+    centres = (_TEXTURE_BINS[1:] + _TEXTURE_BINS[:-1]) / 2
+    return float(np.clip(threshold_otsu(hist=(counts, centres)), low, high))
+
+
+def _glass(pixels: _Pixels, pen: BitMask, texture_threshold: float) -> tuple[float, float]:
+    """Return optical density (lower quartile) and chroma (median) of the smooth bright ground."""
+    densities = np.zeros(len(_DENSITY_BINS) - 1, np.int64)
+    chromas = np.zeros(256, np.int64)
+    for window, outer, rgb in pixels.looks():
+        inner = window.within(outer)
+        density = _density(rgb[inner])
+        smooth = np.log1p(_texture(rgb, pixels)[inner]) <= texture_threshold
+        smooth &= (density < GLASS_OD) & ~_pen_rim(pen.read(outer), pixels)[inner]
+        densities += np.histogram(density[smooth], _DENSITY_BINS)[0]
+        chromas += np.bincount(_chroma(rgb[inner])[smooth], minlength=256)
+    # With hardly any smooth bright ground the image is all tissue, and glass is taken as white.
+    if chromas.sum() <= 0.01 * pixels.shape[0] * pixels.shape[1]:
+        return 0.0, 0.0
+    quartile = np.searchsorted(densities.cumsum(), 0.25 * densities.sum())
+    median = np.searchsorted(chromas.cumsum(), 0.5 * chromas.sum())
+    return float(_DENSITY_BINS[quartile : quartile + 2].mean()), float(median)
+
+
+def _overview_step(shape: tuple[int, int]) -> int:
+    return max(1, -(-max(shape) // OVERVIEW_PX))
+
+
+def _brightest(rgb: np.ndarray) -> np.ndarray:
+    # Faster than a reduction over a short axis, here and below.
+    return np.maximum(np.maximum(rgb[..., 0], rgb[..., 1]), rgb[..., 2])
+
+
 def _chroma(rgb: np.ndarray) -> np.ndarray:
-    return rgb.max(axis=2).astype(np.float32) - rgb.min(axis=2)
+    return _brightest(rgb) - np.minimum(np.minimum(rgb[..., 0], rgb[..., 1]), rgb[..., 2])
 
 
-def _local_sd(grey: np.ndarray, *, size: int) -> np.ndarray:
-    # float64, and centred: the difference of two large sums would be noise on smooth glass.
-    centred = grey.astype(np.float64) - grey.mean(dtype=np.float64)
+def _density(rgb: np.ndarray) -> np.ndarray:
+    """Return the optical density, mean over the channels."""
+    red, green, blue = np.moveaxis(rgb, 2, 0)
+    return (_DENSITY[red] + _DENSITY[green] + _DENSITY[blue]) / 3
+
+
+def _pen_rim(stroke: np.ndarray, pixels: _Pixels) -> np.ndarray:
+    """Return pen marks with their rims: these would be texture."""
+    if not stroke.any():
+        return stroke
+    return ndimage.binary_dilation(stroke, disk(pixels.px(PEN_RADIUS_UM)))
+
+
+def _texture(rgb: np.ndarray, pixels: _Pixels) -> np.ndarray:
+    """Return the standard deviation of the grey level around each pixel."""
+    size = pixels.px(TEXTURE_UM, least=3) | 1
+    # float64, and near 0: the difference of two large sums would be noise on smooth glass.
+    centred = (rgb[..., 0].astype(np.float64) + rgb[..., 1] + rgb[..., 2]) / 3 - 240
     mean = ndimage.uniform_filter(centred, size)
     square = ndimage.uniform_filter(centred**2, size)
     return np.sqrt(np.maximum(square - mean**2, 0))
@@ -252,21 +430,6 @@ def _local_sd(grey: np.ndarray, *, size: int) -> np.ndarray:
 def _close(mask: np.ndarray, radius: int) -> np.ndarray:
     """Close gaps; by distances, since a large disk is slow, and with a margin, to keep the rims."""
     padded = np.pad(mask, radius + 1)
-    if not padded.any():
-        return mask
     grown = ndimage.distance_transform_edt(~padded) <= radius
     closed = ndimage.distance_transform_edt(grown) > radius
     return closed[radius + 1 : -radius - 1, radius + 1 : -radius - 1] | mask
-
-
-def _without_dust(tissue: np.ndarray, chroma: np.ndarray, rough: np.ndarray) -> np.ndarray:
-    """Drop pieces without colour: hairs, cover-slip edges, stitching."""
-    pieces = label(tissue, connectivity=2)
-    if pieces.max() == 0:
-        return tissue
-    shown = np.where(rough, chroma, np.nan)
-    means = regionprops_table(
-        pieces, np.where(np.isnan(shown), chroma, shown), properties=("label", "mean_intensity")
-    )
-    dust = means["label"][means["mean_intensity"] < DUST_CHROMA]
-    return tissue & ~np.isin(pieces, dust)

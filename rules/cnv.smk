@@ -82,23 +82,13 @@ rule subtype_tumours:
 rule compare_cnv:
     input:
         folds="results/folds/{study}.tsv",
-        weights=collect(
-            "results/models/{{study}}/{fold}/{model}/weights.safetensors",
-            zip,
-            fold=[fold for fold, model in WIDE_HELD_OUT],
-            model=[model for fold, model in WIDE_HELD_OUT],
-        ),
-        settings=collect(
-            "results/models/{{study}}/{fold}/{model}/settings.json",
-            zip,
-            fold=[fold for fold, model in WIDE_HELD_OUT],
-            model=[model for fold, model in WIDE_HELD_OUT],
-        ),
+        weights=of_wide("weights.safetensors"),
+        settings=of_wide("settings.json"),
         verdict="results/evaluation/{study}/leakage.json",
-        features=collect("results/features/{slide}.h5", slide=SECTIONS),
-        spots=collect("results/spots/{slide}.h5ad", slide=SECTIONS),
-        labels=collect("results/labels/{slide}.tsv", slide=SECTIONS),
-        cnv=collect("results/cnv/{slide}.h5ad", slide=SECTIONS),
+        features=of_sections("results/features/{slide}.h5"),
+        spots=of_sections("results/spots/{slide}.h5ad"),
+        labels=of_sections("results/labels/{slide}.tsv"),
+        cnv=of_sections("results/cnv/{slide}.h5ad"),
         gene_positions=GENE_POSITIONS or [],
     output:
         agreement="results/cnv/{study}/agreement.tsv",

@@ -14,6 +14,7 @@ from histogep import (
     sheets,
     stages,
 )
+from histogep.bad_slides import failed_slides
 from histogep.files import read_json
 from histogep.jobs import InputError
 from histogep.provenance import code_digest
@@ -26,7 +27,7 @@ REPOSITORY = Path(workflow.basedir)
 
 
 def read_study():
-    """Return settings, files, sheets and stages, all checked; the default study if none is given."""
+    """Return settings, files and sheets, all checked; the default study if none is given."""
     configfiles = workflow.config_settings.configfiles
     for file in configfiles:
         settings.refuse_repeated_keys(file)
@@ -97,12 +98,7 @@ def read_study():
         samples = bulk.measured_samples(inputs["measured"])
         ids = {barcodes.patient_of(sample) for sample in samples}
         measured[cohort] = sheet.loc[sheet.index.intersection(sorted(ids))]
-    return (
-        complete,
-        files,
-        slides,
-        stages.plan_stages(complete, slides, patients, measured),
-    )
+    return complete, files, slides, patients, measured
 
 
 def one_of(names):
@@ -116,7 +112,8 @@ def resource(name):
 
 
 try:
-    SETTINGS, FILES, SLIDES, STAGES = read_study()
+    SETTINGS, FILES, SLIDES, PATIENTS, MEASURED_PATIENTS = read_study()
+    STAGES = stages.plan_stages(SETTINGS, SLIDES, PATIENTS, MEASURED_PATIENTS)
 except InputError as error:
     raise WorkflowError(str(error)) from None
 config.clear()
@@ -134,21 +131,7 @@ FOLDS = folds.fold_names(
     settings=config["folds"],
 )
 MODELS = list(config["models"])
-HELD_OUT = [
-    (fold, model)
-    for fold in FOLDS
-    for model, choices in config["models"].items()
-    # The wide panel serves copy number only; the paper's protocol knows only its own network.
-    if (fold.startswith("honest-") and choices["panel"] == "main")
-    or (fold.startswith("hist-") and choices["kind"] == "cmunet")
-]
-# The wide panel serves copy number only: its honest folds are trained where predicted is compared with
-# measured copy number, and audited like all others.
-WIDE_HELD_OUT = [
-    (fold, config["deploy"]["wide"])
-    for fold in FOLDS
-    if fold.startswith("honest-") and STAGES.runs("cnv agreement")
-]
+SKIP_BAD_SLIDES = config["on_bad_slide"] == "skip"
 MODEL_FOLDER = FILES["model"] or f"results/model/{STUDY}"
 # A model that is applied brings its lattice: other slides are sampled as it was trained.
 LATTICE = config["lattice"]
@@ -169,6 +152,137 @@ wildcard_constraints:
     fold=one_of(FOLDS),
     model=one_of(MODELS),
     contrast="tumour|survival|response",
+
+
+# With `on_bad_slide: skip` which slides can be used is known only when all have been encoded. So
+# what follows asks for its inputs through the functions below, which wait for the checkpoint
+# check_slides; with `stop` they wait for nothing, and the whole plan is known from the start.
+def usable(slides):
+    """Return those of some slides that can be used."""
+    if not SKIP_BAD_SLIDES:
+        return list(slides)
+    failed = failed_slides(checkpoints.check_slides.get().output.failed)
+    return [slide for slide in slides if slide not in failed]
+
+
+def after_check(wildcards):
+    """Return no file, but only once it is known which slides can be used."""
+    usable([])
+    return []
+
+
+def study_stages():
+    """Return the stages that the usable slides allow."""
+    if not SKIP_BAD_SLIDES:
+        return STAGES
+    try:
+        return stages.plan_stages(
+            config, SLIDES.loc[usable(SLIDES.index)], PATIENTS, MEASURED_PATIENTS
+        )
+    except InputError as error:
+        raise WorkflowError(f"after bad slides were left out: {error}") from None
+
+
+def study_targets(wildcards):
+    """Return the files that the whole study asks for."""
+    listed = ["results/failed_slides.tsv"] if SKIP_BAD_SLIDES else []
+    return study_stages().targets() + listed
+
+
+def stage_rows(wildcards):
+    """Return one plain row per stage, for the report."""
+    return study_stages().rows()
+
+
+def usable_sections(wildcards):
+    """Return the ids of the sections that can be used."""
+    return usable(SECTIONS)
+
+
+def usable_section_patients(wildcards):
+    """Return the patient of each section, in the order of `usable_sections`."""
+    return [patient_of(section) for section in usable(SECTIONS)]
+
+
+def of_sections(pattern, among=tuple(SECTIONS)):
+    """Return an input function that gives the files of the usable sections, one for each {slide}."""
+
+    def files(wildcards):
+        return [pattern.format(slide=section) for section in usable(among)]
+
+    return files
+
+
+def annotated_sections(wildcards):
+    """Return the ids of the usable sections that somebody annotated."""
+    return usable(ANNOTATED)
+
+
+def response_cohorts(wildcards):
+    """Return the cohorts with responses."""
+    return study_stages().cohorts("response")
+
+
+def responding_patients(wildcards):
+    """Return the patients of each of `response_cohorts`."""
+    return [
+        f"results/patients/{cohort}.parquet" for cohort in response_cohorts(wildcards)
+    ]
+
+
+def fold_ids():
+    """Return the ids of the folds of the usable sections."""
+    sections = usable(SECTIONS)
+    patients = {patient_of(section) for section in sections}
+    return folds.fold_names(
+        n_patients=len(patients), n_sections=len(sections), settings=config["folds"]
+    )
+
+
+def of_folds(pattern):
+    """Return an input function that gives the files of all folds, one for each {fold}."""
+
+    def files(wildcards):
+        return [pattern.format(fold=fold, study=STUDY) for fold in fold_ids()]
+
+    return files
+
+
+def held_out():
+    """Return fold and model of every prediction of held-out sections."""
+    return [
+        (fold, model)
+        for fold in fold_ids()
+        for model, choices in config["models"].items()
+        # The wide panel serves copy number only; the paper's protocol knows only its own network.
+        if (fold.startswith("honest-") and choices["panel"] == "main")
+        or (fold.startswith("hist-") and choices["kind"] == "cmunet")
+    ]
+
+
+def wide_held_out():
+    """Return fold and model of the wide panel's held-out training.
+
+    It serves copy number only: its honest folds are trained where predicted is compared with
+    measured copy number, and audited like all others.
+    """
+    return [
+        (fold, config["deploy"]["wide"])
+        for fold in fold_ids()
+        if fold.startswith("honest-") and study_stages().runs("cnv agreement")
+    ]
+
+
+def of_wide(name):
+    """Return an input function that gives a file of each held-out training of the wide panel."""
+
+    def files(wildcards):
+        return [
+            f"results/models/{STUDY}/{fold}/{model}/{name}"
+            for fold, model in wide_held_out()
+        ]
+
+    return files
 
 
 def slide_image(wildcards):
@@ -247,7 +361,7 @@ def training_inputs(wildcards):
     return {
         "fold_settings": [
             f"results/models/{STUDY}/{fold}/{model}/settings.json"
-            for fold, model in HELD_OUT
+            for fold, model in held_out()
             if fold.startswith("honest-") and model == wildcards.model
         ]
     }
@@ -257,7 +371,7 @@ def trained_settings(wildcards):
     """Return the settings of every model that was trained with sections held out."""
     return [
         f"results/models/{STUDY}/{fold}/{model}/settings.json"
-        for fold, model in HELD_OUT
+        for fold, model in held_out()
     ]
 
 
@@ -265,21 +379,22 @@ def audited_settings(wildcards):
     """Return the settings of every model with sections held out, those of the wide panel too."""
     return trained_settings(wildcards) + [
         f"results/models/{STUDY}/{fold}/{model}/settings.json"
-        for fold, model in WIDE_HELD_OUT
+        for fold, model in wide_held_out()
     ]
 
 
 def held_out_predictions(wildcards):
     """Return the predictions of every held-out section by every model."""
     return [
-        f"results/predictions/{STUDY}/{fold}/{model}.h5ad" for fold, model in HELD_OUT
+        f"results/predictions/{STUDY}/{fold}/{model}.h5ad" for fold, model in held_out()
     ]
 
 
 def cohort_slides(wildcards, *, spots):
     """Return the slides of {cohort} with (True), without (False) or whatever (None) spots."""
     members = SLIDES.index[SLIDES["cohort"] == wildcards.cohort]
-    return [slide for slide in members if spots is None or (slide in SECTIONS) == spots]
+    wanted = [s for s in members if spots is None or (s in SECTIONS) == spots]
+    return usable(wanted)
 
 
 def cnv_inputs(wildcards):
@@ -320,7 +435,7 @@ def summary_inputs(wildcards):
         return MEASURED[wildcards.cohort]
     slides = cohort_slides(wildcards, spots=False)
     inputs = {"expression": [f"results/expression/{slide}.h5ad" for slide in slides]}
-    if STAGES.runs("cnv", wildcards.cohort):
+    if study_stages().runs("cnv", wildcards.cohort):
         inputs["subtypes"] = f"results/cnv/{wildcards.cohort}/patients.tsv"
     if FILES["patients"]:
         inputs["patients"] = FILES["patients"]

@@ -31,7 +31,7 @@ rule score_genes:
 rule select_genes:
     input:
         folds="results/folds/{study}.tsv",
-        genes=collect("results/genes/sections/{slide}.tsv", slide=SECTIONS),
+        genes=of_sections("results/genes/sections/{slide}.tsv"),
         markers=MARKERS,
     output:
         panel="results/genes/{study}/{fold}.tsv",

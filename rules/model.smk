@@ -8,6 +8,8 @@ Writes: results/folds/{study}.tsv, results/models/{study}/{fold}/{model}/,
 
 
 rule split_folds:
+    input:
+        after_check,
     output:
         folds="results/folds/{study}.tsv",
     log:
@@ -19,8 +21,8 @@ rule split_folds:
         runtime=10,
     params:
         code=code_digest("split_folds.py"),
-        sections=SECTIONS,
-        patients=[patient_of(section) for section in SECTIONS],
+        sections=usable_sections,
+        patients=usable_section_patients,
         folds=lookup("folds", within=config),
         seed=config["seed"],
     message:
@@ -34,9 +36,9 @@ rule train_model:
         unpack(training_inputs),
         folds="results/folds/{study}.tsv",
         panel="results/genes/{study}/{fold}.tsv",
-        features=collect("results/features/{slide}.h5", slide=SECTIONS),
-        spots=collect("results/spots/{slide}.h5ad", slide=SECTIONS),
-        labels=collect("results/labels/{slide}.tsv", slide=SECTIONS),
+        features=of_sections("results/features/{slide}.h5"),
+        spots=of_sections("results/spots/{slide}.h5ad"),
+        labels=of_sections("results/labels/{slide}.tsv"),
     output:
         weights="results/models/{study}/{fold}/{model}/weights.safetensors",
         settings="results/models/{study}/{fold}/{model}/settings.json",
@@ -68,9 +70,9 @@ rule predict_fold:
         folds="results/folds/{study}.tsv",
         weights="results/models/{study}/{fold}/{model}/weights.safetensors",
         settings="results/models/{study}/{fold}/{model}/settings.json",
-        features=collect("results/features/{slide}.h5", slide=SECTIONS),
-        spots=collect("results/spots/{slide}.h5ad", slide=SECTIONS),
-        labels=collect("results/labels/{slide}.tsv", slide=SECTIONS),
+        features=of_sections("results/features/{slide}.h5"),
+        spots=of_sections("results/spots/{slide}.h5ad"),
+        labels=of_sections("results/labels/{slide}.tsv"),
     output:
         predictions="results/predictions/{study}/{fold}/{model}.h5ad",
     log:
@@ -92,10 +94,10 @@ rule predict_fold:
 rule audit_leakage:
     input:
         folds="results/folds/{study}.tsv",
-        gene_scores=collect("results/genes/sections/{slide}.tsv", slide=SECTIONS),
+        gene_scores=of_sections("results/genes/sections/{slide}.tsv"),
         markers=MARKERS,
-        panels=collect("results/genes/{{study}}/{fold}.tsv", fold=FOLDS),
-        records=collect("results/genes/{{study}}/{fold}.json", fold=FOLDS),
+        panels=of_folds("results/genes/{study}/{fold}.tsv"),
+        records=of_folds("results/genes/{study}/{fold}.json"),
         settings=audited_settings,
     output:
         verdict="results/evaluation/{study}/leakage.json",
@@ -120,7 +122,7 @@ rule evaluate_model:
         verdict="results/evaluation/{study}/leakage.json",
         folds="results/folds/{study}.tsv",
         predictions=held_out_predictions,
-        spots=collect("results/spots/{slide}.h5ad", slide=SECTIONS),
+        spots=of_sections("results/spots/{slide}.h5ad"),
     output:
         scorecards="results/evaluation/{study}/scorecards.tsv",
         genes="results/evaluation/{study}/genes.tsv",
@@ -184,7 +186,7 @@ rule package_model:
         settings=collect(
             "results/models/{{study}}/all/{model}/settings.json", model=MODELS
         ),
-        features=collect("results/features/{slide}.h5", slide=SECTIONS),
+        features=of_sections("results/features/{slide}.h5"),
     output:
         model=directory("results/model/{study}"),
     log:

@@ -26,6 +26,8 @@ rule record_software:
 
 
 rule record_configuration:
+    input:
+        after_check,
     output:
         configuration="results/provenance/configuration.yaml",
         stages="results/provenance/stages.tsv",
@@ -42,7 +44,7 @@ rule record_configuration:
     params:
         code=code_digest("record_configuration.py"),
         configuration=config,
-        stages=STAGES.rows(),
+        stages=stage_rows,
     message:
         "Record the configuration"
     script:

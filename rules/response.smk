@@ -39,9 +39,7 @@ rule predict_response:
 
 rule transfer_response:
     input:
-        patients=collect(
-            "results/patients/{cohort}.parquet", cohort=STAGES.cohorts("response")
-        ),
+        patients=responding_patients,
     output:
         performance="results/transfer/{study}/performance.tsv",
         scores="results/transfer/{study}/scores.tsv",
@@ -63,7 +61,7 @@ rule transfer_response:
         runtime=60,
     params:
         code=code_digest("transfer_response.py"),
-        cohorts=STAGES.cohorts("response"),
+        cohorts=response_cohorts,
         response=lookup("response", within=config),
         seed=config["seed"],
     message:

@@ -1,7 +1,8 @@
-"""Slides: geometry, tissue, tiles and their features.
+"""Slides: geometry, tissue, tiles and their features, and which slides cannot be used.
 
 Needs:  `image` (and `mpp` where the file has none) of config/slides.tsv.
-Writes: results/slides/{slide}.json, results/tiles/{slide}.parquet, results/features/{slide}.h5
+Writes: results/slides/{slide}.json, results/tiles/{slide}.parquet, results/features/{slide}.h5,
+        results/failed_slides.tsv
 """
 
 
@@ -21,6 +22,8 @@ rule prepare_slide:
     resources:
         mem_mb=2000,
         runtime=60,
+        # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
+        skip_bad_slides=int(SKIP_BAD_SLIDES),
     params:
         code=code_digest("prepare_slide.py"),
         mpp=slide_mpp,
@@ -54,6 +57,8 @@ rule tile_slide:
     resources:
         mem_mb=4000,
         runtime=60,
+        # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
+        skip_bad_slides=int(SKIP_BAD_SLIDES),
     params:
         code=code_digest("tile_slide.py"),
         lattice=LATTICE,
@@ -82,6 +87,8 @@ rule encode_tiles:
         gpu=1,
         mem_mb=4000,
         runtime=120,
+        # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
+        skip_bad_slides=int(SKIP_BAD_SLIDES),
     params:
         code=code_digest("encode_tiles.py"),
         lattice=LATTICE,
@@ -90,3 +97,33 @@ rule encode_tiles:
         "Encode the tiles of slide {wildcards.slide}"
     script:
         "../workflow_scripts/encode_tiles.py"
+
+
+# Part of a study with `on_bad_slide: skip` only: with `stop` there is nothing to list.
+checkpoint check_slides:
+    input:
+        features=collect("results/features/{slide}.h5", slide=SLIDES.index),
+    output:
+        failed="results/failed_slides.tsv",
+        page=report(
+            "results/failed_slides.html",
+            caption="../report/failed_slides.rst",
+            category="1. Slides and quality",
+            labels={"slide": "all", "figure": "slides that cannot be used"},
+        ),
+    log:
+        "logs/check_slides.log",
+    conda:
+        "../envs/slides.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_digest("check_slides.py"),
+        slides=list(SLIDES.index),
+        patients=list(SLIDES["patient"]),
+        cohorts=list(SLIDES["cohort"]),
+    message:
+        "List the slides that cannot be used"
+    script:
+        "../workflow_scripts/check_slides.py"

@@ -29,6 +29,8 @@ rule align_spots:
     resources:
         mem_mb=8000,
         runtime=60,
+        # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
+        skip_bad_slides=int(SKIP_BAD_SLIDES),
     params:
         code=code_digest("align_spots.py"),
         lattice=LATTICE,
@@ -74,8 +76,8 @@ rule label_spots:
 
 rule check_labels:
     input:
-        spots=collect("results/spots/{slide}.h5ad", slide=ANNOTATED),
-        labels=collect("results/labels/{slide}.tsv", slide=ANNOTATED),
+        spots=of_sections("results/spots/{slide}.h5ad", among=ANNOTATED),
+        labels=of_sections("results/labels/{slide}.tsv", among=ANNOTATED),
         markers=MARKERS,
         gene_positions=GENE_POSITIONS or [],
     output:
@@ -96,7 +98,7 @@ rule check_labels:
         runtime=60,
     params:
         code=code_digest("check_labels.py"),
-        slides=ANNOTATED,
+        slides=annotated_sections,
         cnv=lookup("cnv", within=config),
     message:
         "Compare inferred with annotated labels"

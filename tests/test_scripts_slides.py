@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import shutil
+
 import anndata
 import h5py
 import numpy as np
@@ -12,7 +15,7 @@ from scipy import ndimage
 from histogep.descriptors import describe_tiles
 from histogep.features import read_features
 from histogep.files import read_json, read_tsv
-from histogep.jobs import InputError
+from histogep.jobs import BadSlide, InputError
 from histogep.lattice import Lattice
 from histogep.slides import Slide
 
@@ -38,7 +41,7 @@ def _write_image(path, mpp=1.0):
 
 @pytest.fixture
 def prepare(run_script, tmp_path):
-    def prepare(image, mpp=None):
+    def prepare(image, mpp=None, skip=False):
         output = {"slide": tmp_path / "slides/S1.json", "pyramid": tmp_path / "slides/S1"}
         log = run_script(
             "prepare_slide.py",
@@ -46,6 +49,7 @@ def prepare(run_script, tmp_path):
             output=output,
             params={"mpp": mpp},
             wildcards={"slide": "S1"},
+            resources={"skip_bad_slides": int(skip)},
         )
         return output["slide"], log
 
@@ -54,7 +58,7 @@ def prepare(run_script, tmp_path):
 
 @pytest.fixture
 def tile(run_script, tmp_path):
-    def tile(slide, **inputs):
+    def tile(slide, skip=False, **inputs):
         output = {
             "tiles": tmp_path / "tiles/S1.parquet",
             "quality": tmp_path / "tiles/S1.quality.tsv",
@@ -66,6 +70,7 @@ def tile(run_script, tmp_path):
             output=output,
             params={"lattice": LATTICE, "tissue": TISSUE},
             wildcards={"slide": "S1"},
+            resources={"skip_bad_slides": int(skip)},
         )
         return output, log
 
@@ -74,7 +79,7 @@ def tile(run_script, tmp_path):
 
 @pytest.fixture
 def encode(run_script, tmp_path):
-    def encode(slide, tiles, encoders, threads=1):
+    def encode(slide, tiles, encoders, threads=1, skip=False):
         path = tmp_path / "features/S1.h5"
         log = run_script(
             "encode_tiles.py",
@@ -82,7 +87,7 @@ def encode(run_script, tmp_path):
             output={"features": path},
             params={"lattice": LATTICE, "encoders": encoders},
             wildcards={"slide": "S1"},
-            resources={"gpu": 1},
+            resources={"gpu": 1, "skip_bad_slides": int(skip)},
             threads=threads,
         )
         return path, log
@@ -188,3 +193,104 @@ def test_real_slides(shared_data, prepare, tile, encode):
     ]
     assert np.median(correlation) > 0.99
     assert svs.attributes["level0_magnification"] == 20
+
+
+def _write_bad(kind, folder, shared_data):
+    """Write a slide that cannot be used; return its path, and the rule and words of its refusal."""
+    path = folder / "bad.svs"
+    scan = {"tile": True, "compression": "jpeg", "resunit": "cm", "xres": 2000, "yres": 2000}
+    glass = pyvips.Image.black(1500, 1500, bands=3).linear(1, 250).cast("uchar")
+    small_region = shared_data / "wsi" / "CMU-1-Small-Region.svs"
+    if kind == "truncated":
+        path.write_bytes(small_region.read_bytes()[:-1000])
+        return path, "prepare_slide", "truncated"
+    if kind == "beheaded":
+        path.write_bytes(small_region.read_bytes()[:5])
+        return path, "prepare_slide", "unsupported|truncated"
+    if kind == "zero bytes":
+        path.write_bytes(b"")
+        return path, "prepare_slide", "zero bytes"
+    if kind == "wrong extension":
+        path.write_text("slide,patient\n")
+        return path, "prepare_slide", "unsupported type"
+    if kind == "no mpp":
+        glass.tiffsave(str(path), tile=True, xres=1, yres=1)
+        return path, "prepare_slide", "`mpp` column"
+    if kind == "DICOM":
+        path = folder / "series"
+        path.mkdir()
+        (path / "1.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 64)
+        return path, "prepare_slide", "DICOM"
+    if kind == "cut DICOM":
+        path = folder / "series"
+        shutil.copytree(small_region.with_name("CMU-1-Small-Region-dicom"), path)
+        for file in path.glob("*.dcm"):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+        return path, "tile_slide", "damaged"
+    if kind == "white":
+        glass.tiffsave(str(path), **scan)
+        return path, "tile_slide", "no tissue"
+    if kind == "16 x 16 px":
+        (found,) = (file for file in small_region.parent.glob("*.svs") if file != small_region)
+        return found, "tile_slide", "no tissue|dark|colour|cells"
+    if kind == "fluorescence":
+        return shared_data / "wsi" / "test3-DAPI.ndpi", "tile_slide", "not H&E"
+    # A damaged JPEG tile in the middle of the tissue: the directory is whole, the pixels are not.
+    content = bytearray(small_region.read_bytes())
+    content[len(content) // 4 : len(content) // 2] = b"\xff" * (
+        len(content) // 2 - len(content) // 4
+    )
+    path.write_bytes(content)
+    return path, "tile_slide", "damaged|no tissue"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["truncated", "beheaded", "zero bytes", "wrong extension", "no mpp", "DICOM", "cut DICOM",
+     "white", "16 x 16 px", "fluorescence", "damaged tiles"],
+)  # fmt: skip
+def test_a_bad_slide_hands_its_reason_on_to_the_list(
+    kind, tmp_path, shared_data, prepare, tile, encode, run_script
+):
+    image, rule, complaint = _write_bad(kind, tmp_path, shared_data)
+    mpp = 0.5 if kind == "16 x 16 px" else None
+    slide, _ = prepare(image, mpp=mpp, skip=True)
+    output, log = tile(slide, skip=True)
+    assert "ERROR slide S1" in log
+    assert pd.read_parquet(output["tiles"]).shape == (0, 8)
+    assert Image.open(output["overview"]).size[0] > 500
+    path, _ = encode(slide, output["tiles"], [{"name": "descriptors"}], skip=True)
+    with pytest.raises(BadSlide, match=complaint):
+        read_features(path)
+    with h5py.File(path) as file:
+        assert file["features"].shape[0] == file["coords"].shape[0] == 0
+    # A good slide beside it: with none there is nothing to go on with.
+    good = tmp_path / "good.h5"
+    with h5py.File(good, "w") as file:
+        file.attrs["slide"] = "S0"
+    listed = {"failed": tmp_path / "failed.tsv", "page": tmp_path / "failed.html"}
+    run_script(
+        "check_slides.py",
+        input={"features": [good, path]},
+        output=listed,
+        params={"slides": ["S0", "S1"], "patients": ["p0", "p1"], "cohorts": ["c", "c"]},
+    )
+    (row,) = read_tsv(listed["failed"]).to_dict("records")
+    assert (row["slide"], row["patient"], row["cohort"], row["rule"]) == ("S1", "p1", "c", rule)
+    assert re.search(complaint, row["reason"])
+    assert "slide S1" in listed["page"].read_text()
+    with pytest.raises(InputError, match="none of the 1 slides"):
+        run_script(
+            "check_slides.py",
+            input={"features": [path]},
+            output=listed,
+            params={"slides": ["S1"], "patients": ["p1"], "cohorts": ["c"]},
+        )
+
+
+def test_a_wrong_setting_is_no_bad_slide(tmp_path, prepare, tile, encode):
+    slide, _ = prepare(_write_image(tmp_path / "image.tiff"))
+    output, _ = tile(slide)
+    with pytest.raises(InputError, match="uni.*MahmoodLab"):
+        encode(slide, output["tiles"], [{"name": "uni"}], skip=True)
+    assert not (tmp_path / "features/S1.h5").exists()

@@ -8,10 +8,12 @@ from PIL import Image
 from scipy import ndimage
 from skimage.draw import disk
 
+from histogep import bitmask
+from histogep.bitmask import BitMask
 from histogep.geometry import describe_slide
 from histogep.jobs import InputError
 from histogep.slides import Slide
-from histogep.tissue import TissueMask, find_pen, refuse_dark, segment, tissue_mask
+from histogep.tissue import TissueMask, find_pen, segment, tissue_mask
 
 
 def _haze(height, width, seed=0):
@@ -101,13 +103,18 @@ def test_white_dark_and_grey_slides_are_refused(tmp_path):
     with pytest.raises(InputError, match="no tissue"):
         tissue_mask(_slide(tmp_path, glass), {})
     with pytest.raises(InputError, match="not H&E"):
-        refuse_dark(np.zeros((10, 10, 3), np.uint8), slide="S1")
+        tissue_mask(_slide(tmp_path, np.zeros((200, 200, 3), np.uint8)), {})
+    rgb, _ = _image([(120, 100, 60)])
+    grey = np.repeat(rgb.mean(2, keepdims=True).astype(np.uint8), 3, axis=2)
+    with pytest.raises(InputError, match="no colour"):
+        tissue_mask(_slide(tmp_path, grey), {})
 
 
 def test_shares_and_points_are_exact():
     mask = np.zeros((100, 120), bool)
     mask[20:60, 30:80] = True
-    tissue = TissueMask(mask, ~mask, np.zeros((100, 120, 3), np.uint8), 8.0, (10.0, 10.0), 1)
+    overview = np.zeros((100, 120, 3), np.uint8)
+    tissue = TissueMask(BitMask.of(mask), BitMask.of(~mask), overview, 8.0, (10.0, 10.0), 1)
     # A square of 200 px is 20 mask px; centred on the corner, a quarter is tissue.
     share = tissue.share([500, 300, 300, 100, -500], [400, 200, 400, 900, -500], 200)
     np.testing.assert_allclose(share, [1, 0.25, 0.5, 0, 0], atol=1e-6)
@@ -124,6 +131,7 @@ def test_a_mask_lies_on_its_slide(tmp_path):
     slide = _slide(tmp_path, rgb)
     mask = tissue_mask(slide, {"mask_um": 8, "min_fragment_mm2": 0.02})
     assert mask.mask.shape == truth.shape
+    assert mask.overview.shape == (*truth.shape, 3)
     assert mask.px_per_px == (8, 8)
     assert mask.n_fragments == 2
     assert mask.um_per_px == pytest.approx(8)
@@ -199,26 +207,41 @@ def test_fluorescence_is_refused(shared_data):
         tissue_mask(slide, {})
 
 
-@pytest.mark.parametrize(("side_px", "expected_um"), [(20_000, 8.0), (100_000, 25.0)])
-def test_the_mask_of_a_huge_slide_is_coarser_and_never_larger(side_px, expected_um):
-    from types import SimpleNamespace
+@pytest.mark.parametrize("name", ["drawn", "fat"])
+def test_windows_find_what_one_look_finds(name, request, monkeypatch):
+    if name == "drawn":
+        rgb, _ = _image([(120, 100, 60), (150, 300, 50), (290, 395, 40)], height=301, width=403)
+        rgb[100:112, 20:380] = (20, 140, 100)
+    else:
+        folder = request.getfixturevalue("shared_data") / "wsi" / "qc_tiles"
+        rgb = np.asarray(Image.open(folder / "low-nuclei-score-level1.png").convert("RGB"))
+    whole = segment(rgb, um_per_px=8, min_fragment_mm2=0.02)
+    monkeypatch.setattr(bitmask, "WINDOW_PX", 64)
+    parts = segment(rgb, um_per_px=8, min_fragment_mm2=0.02)
+    assert whole[0].any()
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one, other)
 
-    from histogep.tissue import MAX_MASK_PX, tissue_mask
 
-    asked = []
+def test_windows_of_a_slide_are_read_where_they_lie(tmp_path, monkeypatch):
+    rgb, _ = _image([(120, 100, 60), (150, 300, 50), (290, 395, 40)], height=301, width=403)
+    slide = _slide(tmp_path, rgb)
+    whole = tissue_mask(slide, {"mask_um": 11, "min_fragment_mm2": 0.02})
+    monkeypatch.setattr(bitmask, "WINDOW_PX", 64)
+    parts = tissue_mask(slide, {"mask_um": 11, "min_fragment_mm2": 0.02})
+    assert parts.n_fragments == whole.n_fragments == 3
+    one, other = (mask.mask.every(1) for mask in (whole, parts))
+    # The pixels at the rim of a margin are averaged over a little less.
+    assert (one != other).mean() < 1e-3
+    np.testing.assert_allclose(whole.overview, parts.overview, atol=2)
 
-    def thumbnail(um_per_px):
-        asked.append(um_per_px)
-        rng = np.random.default_rng(0)
-        image = np.full((400, 400, 3), 243, np.uint8)
-        image[100:300, 100:300] = rng.integers(-15, 15, (200, 200, 1)) + [190, 110, 165]
-        return image
 
-    slide = SimpleNamespace(
-        **{"slide": "S", "image": "S.tiff", "mpp": 0.5, "width_px": side_px, "height_px": side_px},
-        thumbnail=thumbnail,
-    )
-    mask = tissue_mask(slide, {"mask_um": 8.0, "min_fragment_mm2": 0.02})
-    assert asked == [expected_um]
-    assert (side_px * 0.5 / asked[0]) ** 2 <= MAX_MASK_PX
-    assert 0.2 < mask.mask.mean() < 0.3
+def test_all_spots_of_a_band_and_over_its_edge_are_counted():
+    rng = np.random.default_rng(3)
+    mask = ndimage.gaussian_filter(rng.normal(size=(400, 250)), 6) > 0
+    overview = np.zeros((1, 1, 3), np.uint8)
+    tissue = TissueMask(BitMask.of(mask), BitMask.of(~mask), overview, 8.0, (16.0, 16.0), 1)
+    y, x = rng.integers(20, 380, 300), rng.integers(20, 230, 300)
+    found = tissue.share(x * 16, y * 16, 10 * 16)
+    expected = [mask[b - 5 : b + 5, a - 5 : a + 5].mean() for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pandas as pd
 import psutil
 import pytest
+import pyvips
 
 pytestmark = pytest.mark.workflow
 
@@ -393,3 +394,104 @@ def test_measured_examples_are_planned_on_the_real_data(shared_data, tmp_path, e
     rules = planned_rules(done)
     assert rules["summarise_patients"] == rules["fit_survival"] == cohorts
     assert "encode_tiles" not in rules
+
+
+# ------------------------------------------------------------------ one bad slide, and the rest
+
+
+@pytest.fixture
+def cohort(demo, tmp_path):
+    """A cohort of two slides and two bad ones, and another of one bad slide: call it to run."""
+    simulated = demo / "data/simulated"
+    (tmp_path / "zero.svs").write_bytes(b"")
+    (tmp_path / "lonely.svs").write_text("this is no slide\n")
+    glass = pyvips.Image.black(1500, 1500, bands=3).linear(1, 250).cast("uchar")
+    glass.tiffsave(str(tmp_path / "glass.tiff"), tile=True, xres=2000, yres=2000, resunit="cm")
+    rows = [f"{name}\tp{name}\tc\t{simulated / name}.tiff" for name in ("H01-1", "H02-1")]
+    rows += ["zero\tp1\tc\tzero.svs", "glass\tp2\tc\tglass.tiff", "lonely\tp3\tlost\tlonely.svs"]
+    (tmp_path / "slides.tsv").write_text("\n".join(["slide\tpatient\tcohort\timage", *rows, ""]))
+
+    def run(*arguments, on_bad_slide="skip"):
+        (tmp_path / "study.yaml").write_text(
+            f"study: s\nslides: slides.tsv\nmodel: {demo / 'results/model/demo'}\n"
+            f"on_bad_slide: {on_bad_slide}\n"
+            f"references: {{gene_positions: {simulated / 'gene_positions.tsv'}}}\n"
+        )
+        return snakemake(tmp_path, "--configfile", tmp_path / "study.yaml", *arguments)
+
+    run.folder, run.good = tmp_path, simulated / "H02-1.tiff"
+    return run
+
+
+def predicted(folder):
+    return {path.stem for path in folder.glob("results/expression/*.h5ad")}
+
+
+def test_bad_slides_are_listed_and_the_cohort_goes_on_without_them(cohort):
+    folder = cohort.folder
+    done = cohort("--keep-going", on_bad_slide="stop")
+    assert done.returncode == 1
+    assert "zero bytes" in (folder / "logs/prepare_slide/zero.log").read_text()
+    assert "no tissue" in (folder / "logs/tile_slide/glass.log").read_text()
+    assert not (folder / "results/failed_slides.tsv").exists()
+    # What the good slides have cost is not paid again when the others may be skipped.
+    planned = planned_rules(cohort("--dry-run"))
+    assert planned["prepare_slide"] == 2
+    assert planned["encode_tiles"] == 3
+
+    done = cohort()
+    assert done.returncode == 0, done.said[-6000:]
+    failed = table(folder, "failed_slides.tsv", index_col="slide")
+    assert failed["rule"].to_dict() == {
+        "zero": "prepare_slide",
+        "glass": "tile_slide",
+        "lonely": "prepare_slide",
+    }
+    assert "no tissue" in failed.loc["glass", "reason"]
+    assert predicted(folder) == {"H01-1", "H02-1"}
+    assert set(table(folder, "cnv/c/subtypes.tsv")["slide"]) <= {"H01-1", "H02-1"}
+    assert not (folder / "results/cnv/lost").exists()
+    assert set(table(folder, "provenance/stages.tsv")["cohort"].dropna()) == {"c"}
+    assert "Nothing to be done" in cohort("--dry-run").said
+    # The records of bad slides still stop a study that may not skip them.
+    done = cohort("--keep-going", on_bad_slide="stop")
+    assert done.returncode == 1
+    assert "zero bytes" in (folder / "logs/predict_slide/zero.log").read_text()
+
+    # A slide that is mended joins its cohort, and no other slide is touched.
+    shutil.copyfile(cohort.good, folder / "zero.svs")
+    assert planned_rules(cohort("--dry-run"))["encode_tiles"] == 1
+    done = cohort()
+    assert done.returncode == 0, done.said[-6000:]
+    assert predicted(folder) == {"H01-1", "H02-1", "zero"}
+    assert "Nothing to be done" in cohort("--dry-run").said
+
+
+def test_a_section_that_is_skipped_is_in_no_fold(demo, tmp_path):
+    simulated = demo / "data/simulated"
+    glass = pyvips.Image.black(4000, 4000, bands=3).linear(1, 250).cast("uchar")
+    glass.tiffsave(str(tmp_path / "glass.tiff"), tile=True, xres=2000, yres=2000, resunit="cm")
+    rows = ["slide\tpatient\tcohort\timage\tcounts"]
+    for section in ("P01-1", "P02-1", "P03-1", "P04-1"):
+        image = tmp_path / "glass.tiff" if section == "P02-1" else f"{simulated / section}.tiff"
+        rows.append(f"{section}\tp{section}\tc\t{image}\t{simulated / section}")
+    (tmp_path / "slides.tsv").write_text("\n".join([*rows, ""]))
+    (tmp_path / "study.yaml").write_text(
+        "study: s\nslides: slides.tsv\non_bad_slide: skip\nencoders: [{name: descriptors}]\n"
+    )
+    done = snakemake(tmp_path, "results/folds/s.tsv", "--configfile", tmp_path / "study.yaml")
+    assert done.returncode == 0, done.said[-6000:]
+    assert table(tmp_path, "failed_slides.tsv")[["slide", "rule"]].values.tolist() == [
+        ["P02-1", "align_spots"]
+    ]
+    folds = table(tmp_path, "folds/s.tsv")
+    assert set(folds["slide"]) == {"P01-1", "P03-1", "P04-1"}
+    assert set(folds["fold"]) == {
+        *(f"{kind}-{i}" for kind in ("honest", "hist") for i in (1, 2, 3)),
+        "all",
+    }
+    # All that is still to come is planned for three sections of three patients.
+    planned = planned_rules(snakemake(tmp_path, "--configfile", tmp_path / "study.yaml", "-n"))
+    assert planned["select_genes"] == 7
+    assert planned["score_genes"] == planned["label_spots"] == 3
+    assert "encode_tiles" not in planned

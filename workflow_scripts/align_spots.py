@@ -1,12 +1,17 @@
 """Put the measured spots of one section on its slide, and check that they belong there."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anndata
+
 from histogep import plots
+from histogep.bad_slides import record_failure
 from histogep.files import complete
-from histogep.jobs import InputError, job_log
+from histogep.jobs import BadSlide, job_log
 from histogep.lattice import Lattice
+from histogep.plots_slides import draw_failure
 from histogep.plots_spots import draw_spots
 from histogep.slides import Slide
 from histogep.spot_readers import read_section
@@ -24,16 +29,24 @@ with job_log(snakemake.log[0]) as log:
         positions=snakemake.input.get("positions"),
         pitch_um=lattice.pitch_um,
     )
-    with Slide.from_json(snakemake.input.slide) as slide:
-        mask = tissue_mask(slide, snakemake.params.tissue)
-        spots = align_spots(raw, slide, mask, lattice=lattice, settings=settings)
-    figure = draw_spots(spots, mpp=slide.mpp)
+    # Snakemake deletes the outputs of a job that fails, but not what lies beside its log.
+    beside_log = Path(snakemake.log[0]).with_suffix(".png")
     try:
-        check_alignment(spots, slide, mask, min_on_tissue=settings["min_on_tissue"])
-    except InputError:
-        # Snakemake deletes the outputs of a job that fails, but not what lies beside its log.
-        plots.save(figure, Path(snakemake.log[0]).with_suffix(".png"))
-        raise
+        with Slide.from_json(snakemake.input.slide) as slide:
+            mask = tissue_mask(slide, snakemake.params.tissue)
+            spots = align_spots(raw, slide, mask, lattice=lattice, settings=settings)
+        figure = draw_spots(spots, mpp=slide.mpp)
+        try:
+            check_alignment(spots, slide, mask, min_on_tissue=settings["min_on_tissue"])
+        except BadSlide:
+            plots.save(figure, beside_log)
+            raise
+    except BadSlide as error:
+        failed = record_failure(
+            error, rule="align_spots", skip=bool(snakemake.resources.get("skip_bad_slides"))
+        )
+        spots = anndata.AnnData(uns={"failed": json.dumps(failed)})
+        figure = draw_failure(snakemake.wildcards.slide, failed["reason"])
     plots.save(figure, snakemake.output.overlay)
     with complete(snakemake.output.spots) as temporary:
         spots.write_h5ad(temporary, compression="gzip", convert_strings_to_categoricals=False)

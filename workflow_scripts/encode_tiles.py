@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from histogep.bad_slides import record_failure, refuse_failed, write_failed_features
 from histogep.encoders import load_encoder
 from histogep.encoding import encode_slide
-from histogep.jobs import job_log
+from histogep.jobs import BadSlide, job_log
 from histogep.lattice import Lattice
 from histogep.slides import Slide
 
@@ -17,13 +18,23 @@ if TYPE_CHECKING:
 with job_log(snakemake.log[0]) as log:
     torch.set_num_threads(snakemake.threads)
     encoders = [load_encoder(settings) for settings in snakemake.params.encoders]
-    with Slide.from_json(snakemake.input.slide) as slide:
-        encode_slide(
-            slide,
-            pd.read_parquet(snakemake.input.tiles),
-            snakemake.output.features,
-            lattice=Lattice.from_settings(snakemake.params.lattice),
-            encoders=encoders,
-            threads=snakemake.threads,
-            cuda=bool(snakemake.resources.get("gpu")) and torch.cuda.is_available(),
+    tiles = pd.read_parquet(snakemake.input.tiles)
+    try:
+        refuse_failed(tiles.attrs)
+        with Slide.from_json(snakemake.input.slide) as slide:
+            encode_slide(
+                slide,
+                tiles,
+                snakemake.output.features,
+                lattice=Lattice.from_settings(snakemake.params.lattice),
+                encoders=encoders,
+                threads=snakemake.threads,
+                cuda=bool(snakemake.resources.get("gpu")) and torch.cuda.is_available(),
+            )
+    except BadSlide as error:
+        failed = record_failure(
+            error, rule="encode_tiles", skip=bool(snakemake.resources.get("skip_bad_slides"))
+        )
+        write_failed_features(
+            snakemake.output.features, slide=snakemake.wildcards.slide, failed=failed
         )

@@ -1,26 +1,36 @@
 """Read the geometry of one slide, and convert it when it cannot be read by region."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from histogep.bad_slides import record_failure
 from histogep.files import write_json
 from histogep.geometry import describe_slide
-from histogep.jobs import job_log
+from histogep.jobs import BadSlide, job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]) as log:
-    geometry = describe_slide(
-        slide=snakemake.wildcards.slide,
-        source=snakemake.input.image,
-        folder=snakemake.output.pyramid,
-        mpp=snakemake.params.mpp,
-    )
+    name, image = snakemake.wildcards.slide, snakemake.input.image
+    try:
+        geometry = describe_slide(
+            slide=name,
+            source=image,
+            folder=snakemake.output.pyramid,
+            mpp=snakemake.params.mpp,
+        )
+        log.info(
+            "%d x %d px, %.4g um per px from the %s",
+            geometry["width"],
+            geometry["height"],
+            geometry["mpp"],
+            geometry["mpp_source"],
+        )
+    except BadSlide as error:
+        failed = record_failure(
+            error, rule="prepare_slide", skip=bool(snakemake.resources.get("skip_bad_slides"))
+        )
+        Path(snakemake.output.pyramid).mkdir(parents=True, exist_ok=True)
+        geometry = {"slide": name, "source": image, "failed": failed}
     write_json(geometry, snakemake.output.slide)
-    log.info(
-        "%d x %d px, %.4g um per px from the %s",
-        geometry["width"],
-        geometry["height"],
-        geometry["mpp"],
-        geometry["mpp_source"],
-    )

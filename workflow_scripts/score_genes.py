@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import anndata
 
+from histogep.bad_slides import refuse_failed_spots
 from histogep.files import write_tsv
 from histogep.genes import score_genes
 from histogep.jobs import job_log
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]) as log:
+    refuse_failed_spots(snakemake.input.spots)
     spots = anndata.read_h5ad(snakemake.input.spots)
     settings = snakemake.params.genes
     scores = score_genes(

@@ -2,11 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from histogep import plots, tiles
+from histogep.bad_slides import record_failure, refuse_failed_spots
 from histogep.files import complete, write_tsv
-from histogep.jobs import job_log
+from histogep.jobs import BadSlide, job_log
 from histogep.lattice import Lattice
-from histogep.plots_slides import draw_tiles
+from histogep.plots_slides import draw_failure, draw_tiles
 from histogep.slides import Slide
 from histogep.tissue import tissue_mask
 
@@ -17,17 +20,29 @@ with job_log(snakemake.log[0]) as log:
     lattice = Lattice.from_settings(snakemake.params.lattice)
     settings = snakemake.params.tissue
     spots = snakemake.input.get("spots")
-    with Slide.from_json(snakemake.input.slide) as slide:
-        mask = tissue_mask(slide, settings)
+    try:
         if spots:
-            table = tiles.spot_tiles(slide, mask, lattice=lattice, spots=spots)
-        else:
-            table = tiles.lattice_tiles(slide, mask, lattice=lattice, settings=settings)
-        table["blur"] = tiles.measure_sharpness(slide, table, tile_um=lattice.tile_um)
-        quality = tiles.summarise_quality(slide, mask, table, lattice=lattice)
+            refuse_failed_spots(spots)
+        with Slide.from_json(snakemake.input.slide) as slide:
+            mask = tissue_mask(slide, settings)
+            if spots:
+                table = tiles.spot_tiles(slide, mask, lattice=lattice, spots=spots)
+            else:
+                table = tiles.lattice_tiles(slide, mask, lattice=lattice, settings=settings)
+            table["blur"] = tiles.measure_sharpness(slide, table, tile_um=lattice.tile_um)
+            quality = tiles.summarise_quality(slide, mask, table, lattice=lattice)
         title = f"{slide.slide}: {mask.tissue_mm2:.1f} mm² tissue, {mask.n_fragments} pieces"
+        overview = draw_tiles(mask, table, title=title)
+        log.info("%d tiles on %.2f mm2 of tissue", len(table), mask.tissue_mm2)
+    except BadSlide as error:
+        failed = record_failure(
+            error, rule="tile_slide", skip=bool(snakemake.resources.get("skip_bad_slides"))
+        )
+        table = tiles.no_tiles()
+        table.attrs["failed"] = failed
+        quality = pd.DataFrame({"metric": ["n_tiles"], "value": [0.0]})
+        overview = draw_failure(snakemake.wildcards.slide, failed["reason"])
     with complete(snakemake.output.tiles) as temporary:
         table.to_parquet(temporary, index=False)
     write_tsv(quality, snakemake.output.quality)
-    plots.save(draw_tiles(mask, table, title=title), snakemake.output.overview)
-    log.info("%d tiles on %.2f mm2 of tissue", len(table), mask.tissue_mm2)
+    plots.save(overview, snakemake.output.overview)

@@ -1,0 +1,28 @@
+"""List the slides of a study that cannot be used."""
+
+from typing import TYPE_CHECKING
+
+from histogep.bad_slides import collect_failures
+from histogep.files import write_tsv
+from histogep.jobs import job_log
+from histogep.pages import Table, write_page
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    params = snakemake.params
+    failed = collect_failures(
+        snakemake.input.features,
+        slides=params.slides,
+        patients=params.patients,
+        cohorts=params.cohorts,
+    )
+    write_tsv(failed, snakemake.output.failed)
+    write_page(
+        snakemake.output.page,
+        title=f"Slides that cannot be used: {len(failed)} of {len(params.slides)}",
+        tables=[Table(failed)],
+        notes=["Each is left out of everything that follows, its patient too if it has no other."],
+    )
+    log.info("%d of %d slides cannot be used", len(failed), len(params.slides))
