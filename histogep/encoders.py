@@ -337,7 +337,7 @@ def load_encoder(settings: Mapping[str, Any]) -> LoadedEncoder:
     InputError
         If the name is unknown, the weights are missing, or do not fit to the last tensor.
     """
-    unknown = set(settings) - {"name", "weights", "precision"}
+    unknown = set(settings) - {"name", "weights", "precision", "precomputed"}
     if unknown:
         raise InputError(f"encoders: unknown settings {', '.join(sorted(unknown))}")
     precision = settings.get("precision") or "auto"

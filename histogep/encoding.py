@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import nn
 from histogep.descriptors import describe_tiles
 from histogep.encoders import Encoder, LoadedEncoder
 from histogep.features import FeatureWriter, tile_attributes
+from histogep.given_features import GivenFeatures, match_given
 from histogep.jobs import BadSlide, InputError, progress
 from histogep.lattice import Lattice
 from histogep.slides import Slide
@@ -34,13 +35,55 @@ TILE_PX = 224
 _FOLD_TOLERANCE = 1e-3
 
 
+@dataclasses.dataclass(frozen=True)
+class GivenBlock:
+    """Features that are not computed here, one row for each tile of the slide.
+
+    Their white tile, which nobody encoded, is their mean: it says nothing.
+    """
+
+    name: str
+    values: np.ndarray
+    input_px: int
+    sha256: str = "precomputed"
+    precision: str = "as given"
+
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+        return self.values.shape[1]
+
+
+def given_block(
+    name: str, given: GivenFeatures, tiles: pd.DataFrame, *, slide: Slide
+) -> tuple[pd.DataFrame, GivenBlock]:
+    """Return the tiles that lie in a patch of given features, and the features of these.
+
+    Raises
+    ------
+    InputError
+        If a spot lies in no patch, or not half of the tiles do: the features are of other tissue.
+    """
+    row = match_given(given, tiles["x_px"].to_numpy(), tiles["y_px"].to_numpy(), slide=slide)
+    found = row >= 0
+    lost = tiles["barcode"].astype(str)[~found]
+    if (lost != "").any() or found.sum() < 0.5 * len(tiles):
+        raise InputError(
+            f"{given.path} has a patch for {found.sum()} of the {len(tiles)} tiles of slide "
+            f"{slide.slide}: give features of all of its tissue (and of every spot), or let the "
+            "workflow encode it"
+        )
+    block = GivenBlock(name, given.values[row[found]], given.patch_px)
+    return tiles[found].reset_index(drop=True), block
+
+
 def encode_slide(
     slide: Slide,
     tiles: pd.DataFrame,
     path: str | Path,
     *,
     lattice: Lattice,
-    encoders: Sequence[LoadedEncoder],
+    encoders: Sequence[LoadedEncoder | GivenBlock],
     threads: int = 1,
     cuda: bool = False,
     batch_size: int | None = None,
@@ -58,7 +101,7 @@ def encode_slide(
     lattice
         Gives the side of a tile in um.
     encoders
-        Their features lie side by side, in this order.
+        Their features lie side by side, in this order; those of a `GivenBlock` are copied.
     threads
         CPU threads.
     cuda
@@ -83,7 +126,11 @@ def encode_slide(
     device = torch.device("cuda" if cuda else "cpu")
     torch.backends.cudnn.deterministic = True
     batch_size = batch_size or (256 if cuda else 32)
-    encoders = [place_encoder(encoder, device) for encoder in encoders]
+    encoders = [
+        encoder if isinstance(encoder, GivenBlock) else place_encoder(encoder, device)
+        for encoder in encoders
+    ]
+    computed = [encoder for encoder in encoders if not isinstance(encoder, GivenBlock)]
     side_px = lattice.tile_um / slide.mpp
     x_px, y_px = (tiles[name].to_numpy(np.float64) for name in ("x_px", "y_px"))
     corners = np.column_stack([x_px, y_px]) - side_px / 2
@@ -122,10 +169,26 @@ def encode_slide(
         ),
     ) as writer:
         white = np.full((1, TILE_PX, TILE_PX, 3), 255, np.uint8)
-        writer.set_white(encode_batch(white, encoders, device=device)[0])
-        pixels = _read_ahead(slide, batches, side_px, readers=threads if cuda else 1)
-        for batch in progress(pixels, total=len(batches), unit="batch", what="encode"):
-            writer.append(encode_batch(batch, encoders, device=device))
+        means = {e.name: e.values.mean(0) for e in encoders if isinstance(e, GivenBlock)}
+        own = (
+            encode_batch(white, computed, device=device)
+            if computed
+            else np.zeros((1, 0), np.float32)
+        )
+        writer.set_white(_side_by_side(own, encoders, lambda block: means[block.name][None])[0])
+        pixels: Any = (None for _ in batches)
+        if computed:
+            pixels = _read_ahead(slide, batches, side_px, readers=threads if cuda else 1)
+        shown = progress(pixels, total=len(batches), unit="batch", what="encode")
+        for (start, part), batch in zip(batches, shown, strict=True):
+            rows = slice(start, start + len(part))
+            own = (
+                np.zeros((len(part), 0), np.float32)
+                if batch is None
+                else encode_batch(batch, computed, device=device)
+            )
+            # Bound now: the function is called before the next turn.
+            writer.append(_side_by_side(own, encoders, lambda block, r=rows: block.values[r]))
     speed = len(tiles) / (time.perf_counter() - started)
     log.info(
         "%d tiles of %g um, %.1f tiles/s on %s (%s)",
@@ -136,6 +199,22 @@ def encode_slide(
         ", ".join(f"{encoder.name} {encoder.precision}" for encoder in encoders),
     )
     return speed
+
+
+def _side_by_side(
+    computed: np.ndarray,
+    encoders: Sequence[LoadedEncoder | GivenBlock],
+    given: Callable[[GivenBlock], np.ndarray],
+) -> np.ndarray:
+    """Return the columns of all encoders in order: computed ones, and those that are given."""
+    columns, start = [], 0
+    for encoder in encoders:
+        if isinstance(encoder, GivenBlock):
+            columns.append(given(encoder))
+        else:
+            columns.append(computed[:, start : start + encoder.dim])
+            start += encoder.dim
+    return np.concatenate(columns, axis=1)
 
 
 def encode_batch(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from histogep.jobs import InputError
 
-SLIDE_COLUMNS = ("slide", "patient", "cohort", "image", "mpp", "counts", "positions", "labels")
+SLIDE_COLUMNS = (
+    *("slide", "patient", "cohort", "image", "mpp", "counts", "positions", "labels", "features"),
+)
 PATIENT_COLUMNS = ("patient", "time", "event", "age", "sex", "stage", "response")
-_FILE_COLUMNS = ("image", "counts", "positions", "labels")
+_FILE_COLUMNS = ("image", "counts", "positions", "labels", "features")
 #: Formats that carry no pixel size at all, so that the sheet must.
 _NO_PIXEL_SIZE = {".jpg", ".jpeg", ".png", ".bmp"}
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -100,6 +103,35 @@ def no_slides() -> pd.DataFrame:
     """Return the slide sheet of a study without slides, as `read_slides` returns one."""
     sheet = pd.DataFrame({name: pd.Series(dtype=str) for name in SLIDE_COLUMNS})
     return sheet.set_index("slide", drop=False)
+
+
+def check_given_features(slides: pd.DataFrame, encoders: Sequence[Mapping[str, Any]]) -> None:
+    """Raise an InputError unless slides have `features` where an encoder is precomputed, only then.
+
+    Parameters
+    ----------
+    slides
+        What `read_slides` returned.
+    encoders
+        The setting `encoders`.
+    """
+    given = [encoder["name"] for encoder in encoders if encoder.get("precomputed")]
+    filled = slides.index[slides["features"] != ""]
+    empty = slides.index.difference(filled)
+    if len(given) > 1:
+        raise InputError(
+            f"encoders: {', '.join(given)} are precomputed, but a slide has one file of features"
+        )
+    if given and len(empty):
+        raise InputError(
+            f"encoders: {given[0]} is precomputed, but the slides sheet has no `features` of "
+            f"{', '.join(empty[:5])}{' ...' if len(empty) > 5 else ''}"
+        )
+    if len(filled) and not given:
+        raise InputError(
+            f"the slides sheet has `features` of {len(filled)} slides, but no encoder is "
+            "`precomputed: true`: name the encoder that made them so"
+        )
 
 
 def read_patients(path: str | Path) -> pd.DataFrame:

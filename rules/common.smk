@@ -78,6 +78,7 @@ def read_study():
         if complete["slides"]
         else sheets.no_slides()
     )
+    sheets.check_given_features(slides, complete["encoders"])
     endpoint = complete["summary"]["endpoint"]
 
     def read_patients(path):
@@ -311,6 +312,12 @@ def tile_inputs(wildcards):
     if wildcards.slide in SECTIONS:
         return {"spots": f"results/spots/{wildcards.slide}.h5ad"}
     return {}
+
+
+def given_features(wildcards):
+    """Return the features of {slide} that the sheet gives, if any."""
+    path = SLIDES.loc[wildcards.slide, "features"]
+    return {"given": path} if path else {}
 
 
 def section_counts(wildcards):

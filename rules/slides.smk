@@ -71,6 +71,7 @@ rule tile_slide:
 
 rule encode_tiles:
     input:
+        unpack(given_features),
         slide="results/slides/{slide}.json",
         image=slide_image,
         pyramid="results/slides/{slide}",

@@ -79,11 +79,11 @@ def tile(run_script, tmp_path):
 
 @pytest.fixture
 def encode(run_script, tmp_path):
-    def encode(slide, tiles, encoders, threads=1, skip=False):
+    def encode(slide, tiles, encoders, threads=1, skip=False, **inputs):
         path = tmp_path / "features/S1.h5"
         log = run_script(
             "encode_tiles.py",
-            input={"slide": slide, "tiles": tiles},
+            input={"slide": slide, "tiles": tiles, **inputs},
             output={"features": path},
             params={"lattice": LATTICE, "encoders": encoders},
             wildcards={"slide": "S1"},
@@ -286,6 +286,40 @@ def test_a_bad_slide_hands_its_reason_on_to_the_list(
             output=listed,
             params={"slides": ["S1"], "patients": ["p1"], "cohorts": ["c"]},
         )
+
+
+def test_given_features_stand_beside_those_made_here(tmp_path, prepare, tile, encode):
+    slide, _ = prepare(_write_image(tmp_path / "image.tiff"))
+    output, _ = tile(slide)
+    own = read_features(encode(slide, output["tiles"], [{"name": "descriptors"}])[0])
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(own.row))[3:]  # three tiles are in no patch
+    given = tmp_path / "given.h5"
+    with h5py.File(given, "w") as file:
+        file["features"] = rng.normal(size=(len(order), 7)).astype(np.float16)
+        file["coords"] = own.coords[order]
+        file["coords"].attrs.update(patch_size=512, patch_size_level0=112)
+    expected = h5py.File(given)["features"][()].astype(np.float32)[np.argsort(order)]
+    uni = {"name": "uni", "precomputed": True}
+    for encoders in ([uni, {"name": "descriptors"}], [{"name": "descriptors"}, uni], [uni]):
+        path, log = encode(slide, output["tiles"], encoders, given=given)
+        assert f"{len(order)} of {len(own.row)} tiles lie in a patch" in log
+        features = read_features(path)
+        kept = np.sort(order)
+        np.testing.assert_array_equal(features.coords, own.coords[kept])
+        np.testing.assert_array_equal(features.block("uni"), expected)
+        assert features.blocks == [(e["name"], 7 if e is uni else 35) for e in encoders]
+        record = features.encoders[encoders.index(uni)]
+        assert record["sha256"] == "precomputed"
+        assert record["mpp"] == pytest.approx(112 / 512)
+        if len(encoders) == 2:
+            np.testing.assert_array_equal(features.block("descriptors"), own.values[kept])
+        white = features.white[:7] if encoders[0] is uni else features.white[35:]
+        np.testing.assert_allclose(white, expected.mean(0), rtol=1e-5)
+    with h5py.File(given, "a") as file:
+        file["coords"][:, 0] += 5000
+    with pytest.raises(InputError, match="a patch for 0 of the"):
+        encode(slide, output["tiles"], [uni], given=given)
 
 
 def test_a_wrong_setting_is_no_bad_slide(tmp_path, prepare, tile, encode):

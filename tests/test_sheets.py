@@ -1,7 +1,7 @@
 import pytest
 
 from histogep.jobs import InputError
-from histogep.sheets import locate, read_patients, read_slides
+from histogep.sheets import check_given_features, locate, read_patients, read_slides
 
 HEADER = "slide\tpatient\tcohort\timage\tmpp\tcounts\tpositions\tlabels\n"
 
@@ -122,3 +122,20 @@ def test_locate_prefers_the_first_folder_and_says_where_it_looked(tmp_path):
     assert locate("x.tsv", folders=folders) == str(tmp_path / "two/x.tsv")
     with pytest.raises(InputError, match="one"):
         locate("y.tsv", folders=folders)
+
+
+def test_features_and_a_precomputed_encoder_belong_together(sheet):
+    header = HEADER.replace("labels", "labels\tfeatures")
+    given = sheet("S1\tp\tc\tDIR/a.svs\t\t\t\t\tDIR/a.svs", "S2\tp\tc\tDIR/a.svs", header=header)
+    slides = read_slides(given)
+    uni, lite0 = {"name": "uni", "precomputed": True}, {"name": "lite0", "precomputed": False}
+    check_given_features(slides.loc[["S1"]], [lite0, uni])
+    check_given_features(slides.loc[["S2"]], [lite0])
+    with pytest.raises(InputError, match="no `features` of S2"):
+        check_given_features(slides, [uni])
+    with pytest.raises(InputError, match="no encoder is `precomputed: true`"):
+        check_given_features(slides, [lite0])
+    with pytest.raises(InputError, match="one file of features"):
+        check_given_features(slides, [uni, uni])
+    with pytest.raises(InputError, match=r"features .*none\.h5 does not exist"):
+        read_slides(sheet("S1\tp\tc\tDIR/a.svs\t\t\t\t\tDIR/none.h5", header=header))

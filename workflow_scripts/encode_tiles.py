@@ -7,7 +7,8 @@ import torch
 
 from histogep.bad_slides import record_failure, refuse_failed, write_failed_features
 from histogep.encoders import load_encoder
-from histogep.encoding import encode_slide
+from histogep.encoding import encode_slide, given_block
+from histogep.given_features import read_given
 from histogep.jobs import BadSlide, job_log
 from histogep.lattice import Lattice
 from histogep.slides import Slide
@@ -17,16 +18,29 @@ if TYPE_CHECKING:
 
 with job_log(snakemake.log[0]) as log:
     torch.set_num_threads(snakemake.threads)
-    encoders = [load_encoder(settings) for settings in snakemake.params.encoders]
+    lattice = Lattice.from_settings(snakemake.params.lattice)
+    loaded = {
+        settings["name"]: load_encoder(settings)
+        for settings in snakemake.params.encoders
+        if not settings.get("precomputed")
+    }
     tiles = pd.read_parquet(snakemake.input.tiles)
     try:
         refuse_failed(tiles.attrs)
         with Slide.from_json(snakemake.input.slide) as slide:
+            encoders = []
+            for settings in snakemake.params.encoders:
+                if not settings.get("precomputed"):
+                    encoders.append(loaded[settings["name"]])
+                    continue
+                given = read_given(snakemake.input.given, slide=slide, lattice=lattice)
+                tiles, block = given_block(settings["name"], given, tiles, slide=slide)
+                encoders.append(block)
             encode_slide(
                 slide,
                 tiles,
                 snakemake.output.features,
-                lattice=Lattice.from_settings(snakemake.params.lattice),
+                lattice=lattice,
                 encoders=encoders,
                 threads=snakemake.threads,
                 cuda=bool(snakemake.resources.get("gpu")) and torch.cuda.is_available(),
