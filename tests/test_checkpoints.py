@@ -241,17 +241,18 @@ def test_nothing_of_a_killed_write_is_taken_for_a_state(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_moments_lie_in_memory_as_their_parameters():
+@pytest.mark.parametrize("fused", [False, True])
+def test_moments_lie_in_memory_as_their_parameters(fused):
     """Fused kernels read a parameter and its moments side by side, as they lie."""
     torch.manual_seed(0)
     network = CMUNet(3, 2, channels=[4] * 5, blocks=1, kernel=3)
     network = network.to(memory_format=torch.channels_last)
     twin = copy.deepcopy(network)
-    first, second = (torch.optim.Adam(n.parameters(), lr=0.1) for n in (network, twin))
+    first, second = (torch.optim.Adam(n.parameters(), lr=0.1, fused=fused) for n in (network, twin))
     grid = torch.randn(2, 3, 32, 32)
     network(grid).square().mean().backward()
     first.step()
-    arrays = {name: t.contiguous() for name, t in state_arrays(network, first, None).items()}
+    arrays = {k: t.contiguous().clone() for k, t in state_arrays(network, first, None).items()}
     assert restore_state(arrays, twin, second) is None
     for mine, theirs in zip(network.parameters(), twin.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -259,6 +260,12 @@ def test_moments_lie_in_memory_as_their_parameters():
             assert torch.equal(first.state[mine][name], second.state[theirs][name])
             assert second.state[theirs][name].stride() == theirs.stride()
         assert second.state[theirs]["step"] == 1
+    for n, optimiser in ((network, first), (twin, second)):
+        optimiser.zero_grad()
+        n(grid).square().mean().backward()
+        optimiser.step()
+    for mine, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_the_digest_sees_values_types_and_shapes():
