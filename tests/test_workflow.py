@@ -154,8 +154,25 @@ def test_planted_clones_and_arms_are_found_on_measured_spots(demo, truth):
                     called += 1
                     right += (row["value"].iloc[0] > 0) == (ratio > 1)
     assert len(scores) >= 4
-    assert sum(scores) / len(scores) >= 0.6
+    assert sum(scores) / len(scores) >= 0.8
     assert right / called >= 0.95
+
+
+def test_predicted_copy_number_agrees_with_measured_in_held_out_patients(demo):
+    agreement = table(demo, "cnv/demo/agreement.tsv")
+    tumour = agreement[agreement["contrast"] == "tumour"]
+    assert tumour["slide"].nunique() == 8
+    assert (tumour["verdict"] == "pass").all()
+    assert (tumour["r"] > tumour["null_genes_q95"]).all()
+    assert (tumour["null_genes_q95"] > tumour["null_arms_q95"]).all()
+
+
+def test_inferred_labels_are_checked_against_the_planted_annotation(demo):
+    labels = table(demo, "evaluation/demo/labels.tsv")
+    assert len(labels) == 8
+    assert labels["auroc"].min() > 0.95
+    assert (labels["auroc"] > labels["auroc_depth"]).all()
+    assert (labels["dice"] > labels["dice_null"]).all()
 
 
 def test_planted_hazard_is_found_and_an_irrelevant_set_is_not(demo, truth):

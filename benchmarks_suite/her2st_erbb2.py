@@ -1,0 +1,99 @@
+"""Whether the copy number of each her2st section shows the gain of ERBB2 (17q12), the known truth.
+
+ERBB2 is one of the epithelial markers and keratins lie beside it, so no marker on chromosome 17
+takes part in labelling the spots, and ERBB2 and the keratins are left out of the profile: what is
+seen is the amplicon's other genes. Windows are as wide as an amplicon, 21 genes.
+
+    .venv/bin/python benchmarks_suite/her2st_erbb2.py --data FOLDER_WITH_her2st_AND_genepos
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from histogep.cnv import EXCLUDED_GENES, infer_profiles, window_weights
+from histogep.cnv_slides import choose_spots
+from histogep.files import read_tsv
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.normalise import log_cp10k
+from histogep.positions import read_gene_positions
+from histogep.tumour import infer_labels
+
+MARKERS = Path(__file__).resolve().parents[1] / "resources" / "markers.tsv"
+WINDOW = 21
+
+
+def read_spots(path: Path) -> anndata.AnnData:
+    """Return the spots of a legacy table of counts (rows XxY) with at least 100 counts."""
+    table = pd.read_csv(path, sep="\t", index_col=0)
+    table = table[table.sum(axis=1) >= 100]
+    col, row = np.array([name.split("x") for name in table.index], dtype=int).T
+    return anndata.AnnData(
+        X=sparse.csr_matrix(table.to_numpy(np.float32)),
+        obs=pd.DataFrame({"row": row, "col": col}, index=table.index.astype(str)),
+        var=pd.DataFrame({"gene_id": ""}, index=table.columns),
+        uns={"slide": path.name, "lattice": Lattice("st", 200, 112).to_settings()},
+    )
+
+
+def score_section(
+    spots: anndata.AnnData, positions: pd.DataFrame, markers: pd.DataFrame
+) -> list[object]:
+    """Return reference rule, spots of both kinds, rank and z of the best window at ERBB2."""
+    labels = infer_labels(spots, markers, positions=positions)
+    reference, malignant, rule = choose_spots(
+        labels["label"].to_numpy(), labels["ranked"].to_numpy(), measured=True
+    )
+    place = positions.set_index("gene").loc["ERBB2", "start"]
+    try:
+        profiles = infer_profiles(
+            log_cp10k(spots.X),
+            positions,
+            reference,
+            genes=list(spots.var_names),
+            engine="weights",
+            exclude_genes=(*EXCLUDED_GENES, "^KRT", "^ERBB2$"),
+        )
+    except InputError as error:
+        return [rule, reference.sum(), malignant.sum(), "", "", str(error)]
+    genes = profiles.genes
+    means = profiles.ratio.gene_means(malignant) - profiles.ratio.gene_means(reference)
+    weights, _ = window_weights(genes, window=WINDOW, step=1)
+    windows = weights.T @ means
+    nearest = (genes["start"] - place).abs().where(genes["chromosome"] == "chr17").idxmin()
+    near = np.asarray(weights[nearest].todense()).ravel() > 0
+    best = windows[near].max()
+    z = (best - windows.mean()) / windows.std()
+    above = f"{(windows > best).sum()} of {len(windows)}"
+    return [rule, reference.sum(), malignant.sum(), above, f"{z:.1f}", ""]
+
+
+def main() -> None:
+    """Print one line per section."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    folder = parser.parse_args().data
+    positions = read_gene_positions(folder / "genepos" / "gencode_v38_gene_pos.txt")
+    markers = read_tsv(MARKERS, dtype=str)
+    on_17 = positions.loc[positions["chromosome"] == "chr17", "gene"]
+    markers = markers[~markers["gene"].isin(on_17)]
+    head = ("section", "spots", "median counts", "reference by", "reference", "tumour")
+    print(*head, "windows above ERBB2", "z", "refused", sep="\t")
+    for path in sorted((folder / "her2st" / "counts").glob("*.tsv.gz")):
+        spots = read_spots(path)
+        depth = float(np.median(np.asarray(spots.X.sum(axis=1))))
+        row = score_section(spots, positions, markers)
+        print(path.name.split(".")[0], spots.n_obs, f"{depth:.0f}", *row, sep="\t", flush=True)
+
+
+if __name__ == "__main__":
+    main()
