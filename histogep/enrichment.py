@@ -256,6 +256,23 @@ def enrich(
     return pd.concat(tables, ignore_index=True)[COLUMNS]
 
 
+def running_sum(scores: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Return GSEA's running sum down a ranking; its furthest point from 0 is the enrichment score.
+
+    Subramanian et al., PNAS 2005: a member steps up by its share of the members' absolute scores,
+    any other gene down by its share of the others.
+
+    Parameters
+    ----------
+    scores
+        Of the ranked genes, the highest first, (n,).
+    members
+        Which of them belong to the set, (n,).
+    """
+    weight = np.abs(scores) * members
+    return np.cumsum(weight / weight.sum() - ~members / (~members).sum())
+
+
 def _difference(values: sp.csr_matrix, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the difference of means of two groups of rows over the sd of both together."""
     both = values[first | second]

@@ -1,4 +1,4 @@
-"""Figure of enrichment: gene sets by their normalised enrichment score."""
+"""Figures of enrichment: gene sets by their normalised score, and their running sums."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from histogep.plots import NULL_COLOUR, figure
+from histogep.enrichment import running_sum
+from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, figure
 
 _MIN_FDR = 1e-10
 _MAX_NAME = 46
@@ -65,6 +66,57 @@ def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12)
         axes.set_title(str(part["collection"].iloc[0]), fontsize=8)
     all_axes[-1].set_xlabel(f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)")
     fig.colorbar(dots, ax=list(all_axes), label="-log10 FDR", shrink=0.6, aspect=15)
+    fig.suptitle(title, fontsize=9, fontweight="bold")
+    return fig
+
+
+def running_sums(
+    ranking: pd.DataFrame,
+    gsea: pd.DataFrame,
+    gene_sets: dict[str, dict[str, list[str]]],
+    *,
+    title: str,
+    n_sets: int = 6,
+) -> Figure:
+    """Draw the running sums of the gene sets with the smallest p, their genes as ticks below.
+
+    Parameters
+    ----------
+    ranking
+        gene, score; the highest first.
+    gsea
+        From `histogep.enrichment.enrich` on that ranking.
+    gene_sets
+        Collection -> gene set -> genes.
+    title
+        What the genes are ranked by.
+    n_sets
+        Gene sets over all collections, at most.
+    """
+    strongest = gsea.sort_values(["p", "gene_set"], kind="stable").head(n_sets)
+    if strongest.empty:
+        return dot_plot(gsea, title=title, n_ranked=len(ranking))
+    columns = min(3, len(strongest))
+    lines = -(-len(strongest) // columns)
+    fig = figure(width_mm=60 * columns, height_mm=14 + 46 * lines)
+    cells = fig.add_gridspec(lines, columns)
+    genes, scores = ranking["gene"].to_numpy(str), ranking["score"].to_numpy(float)
+    place = np.arange(1, len(genes) + 1)
+    for number, row in enumerate(strongest.itertuples()):
+        grid = cells[divmod(number, columns)].subgridspec(2, 1, height_ratios=[5, 1], hspace=0)
+        axes = fig.add_subplot(grid[0])
+        ticks = fig.add_subplot(grid[1], sharex=axes)
+        members = np.isin(genes, gene_sets[row.collection][row.gene_set])
+        path = running_sum(scores, members)
+        colour = CATEGORY_COLOURS[1] if row.nes > 0 else CATEGORY_COLOURS[0]
+        axes.plot(place, path, color=colour, lw=1.2)
+        axes.axhline(0, color=NULL_COLOUR, lw=0.8)
+        axes.set_title(f"{_short(row.gene_set)}\nNES {row.nes:.2f}, FDR {row.fdr:.2g}", fontsize=7)
+        axes.tick_params(labelbottom=False, labelsize=6)
+        ticks.vlines(place[members], 0, 1, color=colour, lw=0.5)
+        ticks.set_yticks([])
+        ticks.tick_params(labelsize=6)
+    ticks.set_xlabel(f"rank of {len(genes)} genes")
     fig.suptitle(title, fontsize=9, fontweight="bold")
     return fig
 

@@ -16,7 +16,21 @@ rule enrich_genes:
             "results/enrichment/{cohort}/{contrast}/gsea.svg",
             caption="../report/enrichment.rst",
             category="8. Enrichment",
-            labels={"cohort": "{cohort}", "contrast": "{contrast}"},
+            labels={
+                "cohort": "{cohort}",
+                "contrast": "{contrast}",
+                "figure": "gene sets",
+            },
+        ),
+        running=report(
+            "results/enrichment/{cohort}/{contrast}/running.svg",
+            caption="../report/enrichment.rst",
+            category="8. Enrichment",
+            labels={
+                "cohort": "{cohort}",
+                "contrast": "{contrast}",
+                "figure": "running sums",
+            },
         ),
     log:
         "logs/enrich_genes/{cohort}/{contrast}.log",

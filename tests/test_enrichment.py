@@ -15,9 +15,10 @@ from histogep.enrichment import (
     rank_measured,
     rank_predicted,
     read_gmt,
+    running_sum,
 )
 from histogep.jobs import InputError
-from histogep.plots_enrichment import dot_plot
+from histogep.plots_enrichment import dot_plot, running_sums
 
 OPTIONS = {"min_size": 5, "max_size": 500, "permutations": 1000, "seed": 1}
 
@@ -88,6 +89,26 @@ def test_the_dot_plot_shows_every_set_at_its_score():
     labels = [tick.get_text() for tick in axes.get_yticklabels()]
     assert labels == ["DOWN (10)", "IRRELEVANT (20)", "UP (12)"] or labels[-1] == "UP (12)"
     np.testing.assert_allclose(axes.collections[0].get_offsets()[:, 0], np.sort(table["nes"]))
+
+
+def test_the_running_sum_peaks_at_gseapy_s_enrichment_score():
+    ranked = ranking()
+    table = enrich(ranked, SETS, **OPTIONS)
+    for row in table.itertuples():
+        members = ranked["gene"].isin(SETS["planted"][row.gene_set]).to_numpy()
+        path = running_sum(ranked["score"].to_numpy(), members)
+        assert path[np.abs(path).argmax()] == pytest.approx(row.es)
+        assert path[-1] == pytest.approx(0)
+    fig = running_sums(ranked, table, SETS, title="t")
+    titles = [axes.get_title(loc="left") for axes in fig.axes if axes.get_title(loc="left")]
+    assert len(titles) == 3
+    assert titles[0].startswith(table.sort_values(["p", "gene_set"])["gene_set"].iloc[0])
+    drawn = fig.axes[0].lines[0].get_ydata()
+    assert np.abs(drawn).max() == pytest.approx(
+        abs(table.sort_values(["p", "gene_set"])["es"].iloc[0])
+    )
+    empty = running_sums(ranked, table.head(0), SETS, title="t").axes[0].texts
+    assert "No gene set has enough" in empty[0].get_text()
 
 
 def test_gmt_files(tmp_path):

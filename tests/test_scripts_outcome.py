@@ -131,6 +131,7 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
             input={**source, "gene_sets": [study["gmt"]]},
             output={
                 "ranking": out / "ranking.tsv", "gsea": out / "gsea.tsv", "dotplot": out / "g.svg",
+                "running": out / "running.svg",
             },
             params={
                 "collections": ["planted"], "enrichment": {"min_size": 5, "permutations": 1000},
@@ -142,6 +143,7 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
         assert gsea.loc[planted, "nes"] > 0
         assert gsea.loc["IRRELEVANT", "fdr"] > 0.05
         assert (out / "g.svg").read_text().startswith("<?xml")
+        assert (out / "running.svg").stat().st_size > 5000
 
     # A second run gives the same bytes.
     run_script(
@@ -173,6 +175,7 @@ def test_measured_sections_are_enriched(run_script, tmp_path):
         },
         output={
             "ranking": tmp_path / "r.tsv", "gsea": tmp_path / "gsea.tsv", "dotplot": tmp_path / "d.svg",
+            "running": tmp_path / "running.svg",
         },
         params={"collections": ["planted"], "enrichment": {}, "seed": 1},
     )  # fmt: skip

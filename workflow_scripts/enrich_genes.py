@@ -6,7 +6,7 @@ from histogep.enrichment import DEFAULTS, enrich, rank_contrast, read_gmt
 from histogep.files import write_tsv
 from histogep.jobs import job_log
 from histogep.plots import save
-from histogep.plots_enrichment import dot_plot
+from histogep.plots_enrichment import dot_plot, running_sums
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -27,3 +27,4 @@ with job_log(snakemake.log[0]):
     write_tsv(ranking, snakemake.output.ranking)
     write_tsv(gsea, snakemake.output.gsea)
     save(dot_plot(gsea, title=title, n_ranked=len(ranking)), snakemake.output.dotplot)
+    save(running_sums(ranking, gsea, collections, title=title), snakemake.output.running)
