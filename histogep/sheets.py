@@ -12,10 +12,11 @@ import pandas as pd
 from histogep.jobs import InputError
 
 SLIDE_COLUMNS = (
-    *("slide", "patient", "cohort", "image", "mpp", "counts", "positions", "labels", "features"),
+    *("slide", "patient", "cohort", "image", "mpp"),
+    *("counts", "positions", "labels", "features", "regions"),
 )
 PATIENT_COLUMNS = ("patient", "time", "event", "age", "sex", "stage", "response")
-_FILE_COLUMNS = ("image", "counts", "positions", "labels", "features")
+_FILE_COLUMNS = ("image", "counts", "positions", "labels", "features", "regions")
 #: Formats that carry no pixel size at all, so that the sheet must.
 _NO_PIXEL_SIZE = {".jpg", ".jpeg", ".png", ".bmp"}
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -95,6 +96,13 @@ def read_slides(
             )
         if positions and not counts:
             problems.append(f"line {line}: positions without counts")
+    problems += [
+        f"line {line}: regions are of slides without spots: a section's tiles are its spots"
+        for line, counts, regions in zip(
+            sheet["line"], sheet["counts"], sheet["regions"], strict=True
+        )
+        if counts and regions
+    ]
     _raise(path, problems)
     return sheet.drop(columns="line").set_index("slide", drop=False).sort_index()
 

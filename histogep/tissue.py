@@ -21,6 +21,7 @@ from skimage.morphology import disk
 
 from histogep.bitmask import BitMask, Pieces, Window, windows
 from histogep.jobs import BadSlide
+from histogep.regions import Regions
 from histogep.slides import Slide
 
 #: Side in um of the window whose standard deviation is the texture.
@@ -141,7 +142,9 @@ class TissueMask:
         return (area / (side_px**2 / np.prod(self.px_per_px))).clip(0, 1).astype(np.float32)
 
 
-def tissue_mask(slide: Slide, settings: Mapping[str, Any]) -> TissueMask:
+def tissue_mask(
+    slide: Slide, settings: Mapping[str, Any], *, regions: Regions | None = None
+) -> TissueMask:
     """Find the tissue of a slide.
 
     Parameters
@@ -151,6 +154,8 @@ def tissue_mask(slide: Slide, settings: Mapping[str, Any]) -> TissueMask:
     settings
         mask_um: size in um of a mask pixel (8); min_fragment_mm2: least area in mm2 of a piece of
         tissue (0.02). Other keys are not looked at.
+    regions
+        Where tissue counts, and where not.
 
     Raises
     ------
@@ -180,13 +185,22 @@ def tissue_mask(slide: Slide, settings: Mapping[str, Any]) -> TissueMask:
             f"slide {slide.slide}: no tissue found on {slide.image}; if there is some, lower "
             "tissue.min_fragment_mm2, else leave the slide out of the sheet"
         )
+    n_fragments = found.n_fragments
+    if regions:
+        regions.limit(found.tissue, px_per_px=(step_x, step_y))
+        n_fragments = len(Pieces(found.tissue, diagonal=True))
+        if n_fragments == 0:
+            raise BadSlide(
+                f"slide {slide.slide}: none of its tissue lies in the annotated regions; "
+                "annotate them in the pixels of this image"
+            )
     return TissueMask(
         mask=found.tissue,
         pen=found.pen,
         overview=found.overview,
         um_per_px=um_per_px,
         px_per_px=(step_x, step_y),
-        n_fragments=found.n_fragments,
+        n_fragments=n_fragments,
     )
 
 

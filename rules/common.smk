@@ -308,10 +308,11 @@ def designed_composition(wildcards):
 
 
 def tile_inputs(wildcards):
-    """Return the spots of {slide} when it has any: its tiles lie on them."""
+    """Return the spots of {slide} if it has any: its tiles lie on them; or its annotated regions."""
     if wildcards.slide in SECTIONS:
         return {"spots": f"results/spots/{wildcards.slide}.h5ad"}
-    return {}
+    regions = SLIDES.loc[wildcards.slide, "regions"]
+    return {"regions": regions} if regions else {}
 
 
 def given_features(wildcards):

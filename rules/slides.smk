@@ -41,6 +41,7 @@ rule tile_slide:
         pyramid="results/slides/{slide}",
     output:
         tiles="results/tiles/{slide}.parquet",
+        outlines="results/tiles/{slide}.geojson",
         quality="results/tiles/{slide}.quality.tsv",
         overview=report(
             "results/tiles/{slide}.png",

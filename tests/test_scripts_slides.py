@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -61,6 +62,7 @@ def tile(run_script, tmp_path):
     def tile(slide, skip=False, **inputs):
         output = {
             "tiles": tmp_path / "tiles/S1.parquet",
+            "outlines": tmp_path / "tiles/S1.geojson",
             "quality": tmp_path / "tiles/S1.quality.tsv",
             "overview": tmp_path / "tiles/S1.png",
         }
@@ -286,6 +288,39 @@ def test_a_bad_slide_hands_its_reason_on_to_the_list(
             output=listed,
             params={"slides": ["S1"], "patients": ["p1"], "cohorts": ["c"]},
         )
+
+
+def test_outlines_drawn_in_qupath_limit_the_tiles(tmp_path, prepare, tile):
+    slide, _ = prepare(_write_image(tmp_path / "image.tiff"))
+    output, _ = tile(slide)
+    every = pd.read_parquet(output["tiles"])
+    outlines = json.loads(output["outlines"].read_text())
+    assert len(outlines["features"]) == 2
+    # The right piece only, as it was written, without the part that is marked as an artefact.
+    outlines["features"] = [
+        feature
+        for feature in outlines["features"]
+        if np.mean(feature["geometry"]["coordinates"][0], axis=0)[0] > 900
+    ]
+    square = [[1000, 500], [1250, 500], [1250, 1100], [1000, 1100], [1000, 500]]
+    outlines["features"].append(
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [square]},
+            "properties": {"classification": {"name": "Artefact*"}},
+        }
+    )
+    drawn = tmp_path / "drawn.geojson"
+    drawn.write_text(json.dumps(outlines))
+    output, _ = tile(slide, regions=drawn)
+    tiles = pd.read_parquet(output["tiles"])
+    assert 8 < len(tiles) < len(every) / 3
+    assert tiles["x_px"].min() > 1250 - 56
+    assert read_tsv(output["quality"]).set_index("metric")["value"]["n_fragments"] == 1
+    outlines["features"][0]["geometry"]["coordinates"] = [[[0, 0], [50, 0], [50, 50], [0, 0]]]
+    drawn.write_text(json.dumps(outlines))
+    with pytest.raises(BadSlide, match="annotated regions"):
+        tile(slide, regions=drawn)
 
 
 def test_given_features_stand_beside_those_made_here(tmp_path, prepare, tile, encode):

@@ -139,3 +139,10 @@ def test_features_and_a_precomputed_encoder_belong_together(sheet):
         check_given_features(slides, [uni, uni])
     with pytest.raises(InputError, match=r"features .*none\.h5 does not exist"):
         read_slides(sheet("S1\tp\tc\tDIR/a.svs\t\t\t\t\tDIR/none.h5", header=header))
+
+
+def test_regions_of_a_section_are_refused(sheet):
+    header = HEADER.replace("labels", "regions")
+    row = "S1\tp\tc\tDIR/a.svs\t\tDIR/counts.tsv.gz\tDIR/a.svs\tDIR/a.svs"
+    with pytest.raises(InputError, match="line 2: regions are of slides without spots"):
+        read_slides(sheet(row, header=header))

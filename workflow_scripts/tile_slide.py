@@ -6,10 +6,13 @@ import pandas as pd
 
 from histogep import plots, tiles
 from histogep.bad_slides import record_failure, refuse_failed_spots
+from histogep.bitmask import BitMask
 from histogep.files import complete, write_tsv
 from histogep.jobs import BadSlide, job_log
 from histogep.lattice import Lattice
 from histogep.plots_slides import draw_failure, draw_tiles
+from histogep.qupath import write_outlines
+from histogep.regions import read_regions
 from histogep.slides import Slide
 from histogep.tissue import tissue_mask
 
@@ -19,12 +22,13 @@ if TYPE_CHECKING:
 with job_log(snakemake.log[0]) as log:
     lattice = Lattice.from_settings(snakemake.params.lattice)
     settings = snakemake.params.tissue
-    spots = snakemake.input.get("spots")
+    spots, drawn = snakemake.input.get("spots"), snakemake.input.get("regions")
+    regions = read_regions(drawn) if drawn else None
     try:
         if spots:
             refuse_failed_spots(spots)
         with Slide.from_json(snakemake.input.slide) as slide:
-            mask = tissue_mask(slide, settings)
+            mask = tissue_mask(slide, settings, regions=regions)
             if spots:
                 table = tiles.spot_tiles(slide, mask, lattice=lattice, spots=spots)
             else:
@@ -33,6 +37,7 @@ with job_log(snakemake.log[0]) as log:
             quality = tiles.summarise_quality(slide, mask, table, lattice=lattice)
         title = f"{slide.slide}: {mask.tissue_mm2:.1f} mm² tissue, {mask.n_fragments} pieces"
         overview = draw_tiles(mask, table, title=title)
+        outlines = {"mask": mask.mask, "px_per_px": mask.px_per_px}
         log.info("%d tiles on %.2f mm2 of tissue", len(table), mask.tissue_mm2)
     except BadSlide as error:
         failed = record_failure(
@@ -40,9 +45,11 @@ with job_log(snakemake.log[0]) as log:
         )
         table = tiles.no_tiles()
         table.attrs["failed"] = failed
+        outlines = {"mask": BitMask((1, 1)), "px_per_px": (1.0, 1.0)}
         quality = pd.DataFrame({"metric": ["n_tiles"], "value": [0.0]})
         overview = draw_failure(snakemake.wildcards.slide, failed["reason"])
     with complete(snakemake.output.tiles) as temporary:
         table.to_parquet(temporary, index=False)
+    write_outlines(snakemake.output.outlines, name=snakemake.wildcards.slide, **outlines)
     write_tsv(quality, snakemake.output.quality)
     plots.save(overview, snakemake.output.overview)
