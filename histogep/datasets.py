@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,47 @@ def read_sections(
         sections.append(section)
     check_alike(sections, lattice=lattice)
     return sections
+
+
+def read_training(
+    roles: Mapping[str, dict[str, str]],
+    panel: pd.DataFrame,
+    files: Any,
+    *,
+    settings: Mapping[str, Any],
+    lattice: dict[str, Any] | None = None,
+) -> tuple[dict[str, list[Section]], list[str]]:
+    """Return the sections that a model learns from, by role, and the genes it learns.
+
+    Parameters
+    ----------
+    roles
+        Role -> {slide: patient} (`histogep.folds.fold_roles`); training and validation are read.
+    panel
+        gene, and a true or false column for each panel.
+    files
+        Has `features`, `spots` and `labels`, as `read_sections` takes them.
+    settings
+        Of the model: `task`, `panel`.
+    lattice
+        As for `read_sections`.
+    """
+    chosen = panel[settings["panel"]].astype(str).str.lower() == "true"
+    genes = panel.loc[chosen, "gene"].tolist() if settings["task"] == "expression" else []
+    sections = {
+        role: read_sections(
+            roles[role],
+            files.features,
+            files.spots,
+            files.labels,
+            task=settings["task"],
+            genes=genes,
+            lattice=lattice,
+        )
+        for role in ("train", "validation")
+    }
+    LOG.info("%d sections train, %d validate", *map(len, sections.values()))
+    return sections, genes
 
 
 def check_alike(
