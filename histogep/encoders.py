@@ -135,6 +135,10 @@ _PHIKON_KEYS = (
     (r"^(vit\.)?encoder\.layer\.(\d+)\.intermediate\.dense\.", r"blocks.\2.mlp.fc1."),
     (r"^(vit\.)?encoder\.layer\.(\d+)\.output\.dense\.", r"blocks.\2.mlp.fc2."),
     (r"^(vit\.)?layernorm\.", "norm."),
+    # What DINOv2's layers are called there, of Phikon-v2.
+    (r"^(vit\.)?encoder\.layer\.(\d+)\.norm([12])\.", r"blocks.\2.norm\3."),
+    (r"^(vit\.)?encoder\.layer\.(\d+)\.mlp\.", r"blocks.\2.mlp."),
+    (r"^(vit\.)?encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1", r"blocks.\2.ls\3.gamma"),
 )
 _PHIKON_ATTENTION = re.compile(
     r"^(?:vit\.)?encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$"
@@ -142,7 +146,10 @@ _PHIKON_ATTENTION = re.compile(
 
 
 def _remap_phikon(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Turn the keys of Hugging Face's ViTModel into timm's; query, key and value become one."""
+    """Turn the keys of Hugging Face's ViTModel and Dinov2Model into timm's.
+
+    Query, key and value become one; the mask token served training only.
+    """
     renamed: dict[str, Any] = {}
     attention: dict[str, dict[str, Any]] = {}
     for key, value in state.items():
@@ -150,7 +157,7 @@ def _remap_phikon(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
             layer, part, kind = found.groups()
             attention.setdefault(f"blocks.{layer}.attn.qkv.{kind}", {})[part] = value
             continue
-        if "pooler." in key:
+        if "pooler." in key or key.endswith("embeddings.mask_token"):
             continue
         for pattern, name in _PHIKON_KEYS:
             key, n = re.subn(pattern, name, key)
@@ -205,6 +212,15 @@ _SPECS = (
         dim=768,
         licence="Owkin non-commercial",
         source="https://huggingface.co/owkin/phikon",
+        remap=_remap_phikon,
+    ),
+    EncoderSpec(
+        name="phikon-v2",
+        arch="vit_large_patch16_224",
+        options={"init_values": 1.0, "global_pool": "token"},
+        dim=1024,
+        licence="Owkin non-commercial",
+        source="https://huggingface.co/owkin/phikon-v2",
         remap=_remap_phikon,
     ),
     EncoderSpec(

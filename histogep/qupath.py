@@ -18,7 +18,7 @@ TUMOUR_CLASS = {"name": "Tumor", "color": [213, 94, 0]}
 TISSUE_CLASS = {"name": "Tissue", "color": [0, 158, 115]}
 OTHER_CLASS = {"name": "Other", "color": [0, 114, 178]}
 #: Outlines of tissue are traced on a mask of at most this many px a side.
-OUTLINE_PX = 1000
+OUTLINE_PX = 600
 _NAMESPACE = uuid.UUID("6f3c2d0e-4a52-5a0b-9f0e-3d2b8f1c7a55")
 
 

@@ -46,7 +46,7 @@ DARK_SHARE, DARK_LEVEL = 0.5, 50
 #: Surroundings in um that a window is seen with: what closing, opening and pen rims reach, and more.
 MARGIN_UM = 240.0
 #: The overview has at most this many px a side.
-OVERVIEW_PX = 500
+OVERVIEW_PX = 450
 #: Mask rows whose shares are computed together.
 _BAND_PX = 32
 _TEXTURE_BINS = np.linspace(0, np.log1p(128), 1025)

@@ -226,3 +226,42 @@ def test_blocks_lie_in_the_order_of_the_encoders(lite0):
     assert both.dtype == np.float32
     turned = encode_batch(tiles, [descriptors, lite0], device=CPU)
     np.testing.assert_array_equal(both, np.roll(turned, -35, axis=1))
+
+
+def test_phikon_v2_keys_of_hugging_face_are_mapped():
+    spec = ENCODERS["phikon-v2"]
+    with torch.device("meta"):
+        target = create_network(spec)
+        # As transformers' Dinov2Model lists them, of a ViT-L/16 at 224 px.
+        published = {
+            "embeddings.cls_token": torch.empty(1, 1, 1024),
+            "embeddings.mask_token": torch.empty(1, 1024),
+            "embeddings.position_embeddings": torch.empty(1, 197, 1024),
+            "embeddings.patch_embeddings.projection.weight": torch.empty(1024, 3, 16, 16),
+            "embeddings.patch_embeddings.projection.bias": torch.empty(1024),
+            "layernorm.weight": torch.empty(1024),
+            "layernorm.bias": torch.empty(1024),
+        }
+        for layer in range(24):
+            stem = f"encoder.layer.{layer}."
+            sizes = {f"attention.attention.{n}": (1024, 1024) for n in ("query", "key", "value")}
+            sizes |= {"attention.output.dense": (1024, 1024), "norm1": (1024,), "norm2": (1024,)}
+            sizes |= {"mlp.fc1": (4096, 1024), "mlp.fc2": (1024, 4096)}
+            for name, size in sizes.items():
+                published[f"{stem}{name}.weight"] = torch.empty(size)
+                published[f"{stem}{name}.bias"] = torch.empty(size[0])
+            for number in (1, 2):
+                published[f"{stem}layer_scale{number}.lambda1"] = torch.empty(1024)
+        found = spec.remap(published, target)
+    shapes = {key: value.shape for key, value in target.state_dict().items()}
+    assert {key: value.shape for key, value in found.items()} == shapes
+    assert found["blocks.5.ls2.gamma"] is published["encoder.layer.5.layer_scale2.lambda1"]
+    assert found["blocks.7.mlp.fc2.bias"] is published["encoder.layer.7.mlp.fc2.bias"]
+
+
+def test_a_missing_weights_file_is_named_with_where_to_ask(tmp_path):
+    for name, spec in ENCODERS.items():
+        with pytest.raises(InputError) as caught:
+            load_encoder({"name": name, "weights": str(tmp_path / "none.bin")})
+        assert str(tmp_path / "none.bin") in str(caught.value)
+        assert spec.source in str(caught.value)
