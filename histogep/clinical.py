@@ -138,13 +138,14 @@ def _outcome(
     """Return months and events of the endpoint; None where the table has no outcome at all."""
     short = _CBIOPORTAL[endpoint]
     title = _CBIOPORTAL_TITLES[endpoint]
-    theirs = {"OS": "os", "PFI": "pfs"}.get(endpoint, "none")
     known: list[tuple[str, str, float, Callable[[pd.Series], pd.Series]]] = [
         (f"{endpoint}.time", endpoint, DAYS_PER_MONTH, lambda s: _numbers(s, path)),
         (f"{short}_MONTHS", f"{short}_STATUS", 1, lambda s: _status(s, path)),
         (*title, 1, lambda s: _status(s, path)),
-        (f"survival_time_{theirs}", f"event_occurred_{theirs}", 1, lambda s: _numbers(s, path)),
     ]
+    if theirs := {"OS": "os", "PFI": "pfs"}.get(endpoint):
+        names = f"survival_time_{theirs}", f"event_occurred_{theirs}"
+        known.append((*names, 1, lambda s: _numbers(s, path)))
     if endpoint == "OS":
         known.append(("survival_months", "censorship", 1, lambda s: 1 - _numbers(s, path)))
         known.append(("time", "event", 1, lambda s: _numbers(s, path)))
