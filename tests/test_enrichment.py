@@ -99,7 +99,8 @@ def test_the_running_sum_peaks_at_gseapy_s_enrichment_score():
         path = running_sum(ranked["score"].to_numpy(), members)
         assert path[np.abs(path).argmax()] == pytest.approx(row.es)
         assert path[-1] == pytest.approx(0)
-    fig = running_sums(ranked, table, SETS, title="t")
+    fig = running_sums(ranked, table, SETS, title="By z: right, high")
+    assert fig.get_suptitle() == "By z: left, high"
     titles = [axes.get_title(loc="left") for axes in fig.axes if axes.get_title(loc="left")]
     assert len(titles) == 3
     assert titles[0].startswith(table.sort_values(["p", "gene_set"])["gene_set"].iloc[0])
