@@ -35,7 +35,7 @@ def read_slides(
     ----------
     path
         Tab-separated table with the columns of `config/README.md`; lines that start with `#` are
-        comments.
+        comments. Its files are looked for in the working directory, then in the sheet's folder.
     data_root
         Replaces `{data_root}` in the file columns.
     made
@@ -62,6 +62,9 @@ def read_slides(
     for column in _FILE_COLUMNS:
         if data_root is not None:
             sheet[column] = sheet[column].str.replace("{data_root}", data_root, regex=False)
+        sheet[column] = [
+            file if not file or made(file) else _beside(path, file) for file in sheet[column]
+        ]
         for line, file in zip(sheet["line"], sheet[column], strict=True):
             if "{data_root}" in file:
                 problems.append(
@@ -201,8 +204,8 @@ def read_patients(path: str | Path) -> pd.DataFrame:
 def locate(path: str, *, folders: tuple[str | Path, ...]) -> str:
     """Return `path` below the first of `folders` that holds it (an absolute path as it is).
 
-    A study's own files are looked for in the working directory first, then beside the workflow,
-    so that the examples run from any directory.
+    A study's own files are looked for in the working directory first, then beside its
+    configuration, then beside the workflow, so that studies and examples run from any directory.
     """
     for folder in folders:
         candidate = Path(folder) / path
@@ -210,6 +213,12 @@ def locate(path: str, *, folders: tuple[str | Path, ...]) -> str:
             return str(path) if Path(folder) == Path(".") else str(candidate)
     looked = ", ".join(str(Path(folder).resolve()) for folder in folders)
     raise InputError(f"{path} does not exist (looked in {looked})")
+
+
+def _beside(sheet: str | Path, file: str) -> str:
+    """Return `file` as it is if the working directory holds it, else beside the sheet if there."""
+    beside = Path(sheet).parent / file
+    return str(beside) if not Path(file).exists() and beside.exists() else file
 
 
 def _read_sheet(

@@ -38,7 +38,7 @@ def read_study():
     )
     complete = settings.complete_settings(given, schema)
     ensembles.check_members(complete["models"])
-    folders = (".", REPOSITORY)
+    folders = (".", *(Path(file).parent for file in configfiles), REPOSITORY)
     data_root = complete["data_root"]
 
     def made(file):

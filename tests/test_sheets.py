@@ -71,6 +71,17 @@ def test_data_root_is_filled_in(sheet, tmp_path):
     assert slides.loc["S1", "image"] == f"{tmp_path}/a.svs"
 
 
+def test_files_are_looked_for_in_the_working_directory_then_beside_the_sheet(
+    sheet, tmp_path, monkeypatch
+):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/b.svs").write_text("")
+    (tmp_path / "b.svs").write_text("")
+    path = sheet("S1\tp\tc\ta.svs", "S2\tp\tc\tb.svs")
+    monkeypatch.chdir(tmp_path / "work")
+    assert list(read_slides(path)["image"]) == [str(tmp_path / "a.svs"), "b.svs"]
+
+
 @pytest.mark.parametrize(
     ("header", "complaint"),
     [

@@ -301,6 +301,32 @@ def test_a_good_study_is_planned(study):
     assert "fit_survival" not in planned_rules(done)
 
 
+def test_the_study_of_the_readme_is_planned_from_its_own_folder(tmp_path):
+    """Sheets and slides lie beside the configuration, results go elsewhere."""
+    text = (REPOSITORY / "README.md").read_text().split("## Your own data")[1]
+    sheet, config = (block.split("```")[0] for block in text.split("   ```")[1:4:2])
+    header, *rows = [line[3:] for line in sheet.splitlines() if line.strip()]
+    starts = [header.index(name) for name in header.split()]
+    cells = [
+        [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+        for line in (header, *rows)
+    ]
+    mine = tmp_path / "mine"
+    files = [name for row in cells[1:] for name in (*row[3:4], *row[5:]) if name]
+    for name in files:
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).touch()
+    (mine / "slides.tsv").write_text("".join("\t".join(row) + "\n" for row in cells))
+    (mine / "patients.tsv").write_text("patient\ttime\tevent\nT-001\t3\t1\n")
+    (mine / "gencode.gtf").touch()
+    (mine / "h.all.gmt").touch()
+    (mine / "mine.yaml").write_text(config.removeprefix("yaml"))
+    (tmp_path / "results_go_here").mkdir()
+    done = snakemake(tmp_path / "results_go_here", "--dry-run", "--configfile", mine / "mine.yaml")
+    assert done.returncode == 0, done.said
+    assert planned_rules(done)["predict_slide"] == 1
+
+
 @pytest.mark.parametrize(
     ("rows", "extra", "complaint"),
     [
