@@ -65,7 +65,12 @@ def write_tsv(frame: pd.DataFrame, path: str | Path) -> None:
 
 
 def read_tsv(path: str | Path, **options: Any) -> pd.DataFrame:
-    """Return a tab-separated table; columns named in `dtype` are read as told (ids as text)."""
+    """Return a tab-separated table; columns named in `dtype` are read as told (ids as text).
+
+    Only an empty cell is missing, as `write_tsv` writes it: `NA` and `None` are text.
+    """
+    if "keep_default_na" not in options:
+        options = {"na_values": [""], **options, "keep_default_na": False}
     return pd.read_csv(path, sep="\t", **options)
 
 

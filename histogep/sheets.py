@@ -20,6 +20,8 @@ _FILE_COLUMNS = ("image", "counts", "positions", "labels", "features", "regions"
 #: Formats that carry no pixel size at all, so that the sheet must.
 _NO_PIXEL_SIZE = {".jpg", ".jpeg", ".png", ".bmp"}
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+#: Ids that other readers of the results would take for a missing value.
+_MISSING = {"na", "nan", "null", "none"}
 _MPP_RANGE = (0.05, 5.0)
 
 
@@ -270,13 +272,17 @@ def _read_sheet(
 
 def _bad_ids(sheet: pd.DataFrame, column: str) -> list[str]:
     rule = "letters, digits, '.', '_' and '-', at most 64, the first a letter or digit"
-    return [
-        f"line {line}: {column} {name!r} is not an id ({rule}, without '..')"
-        if name
-        else f"line {line}: no {column}"
-        for line, name in zip(sheet["line"], sheet[column], strict=True)
-        if not _ID.match(name) or ".." in name
-    ]
+    problems = []
+    for line, name in zip(sheet["line"], sheet[column], strict=True):
+        if not name:
+            problems.append(f"line {line}: no {column}")
+        elif not _ID.match(name) or ".." in name:
+            problems.append(f"line {line}: {column} {name!r} is not an id ({rule}, without '..')")
+        elif name.lower() in _MISSING:
+            problems.append(
+                f"line {line}: {column} {name!r} would be read as a missing value; rename it"
+            )
+    return problems
 
 
 def _repeated(sheet: pd.DataFrame, column: str) -> list[str]:

@@ -58,6 +58,13 @@ def test_tables_come_back(tmp_path):
     assert back["value"][0] == pytest.approx(1 / 3, abs=1e-6)
 
 
+def test_only_an_empty_cell_of_a_table_is_missing(tmp_path):
+    path = tmp_path / "table.tsv"
+    table = pd.DataFrame({"id": ["NA", "None", "nan", "null"], "x": [1.0, np.nan, 2.0, 3.0]})
+    write_tsv(table, path)
+    pd.testing.assert_frame_equal(read_tsv(path, dtype={"id": str}), table)
+
+
 def test_sha256_is_of_the_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert file_sha256(tmp_path / "x").startswith("ba7816bf8f01cfea")

@@ -60,6 +60,14 @@ def test_every_problem_is_named_with_its_line(sheet):
         assert expected in message
 
 
+@pytest.mark.parametrize("name", ["NA", "null", "None", "nan", "NaN"])
+@pytest.mark.parametrize("column", ["slide", "patient", "cohort"])
+def test_ids_that_readers_take_for_missing_are_refused(sheet, name, column):
+    row = {"slide": "S1", "patient": "p", "cohort": "c", column: name}
+    with pytest.raises(InputError, match=f"line 2: {column} '{name}' would be read as a missing"):
+        read_slides(sheet(f"{row['slide']}\t{row['patient']}\t{row['cohort']}\tDIR/a.svs"))
+
+
 def test_files_that_the_workflow_makes_may_be_absent(sheet):
     path = sheet("S1\tp\tc\tdata/simulated/S1.tiff")
     slides = read_slides(path, made=lambda file: file.startswith("data/simulated/"))
