@@ -116,3 +116,15 @@ def test_the_papers_panel_sees_the_held_out_section_and_says_so(run_script, stud
     _, record = _select(run_script, study, "all")
     assert record["slides"] == ["s1", "s2", "s3"]
     assert record["held_out_slides_used"] == []
+
+
+def test_genes_may_be_named_by_numbers(run_script, study):
+    for slide in ("s1", "s2", "s3"):
+        path = study / f"sections/{slide}.tsv"
+        scores = read_tsv(path, dtype={"gene": str}).sort_values("gene", ignore_index=True)
+        scores["gene"] = [f"{number:03d}" for number in range(len(scores))]
+        write_tsv(scores, path)
+    _select(run_script, study, "honest-1")
+    panel = read_tsv(study / "honest-1.tsv", dtype={"gene": str})
+    assert len(panel)
+    assert panel["gene"].str.fullmatch(r"0\d\d").all()

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]) as log:
-    text = {"keep_default_na": False}
+    genes = {"dtype": {"gene": str}, "keep_default_na": False}
     verdict = audit(
-        read_tsv(snakemake.input.folds, dtype=str, **text),
-        panels={Path(path).stem: read_tsv(path, **text) for path in snakemake.input.panels},
+        read_tsv(snakemake.input.folds, dtype=str, keep_default_na=False),
+        panels={Path(path).stem: read_tsv(path, **genes) for path in snakemake.input.panels},
         records={Path(path).stem: read_json(path) for path in snakemake.input.records},
         models=[read_json(path) for path in snakemake.input.settings],
-        gene_scores={Path(p).stem: read_tsv(p, **text) for p in snakemake.input.gene_scores},
+        gene_scores={Path(p).stem: read_tsv(p, **genes) for p in snakemake.input.gene_scores},
         score_sha256={Path(path).stem: file_sha256(path) for path in snakemake.input.gene_scores},
         markers=read_tsv(snakemake.input.markers, dtype=str),
         gene_settings=snakemake.params.genes,

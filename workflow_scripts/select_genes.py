@@ -17,7 +17,8 @@ with job_log(snakemake.log[0]) as log:
     held_out = set(folds.loc[(folds["fold"] == fold) & (folds["role"] == "test"), "slide"])
     # Of honest folds the scores of held-out sections are not even opened.
     tables = {Path(path).stem: path for path in snakemake.input.genes}
-    scores = {slide: read_tsv(tables[slide], keep_default_na=False) for slide in slides}
+    # Genes may be named by numbers, such as Entrez ids.
+    scores = {slide: read_tsv(tables[slide], dtype={"gene": str}) for slide in slides}
     markers = read_tsv(snakemake.input.markers, dtype=str)
     panel = choose_panel(scores, markers, snakemake.params.genes)
     write_tsv(panel, snakemake.output.panel)
