@@ -15,7 +15,7 @@ import pandas as pd
 
 from histogep.barcodes import patient_of
 from histogep.jobs import InputError
-from histogep.sheets import read_patients
+from histogep.sheets import read_patients, unreadable_covariates
 from histogep.tables import read_layout, read_table
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,9 @@ def read_clinical(path: str | Path, *, endpoint: str = "OS") -> pd.DataFrame:
     stages = [column for column in _STAGE if column in raw]
     if stages:
         sheet["stage"] = _stages(raw[stages], path)
+    problems = unreadable_covariates(sheet, [f"patient {name}" for name in sheet["patient"]])
+    if problems:
+        raise InputError(f"{path} has mistakes:\n" + "\n".join(f"  {line}" for line in problems))
     if (response := _first(raw, _RESPONSE)) is not None:
         sheet["response"] = _responses(raw[response], sheet["patient"], path)
     return _one_row_each(sheet, path).set_index("patient", drop=False).sort_index()

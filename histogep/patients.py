@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 from histogep.barcodes import PRIMARY, leave_out, patient_of
 from histogep.files import read_tsv
 from histogep.jobs import InputError
+from histogep.sheets import STAGES, sex_number, stage_number
 from histogep.signatures import Signature, score_signatures
 
 log = logging.getLogger(__name__)
@@ -24,10 +24,6 @@ GENE, SIGNATURE, SHARE = "gene:", "signature:", "share_"
 CLINICAL = ("age", "sex", "stage")
 #: Columns that describe the image besides genes, signatures and subtype shares.
 COMPOSITION = ("tumour_fraction", "heterogeneity", "cnv_burden")
-_STAGE = re.compile(r"^(?:stage\s*)?(IV|III|II|I|[1-4])\s*[ABCD]?[0-9]?$", re.IGNORECASE)
-_ORDINAL = {"I": 1.0, "II": 2.0, "III": 3.0, "IV": 4.0}
-_SEX = {"f": 0.0, "female": 0.0, "w": 0.0, "woman": 0.0, "m": 1.0, "male": 1.0, "man": 1.0}
-_UNKNOWN = {"", "na", "n/a", "nan", "none", "unknown", "x", "stage x", "[not available]"}
 
 
 @dataclass
@@ -177,33 +173,6 @@ def image_columns(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     return genes, others
 
 
-def stage_number(text: str) -> float:
-    """Return 1 to 4 for a stage such as `II`, `Stage IIIA` or `3`; NaN for an unknown one.
-
-    Raises
-    ------
-    InputError
-        The text is neither a stage I to IV nor one of the usual words for unknown.
-    """
-    cleaned = str(text).strip()
-    if cleaned.lower() in _UNKNOWN:
-        return float("nan")
-    match = _STAGE.match(cleaned)
-    if match is None:
-        raise InputError(f"stage {cleaned!r} is none of I, II, III, IV (with A, B or C); or empty")
-    return _ORDINAL.get(match[1].upper()) or float(match[1])
-
-
-def sex_number(text: str) -> float:
-    """Return 0 for female, 1 for male, NaN for unknown."""
-    cleaned = str(text).strip().lower()
-    if cleaned in _UNKNOWN:
-        return float("nan")
-    if cleaned not in _SEX:
-        raise InputError(f"sex {text!r} is neither female (f) nor male (m); or leave it empty")
-    return _SEX[cleaned]
-
-
 def _pool_tiles(
     expression: Sequence[str | Path],
     slides: Sequence[str],
@@ -349,7 +318,7 @@ def count_patients(table: pd.DataFrame, dropped: pd.DataFrame) -> pd.DataFrame:
         if name in table:
             rows.append(("patients", f"with {name} known", int(table[name].notna().sum())))
     if "stage" in table:
-        for name, number in _ORDINAL.items():
+        for name, number in STAGES.items():
             rows.append(("stage", name, int((table["stage"] == number).sum())))
         rows.append(("stage", "missing (a level of its own)", int(table["stage"].isna().sum())))
     counts = dropped.groupby("reason", sort=True).size()

@@ -6,7 +6,7 @@ import pytest
 
 from histogep.clinical import fold_stage, read_clinical
 from histogep.jobs import InputError
-from histogep.patients import stage_number
+from histogep.sheets import stage_number
 
 WORKBOOK = "tcga/TCGA-CDR-SupplementalTableS1.xlsx"
 
@@ -147,3 +147,12 @@ def test_no_workbook_and_an_archive_of_two_files_are_refused(tmp_path):
         archive.writestr("b.csv", "patient\n")
     with pytest.raises(InputError, match="2 files in the archive"):
         read_clinical(tmp_path / "two.csv.zip")
+
+
+def test_an_unreadable_sex_is_refused_when_the_table_is_read(tmp_path):
+    path = tmp_path / "cdr.tsv"
+    path.write_text(
+        "bcr_patient_barcode\tOS\tOS.time\tgender\nTCGA-AA-0001\t1\t5\tMALE\nTCGA-AA-0002\t1\t5\t9\n"
+    )
+    with pytest.raises(InputError, match="patient TCGA-AA-0002: sex '9'"):
+        read_clinical(path)

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from histogep.jobs import InputError
-from histogep.patients import image_columns, sex_number, stage_number, summarise_patients
+from histogep.patients import image_columns, summarise_patients
+from histogep.sheets import sex_number, stage_number
 from histogep.signatures import Signature
 
 GENES = ["GZMA", "PRF1", "COL1A1", "NOISE"]

@@ -133,6 +133,19 @@ def test_impossible_outcomes_are_refused(tmp_path):
         assert expected in message
 
 
+def test_unreadable_sex_and_stage_are_named_with_all_else(tmp_path):
+    path = tmp_path / "patients.tsv"
+    path.write_text(
+        "patient\ttime\tevent\tsex\tstage\nA\t1\t1\tF\tIIA\nB\t-1\t1\tdiverse\tT2N0\nC\t1\t0\tna\t\n"
+    )
+    with pytest.raises(InputError) as caught:
+        read_patients(path)
+    message = str(caught.value)
+    assert "3 problems" in message
+    for expected in ("line 3: time '-1'", "line 3: sex 'diverse'", "line 3: stage 'T2N0'"):
+        assert expected in message
+
+
 def test_locate_prefers_the_first_folder_and_says_where_it_looked(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

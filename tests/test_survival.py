@@ -16,8 +16,8 @@ from histogep.discrimination import (
 )
 from histogep.jobs import InputError
 from histogep.nested import CoxLearner, fill_and_scale, nested_scores, reduce_image
-from histogep.patients import stage_number
 from histogep.plots_outcome import forest, kaplan_meier, log_rank_p
+from histogep.sheets import stage_number
 from histogep.survival import fit_survival
 
 QUICK = {"repeats": 2, "shuffles": 12, "bootstraps": 300, "inner_folds": 3}
