@@ -52,6 +52,7 @@ def audit(
     models: Sequence[Mapping[str, Any]],
     gene_scores: Mapping[str, pd.DataFrame],
     score_sha256: Mapping[str, str],
+    image_sha256: Mapping[str, str],
     markers: pd.DataFrame,
     gene_settings: Mapping[str, Any],
     choose_panel: Callable[..., pd.DataFrame],
@@ -68,6 +69,8 @@ def audit(
         settings.json of every model that was trained with sections held out.
     gene_scores, score_sha256
         Gene scores of each section and the SHA-256 of their files.
+    image_sha256
+        SHA-256 of the whole-slide image of each section.
     markers, gene_settings
         What else the panel is chosen by.
     choose_panel
@@ -82,6 +85,7 @@ def audit(
     folds = folds.astype(str)
     found = _Findings()
     _check_patients(folds, found)
+    _check_images(folds, image_sha256, found)
     chosen_again: dict[tuple[str, ...], pd.DataFrame] = {}
     for fold, rows in folds.groupby("fold", sort=False):
         protocol = rows["protocol"].iloc[0]
@@ -170,6 +174,20 @@ def _check_patients(folds: pd.DataFrame, found: _Findings) -> None:
         if missed:
             problems.append(f"never tested: {', '.join(missed)}")
         found.add(f"{protocol}_sections_tested_once", "*", "; ".join(problems))
+
+
+def _check_images(folds: pd.DataFrame, image_sha256: Mapping[str, str], found: _Findings) -> None:
+    """Check that no two patients have the same image, whatever the names of its files."""
+    sections = folds.drop_duplicates(["slide", "patient"])
+    unknown = sorted(set(sections["slide"]) - set(image_sha256))
+    problems = [f"no digest of the image of {', '.join(unknown)}"] if unknown else []
+    problems += [
+        f"sections {', '.join(sorted(rows['slide']))} of the patients "
+        f"{', '.join(sorted(set(rows['patient'])))} are the same image"
+        for _, rows in sections.groupby(sections["slide"].map(image_sha256), sort=True)
+        if rows["patient"].nunique() > 1
+    ]
+    found.add("one_patient_per_image", "*", "; ".join(problems))
 
 
 def _check_roles(fold: str, rows: pd.DataFrame, found: _Findings) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from histogep.barcodes import patient_of
 from histogep.jobs import InputError
 
 SLIDE_COLUMNS = (
@@ -63,6 +64,7 @@ def read_slides(
     for column in ("slide", "patient", "cohort"):
         problems += _bad_ids(sheet, column)
     problems += _repeated(sheet, "slide")
+    problems += _patients_by_case(sheet)
     shared = {name.lower() for name in sheet["cohort"]} & {name.lower() for name in sheet["slide"]}
     problems += [f"{name!r} names both a slide and a cohort; rename one" for name in sorted(shared)]
 
@@ -81,6 +83,9 @@ def read_slides(
                 problems.append(f"line {line}: {column} {file} does not exist")
             elif not file and column == "image":
                 problems.append(f"line {line}: no image")
+
+    for column in ("image", "counts"):
+        problems += _shared_by_patients(sheet, column)
 
     given = sheet["mpp"]
     sheet["mpp"] = pd.to_numeric(given, errors="coerce")
@@ -345,6 +350,30 @@ def _repeated(sheet: pd.DataFrame, column: str) -> list[str]:
         f"{column} {rows[column].iloc[0]!r} stands on lines {', '.join(map(str, rows['line']))}"
         for name, rows in sheet.groupby(lowered, sort=True)
         if name and len(rows) > 1
+    ]
+
+
+def _patients_by_case(sheet: pd.DataFrame) -> list[str]:
+    """Patients that differ in case only: one person under two ids would train and test."""
+    return [
+        f"lines {', '.join(map(str, rows['line']))}: patients "
+        f"{', '.join(map(repr, sorted(set(rows['patient']))))} differ in case only; give them one id"
+        for name, rows in sheet.groupby(sheet["patient"].str.lower(), sort=True)
+        if name and rows["patient"].nunique() > 1
+    ]
+
+
+def _shared_by_patients(sheet: pd.DataFrame, column: str) -> list[str]:
+    """Files that stand under two patients: what is held out would be trained on."""
+    given = sheet[sheet[column] != ""]
+    if given.empty:
+        return []
+    real = given[column].map(lambda file: str(Path(file).resolve()))
+    return [
+        f"lines {', '.join(map(str, rows['line']))}: {column} {rows[column].iloc[0]} is given to "
+        f"patients {', '.join(sorted(set(rows['patient'])))}; it can be of one only"
+        for _, rows in given.groupby(real, sort=True)
+        if rows["patient"].map(patient_of).nunique() > 1
     ]
 
 

@@ -94,6 +94,7 @@ rule predict_fold:
 rule audit_leakage:
     input:
         folds="results/folds/{study}.tsv",
+        slides=of_sections("results/slides/{slide}.json"),
         gene_scores=of_sections("results/genes/sections/{slide}.tsv"),
         markers=MARKERS,
         panels=of_folds("results/genes/{study}/{fold}.tsv"),

@@ -85,6 +85,7 @@ def clean_study():
         "models": models,
         "gene_scores": scores,
         "score_sha256": digests,
+        "image_sha256": {slide: f"image of {slide}" for slide in SLIDES},
         "markers": MARKERS,
         "gene_settings": SETTINGS,
         "choose_panel": choose_panel,
@@ -239,3 +240,14 @@ def test_a_model_that_claims_the_wrong_protocol_fails(study):
 def test_a_missing_record_or_panel_fails(study):
     del study["records"]["honest-1"], study["panels"]["honest-2"]
     assert failed(run(study)) == {"panel_sections", "panel_chosen_again"}
+
+
+def test_one_image_under_two_patients_fails(study):
+    study["image_sha256"]["S1"] = study["image_sha256"]["S0"]
+    assert run(study)["ok"]
+    study["image_sha256"]["S2"] = study["image_sha256"]["S0"]
+    with pytest.raises(InputError, match="S0, S1, S2 of the patients P0, P1 are the same image"):
+        require_clean(run(study))
+    del study["image_sha256"]["S2"]
+    with pytest.raises(InputError, match="no digest of the image of S2"):
+        require_clean(run(study))

@@ -169,6 +169,10 @@ def write_audit(folder, *, leak):
     write_tsv(study["folds"], inputs["folds"])
     write_tsv(study["markers"], inputs["markers"])
     inputs |= {"gene_scores": [], "panels": [], "records": [], "settings": []}
+    inputs["slides"] = [folder / "slides" / f"{slide}.json" for slide in study["image_sha256"]]
+    for path in inputs["slides"]:
+        digest = study["image_sha256"][path.stem]
+        write_json({"slide": path.stem, "sha256": digest}, path)
     digests = {}
     for slide, table in study["gene_scores"].items():
         path = folder / "sections" / f"{slide}.tsv"
@@ -215,6 +219,10 @@ def plant_patient(study):
     folds.loc[row, "role"] = "train"
 
 
+def plant_image(study):
+    study["image_sha256"]["S2"] = study["image_sha256"]["S0"]
+
+
 def plant_panel(study):
     module = neighbour("test_leakage")
     study["panels"]["honest-1"] = module.choose_panel(
@@ -223,11 +231,16 @@ def plant_panel(study):
 
 
 @pytest.mark.parametrize(
-    ("leak", "check"), [(plant_patient, "patient_in_one_role"), (plant_panel, "panel_chosen_again")]
+    ("leak", "check"),
+    [
+        (plant_patient, "honest-1.*patient_in_one_role"),
+        (plant_image, "one_patient_per_image"),
+        (plant_panel, "honest-1.*panel_chosen_again"),
+    ],
 )
 def test_audit_leakage_stops_the_run_and_says_where(run_script, tmp_path, leak, check):
     inputs = write_audit(tmp_path, leak=leak)
-    with pytest.raises(InputError, match=rf"(?s)leak: .*honest-1.*{check}"):
+    with pytest.raises(InputError, match=rf"(?s)leak: .*{check}"):
         audit(run_script, tmp_path, inputs)
     assert not (tmp_path / "leakage.json").exists()
     assert "leak: " in (tmp_path / "job.log").read_text()

@@ -9,6 +9,7 @@ HEADER = "slide\tpatient\tcohort\timage\tmpp\tcounts\tpositions\tlabels\n"
 @pytest.fixture
 def sheet(tmp_path):
     (tmp_path / "a.svs").write_text("")
+    (tmp_path / "c.svs").write_text("")
     (tmp_path / "a.jpg").write_text("")
     (tmp_path / "counts.tsv.gz").write_text("")
 
@@ -22,7 +23,7 @@ def sheet(tmp_path):
 
 def test_rows_are_text_and_sorted(sheet):
     slides = read_slides(
-        sheet("007\t01\tc\tDIR/a.svs\t0.25\t\t\t", "# a comment", "001\t1e3\tc\tDIR/a.svs")
+        sheet("007\t01\tc\tDIR/a.svs\t0.25\t\t\t", "# a comment", "001\t1e3\tc\tDIR/c.svs")
     )
     assert list(slides.index) == ["001", "007"]
     assert list(slides["patient"]) == ["1e3", "01"]
@@ -66,6 +67,28 @@ def test_ids_that_readers_take_for_missing_are_refused(sheet, name, column):
     row = {"slide": "S1", "patient": "p", "cohort": "c", column: name}
     with pytest.raises(InputError, match=f"line 2: {column} '{name}' would be read as a missing"):
         read_slides(sheet(f"{row['slide']}\t{row['patient']}\t{row['cohort']}\tDIR/a.svs"))
+
+
+def test_two_patients_share_neither_a_file_nor_an_id_but_for_its_case(sheet, tmp_path):
+    (tmp_path / "b.svs").write_text("")
+    (tmp_path / "link.gz").symlink_to(tmp_path / "counts.tsv.gz")
+    with pytest.raises(InputError) as caught:
+        read_slides(
+            sheet(
+                "S1\tp1\tc\tDIR/a.svs\t\tDIR/counts.tsv.gz\tDIR/b.svs",
+                "S2\tp2\tc\tDIR/../" + tmp_path.name + "/a.svs\t\tDIR/link.gz\tDIR/b.svs",
+                "S3\tP1\tc\tDIR/b.svs",
+            )
+        )
+    message = str(caught.value)
+    assert "3 problems" in message
+    assert "lines 2, 4: patients 'P1', 'p1' differ in case only" in message
+    assert "lines 2, 3: image" in message
+    assert "lines 2, 3: counts" in message
+
+
+def test_two_slides_of_one_patient_may_share_an_image(sheet):
+    assert len(read_slides(sheet("S1\tp\tc\tDIR/a.svs\t0.5", "S2\tp\tc\tDIR/a.svs\t0.25"))) == 2
 
 
 def test_files_that_the_workflow_makes_may_be_absent(sheet):

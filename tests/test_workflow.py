@@ -283,15 +283,16 @@ def study(tmp_path):
             "slide\tpatient\tcohort\timage\tmpp\tcounts\n" + "".join(f"{row}\n" for row in rows)
         )
         (tmp_path / "study.yaml").write_text(f"study: s\nslides: slides.tsv\n{extra}")
-        (tmp_path / "a.svs").write_text("")
-        (tmp_path / "b.jpg").write_text("")
-        (tmp_path / "counts").mkdir(exist_ok=True)
+        for name in ("a.svs", "b.svs", "b.jpg"):
+            (tmp_path / name).write_text("")
+        for name in ("counts", "counts2"):
+            (tmp_path / name).mkdir(exist_ok=True)
         return snakemake(tmp_path, "--dry-run", "--configfile", tmp_path / "study.yaml")
 
     return plan
 
 
-GOOD = ("A\tp1\tc\ta.svs\t\tcounts", "B\tp2\tc\ta.svs\t\tcounts")
+GOOD = ("A\tp1\tc\ta.svs\t\tcounts", "B\tp2\tc\tb.svs\t\tcounts2")
 
 
 def test_a_good_study_is_planned(study):
@@ -338,8 +339,9 @@ def test_the_study_of_the_readme_is_planned_from_its_own_folder(tmp_path):
         (GOOD, "tisue: {}\n", "did you mean 'tissue'"),
         (GOOD, "seed: 1\nseed: 2\n", "keep one of them"),
         (GOOD[:1], "", "at least 2"),
+        ((*GOOD, "Z\tp3\tc\ta.svs\t\t"), "", "is given to patients p1, p3"),
     ],
-    ids=["missing", "repeated", "escape", "patient", "mpp", "key", "twice", "one patient"],
+    ids=["missing", "repeated", "escape", "patient", "mpp", "key", "twice", "one patient", "leak"],
 )
 def test_bad_input_is_refused_before_any_job(study, rows, extra, complaint):
     done = study(*rows, extra=extra)

@@ -19,6 +19,9 @@ with job_log(snakemake.log[0]) as log:
         records={Path(path).stem: read_json(path) for path in snakemake.input.records},
         models=[read_json(path) for path in snakemake.input.settings],
         gene_scores={Path(p).stem: read_tsv(p, **genes) for p in snakemake.input.gene_scores},
+        image_sha256={
+            record["slide"]: record["sha256"] for record in map(read_json, snakemake.input.slides)
+        },
         score_sha256={Path(path).stem: file_sha256(path) for path in snakemake.input.gene_scores},
         markers=read_tsv(snakemake.input.markers, dtype=str),
         gene_settings=snakemake.params.genes,
