@@ -21,6 +21,7 @@ from histogep.discrimination import (
 from histogep.jobs import InputError
 from histogep.nested import LogisticLearner, NestedScores, nested_scores
 from histogep.patients import CLINICAL, GENE, SIGNATURE, image_columns, source_name
+from histogep.stages import MIN_CLASS
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ DEFAULTS: dict[str, Any] = {
     "bootstraps": 1000,
     "covariates": list(CLINICAL),
 }
-#: Patients of the rarer class, at the least.
-MIN_CLASS = 3
 #: At most one image component for so many patients of the rarer class.
 CLASS_PER_COMPONENT = 2
 #: Permuting labels costs nothing where nothing is learnt.

@@ -12,6 +12,9 @@ from histogep.jobs import InputError
 
 #: An outcome needs this many patients before a model of it is fitted at all.
 MIN_PATIENTS = 10
+#: Survival needs this many events (and one for each fold), response this many of each kind.
+MIN_EVENTS = 3
+MIN_CLASS = 3
 _ONLY_SPOTS = "no slides without spots (scores of training patients would leak)"
 
 
@@ -143,7 +146,7 @@ def plan_stages(
             ("survival", "time", "cox"),
             ("response", "response", "performance"),
         ):
-            allowed, reason = _allows(column, known, unfit)
+            allowed, reason = _allows(column, known, unfit, folds=config[outcome]["folds"])
             targets = [f"results/{outcome}/{cohort}/{target}.tsv"] if allowed else []
             plan(outcome, targets, reason, cohort)
             if allowed:
@@ -180,7 +183,9 @@ def plan_stages(
 
         contrasts = ["tumour"]
         known = _outcomes(members.loc[predicted], patients)
-        if patients is not None and len(predicted):
+        if known is not None and len(predicted) and not _any_outcome(known):
+            plan("patients", [], "no patient has an outcome in the patients sheet", cohort)
+        elif known is not None and len(predicted):
             plan("patients", [f"results/patients/{cohort}.parquet"], "has predicted slides", cohort)
         contrasts += plan_outcomes(cohort, known, "" if len(predicted) else _ONLY_SPOTS)
         plan_enrichment(cohort, contrasts)
@@ -217,7 +222,13 @@ def _outcomes(members: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFr
     return patients.loc[patients.index.intersection(sorted(ids))]
 
 
-def _allows(column: str, known: pd.DataFrame | None, unfit: str) -> tuple[bool, str]:
+def _any_outcome(known: pd.DataFrame) -> bool:
+    """Return whether a survival time or a response is known of anybody."""
+    columns = [column for column in ("time", "response") if column in known]
+    return bool(known[columns].notna().any(axis=None))
+
+
+def _allows(column: str, known: pd.DataFrame | None, unfit: str, *, folds: int) -> tuple[bool, str]:
     """Return whether an outcome can be analysed in a cohort, and the reason in words."""
     if known is None:
         return False, "no patients sheet"
@@ -228,4 +239,16 @@ def _allows(column: str, known: pd.DataFrame | None, unfit: str) -> tuple[bool, 
     n = int(known[column].notna().sum())
     if n < MIN_PATIENTS:
         return False, f"{column} is known of {n} patients, at least {MIN_PATIENTS} are needed"
+    if column == "time":
+        events, least = int((known["event"] == 1).sum()), max(MIN_EVENTS, folds)
+        if events < least:
+            return False, f"{events} patients have an event, at least {least} are needed"
+    else:
+        responders = int((known[column] == 1).sum())
+        fewer = min(responders, n - responders)
+        if fewer < MIN_CLASS:
+            return False, (
+                f"{responders} of {n} patients responded, at least {MIN_CLASS} of each kind "
+                "are needed"
+            )
     return True, f"{column} is known of {n} patients"

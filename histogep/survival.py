@@ -21,6 +21,7 @@ from histogep.horizons import score_horizons
 from histogep.jobs import InputError
 from histogep.nested import CoxLearner, NestedScores, nested_scores
 from histogep.patients import GENE, image_columns, source_name
+from histogep.stages import MIN_EVENTS
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,6 @@ DEFAULTS: dict[str, Any] = {
     "horizons": [36, 60],
     "gene_scale": "normal_scores",
 }
-#: A model of risk needs this many events at the least.
-MIN_EVENTS = 3
 #: At most one image component for so many events of the cohort.
 _EVENTS_PER_COMPONENT = 3
 

@@ -10,6 +10,8 @@ CONFIG = {
     "references": {"gene_positions": "p.tsv", "gene_sets": {"h": "h.gmt"}},
     "models": {"wide": {"kind": "ridge"}},
     "deploy": {"wide": "wide"},
+    "survival": {"folds": 5},
+    "response": {"folds": 5},
 }
 
 
@@ -29,7 +31,7 @@ HOSPITAL = tuple((f"S{i}", f"P{i}", "h", "") for i in range(12))
 
 
 def test_everything_runs_when_everything_is_given():
-    patients = _patients(12, time=1.0, event=1.0, response=0.0)
+    patients = _patients(12, time=1.0, event=1.0, response=[0.0, 1.0] * 6)
     stages = plan_stages(CONFIG, _slides(*TRAINING, *HOSPITAL), patients)
     assert stages.runs("survival", "h")
     assert stages.runs("response", "h")
@@ -115,3 +117,23 @@ def test_a_transfer_needs_two_cohorts_with_responses():
     two = plan_stages(CONFIG, no_slides(), None, {"a": rows, "b": rows})
     assert two.of("transfer") == ["results/transfer/s/performance.tsv"]
     assert two.cohorts("response") == ["a", "b"]
+
+
+def test_outcomes_that_cannot_be_modelled_leave_their_stage_out():
+    slides = _slides(*TRAINING, *HOSPITAL)
+    patients = _patients(12, time=1.0, event=[1.0] * 4 + [0.0] * 8, response=[1.0] * 2 + [0.0] * 10)
+    stages = plan_stages(CONFIG, slides, patients)
+    reasons = {r["stage"]: r["reason"] for r in stages.rows() if r["cohort"] == "h"}
+    assert not stages.runs("survival", "h")
+    assert reasons["survival"] == "4 patients have an event, at least 5 are needed"
+    assert not stages.runs("response", "h")
+    assert reasons["response"].startswith("2 of 12 patients responded")
+    assert plan_stages({**CONFIG, "survival": {"folds": 4}}, slides, patients).runs("survival", "h")
+
+
+def test_a_cohort_without_a_row_in_the_patient_sheet_has_no_patients_stage():
+    slides = _slides(*TRAINING, *HOSPITAL, ("X", "PX", "other", ""))
+    stages = plan_stages(CONFIG, slides, _patients(12, time=1.0, event=1.0))
+    assert stages.runs("patients", "h")
+    assert not stages.runs("patients", "other")
+    assert "results/expression/X.h5ad" in stages.targets()
