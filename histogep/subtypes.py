@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,9 @@ def subtype_cohort(
 ) -> Subtypes:
     """Return the subtypes of a cohort's clones, their number found from the data; it may be 1.
 
+    Where the predicted profiles of different patients are all alike they are the model's and not
+    the patients': then no predicted slide is named copy number, whatever its own controls say.
+
     The arm profiles of all clones are grouped by Ward's method, measured and predicted ones each
     scaled by their own root mean square, since a prediction is a shrunken profile. Of the numbers
     whose silhouette is at least `min_silhouette` and above 95 % of the best ones of profiles whose
@@ -183,11 +186,19 @@ def subtype_cohort(
         for p in used
         for clone in p.clones.index
     ]
+    clones = pd.DataFrame(rows, columns=["slide", "patient", "clone", "measured"])
+    values = pd.concat([p.clones for p in used], ignore_index=True) if used else pd.DataFrame()
+    imprint = _imprint(values.fillna(0.0), clones) if len(clones) else _controls([])
+    if (imprint["verdict"] == FAIL).any():
+        # What a slide's own controls cannot see: here, and not in its file, it loses the name.
+        profiles = [
+            profile if profile.measured else replace(profile, name=EXPRESSION_SUBTYPE)
+            for profile in profiles
+        ]
+        used = [profile for profile in profiles if len(profile.clones)]
     names = {p.name for p in used}
     name = COPY_NUMBER if names == {COPY_NUMBER} else EXPRESSION_SUBTYPE
     controls = _slide_controls(profiles)
-    clones = pd.DataFrame(rows, columns=["slide", "patient", "clone", "measured"])
-    values = pd.concat([p.clones for p in used], ignore_index=True) if used else pd.DataFrame()
     if len(clones):
         arms = order_arms(values.columns)
         # An arm that a slide has too few genes for counts as unchanged there.
@@ -200,7 +211,6 @@ def subtype_cohort(
             permutations=permutations,
             seed=seed,
         )
-        imprint = _imprint(values, clones)
         tables = [table for table in (controls, found, imprint) if len(table)]
         controls = pd.concat([table.astype(object) for table in tables])
         clones["subtype"] = subtype

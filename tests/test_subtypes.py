@@ -348,6 +348,13 @@ def test_like_tumours_are_one_subtype(genome, tmp_path):
     control = subtypes.controls.set_index("control").loc["same predicted profile in all patients"]
     assert control["value"] > 0.9
     assert control["verdict"] == "fail"
+    # So nothing of it is called copy number, though each slide passes its own controls.
+    assert {profile.name for profile in profiles} == {"CNV"}
+    assert subtypes.name == "expression subtype"
+    for table in (subtypes.spots, subtypes.patients):
+        assert set(table["name"]) == {"expression subtype"}
+    slides = subtypes.controls[subtypes.controls["slide"] != "cohort"]
+    assert set(slides["name"]) == {"expression subtype"}
 
 
 @pytest.mark.parametrize("chosen", [[0], [4], [4, 0], []])
