@@ -5,7 +5,6 @@ from __future__ import annotations
 import lifelines
 import numpy as np
 import pandas as pd
-from lifelines.statistics import logrank_test
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,42 +15,40 @@ _GROUP_COLOURS = {"high": CATEGORY_COLOURS[1], "low": CATEGORY_COLOURS[0]}
 _N_GENES = 15
 
 
-def log_rank_p(time: pd.Series, event: pd.Series, group: pd.Series) -> float:
-    """Return the log-rank p of two groups, `high` and `low`; NaN when one is empty."""
-    high, low = group == "high", group == "low"
-    if not high.any() or not low.any():
-        return float("nan")
-    return float(logrank_test(time[high], time[low], event[high], event[low]).p_value)
-
-
-def kaplan_meier(risk: pd.DataFrame) -> Figure:
+def kaplan_meier(risk: pd.DataFrame, concordance: pd.DataFrame) -> Figure:
     """Draw survival by the median of the out-of-fold risk: the clinical model, and the fullest.
 
     Parameters
     ----------
-    risk
-        `risk.tsv` of a cohort.
+    risk, concordance
+        The tables of a cohort. The p of a panel is the C-index's against the shuffles: a log-rank
+        test takes the groups as independent of each other, which out-of-fold groups are not, and
+        counts it as a finding too when patients of low risk die earlier.
     """
     panels = []
     source = "expression" if "risk_expression" in risk else "image"
     has_clinical = risk["risk_clinical"].notna().any()
     if has_clinical:
-        panels.append(("Clinical covariates", "group_clinical"))
+        panels.append(("Clinical covariates", "group_clinical", "clinical", "covariates"))
     if risk[f"risk_{source}"].notna().any():
-        panels.append((f"Clinical + {source}" if has_clinical else source.capitalize(), "group"))
+        title = f"Clinical + {source}" if has_clinical else source.capitalize()
+        model = f"clinical+{source}" if has_clinical else source
+        panels.append((title, "group", model, source))
+    tested = concordance.set_index("model")
     fig = figure(width_mm=90 * len(panels), height_mm=85)
     axes = fig.subplots(
         2, len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [5, 1]}
     )
     ticks = _time_ticks(float(risk["time"].max()))
-    for column, (title, group) in enumerate(panels):
+    for column, (title, group, model, shuffled) in enumerate(panels):
         curve, counts = axes[0, column], axes[1, column]
         for name, colour in _GROUP_COLOURS.items():
             rows = risk[risk[group] == name]
             if not rows.empty:
                 _curve(curve, rows, name, colour)
-        p = log_rank_p(risk["time"], risk["event"], risk[group])
-        curve.set_title(f"{title} (log-rank p = {p:.2g})")
+        c_index, p = tested.loc[model, ["c_index", "p"]]
+        against = f"p = {p:.2g} against {shuffled} shuffled" if np.isfinite(p) else "no shuffles"
+        curve.set_title(f"{title}\nC-index {c_index:.2f}, {against}")
         curve.set(ylim=(0, 1.02), xlim=(0, ticks[-1]))
         curve.legend(title="out-of-fold risk", loc="upper right", title_fontsize=7)
         _at_risk(counts, risk, group, ticks)

@@ -24,6 +24,6 @@ with job_log(snakemake.log[0]):
     write_tsv(result.risk, snakemake.output.risk)
     write_tsv(result.horizons, snakemake.output.horizons)
     write_tsv(result.calibration, snakemake.output.calibration)
-    save(kaplan_meier(result.risk), snakemake.output.km)
+    save(kaplan_meier(result.risk, result.concordance), snakemake.output.km)
     save(forest(result.concordance, result.cox), snakemake.output.forest)
     save(calibration_at(result.horizons, result.calibration), snakemake.output.at_horizons)
