@@ -34,7 +34,8 @@ def made(tmp_path):
     pen[50:150, 50:100] = True
     rgb = np.full((375, 500, 3), 230, np.uint8)
     masks = BitMask.of(tissue & ~pen), BitMask.of(pen)
-    return slide, TissueMask(*masks, rgb, 8.0, (4.0, 4.0), 2)
+    # The overview of 375 x 500 mask pixels is every second of them (histogep.tissue).
+    return slide, TissueMask(*masks, rgb[::2, ::2].copy(), 8.0, (4.0, 4.0), 2)
 
 
 def _tiles(made, **settings):
