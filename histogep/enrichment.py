@@ -33,7 +33,7 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
         The file is no GMT, or names a set twice.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise InputError(f"{path} is no text file; gene sets are GMT files") from None
     sets: dict[str, list[str]] = {}

@@ -161,9 +161,10 @@ def order_arms(arms: Iterable[str]) -> list[str]:
 
 
 def _open(path: Path):
+    # Spreadsheets put a byte order mark before UTF-8.
     if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return open(path, encoding="utf-8-sig")
 
 
 def _read_gtf(path: Path) -> pd.DataFrame:
@@ -232,6 +233,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         header=0 if headed else None,
         dtype=str,
         comment="#",
+        encoding="utf-8-sig",
         keep_default_na=False,
         engine="python" if separator == r"\s+" else "c",
     )

@@ -116,6 +116,8 @@ def test_gmt_files(tmp_path):
     path = tmp_path / "sets.gmt"
     path.write_text("A\tabout\tX\tY\tX\t\nB\t\tZ,1.0\tW\n\n")
     assert read_gmt(path) == {"A": ["X", "Y"], "B": ["Z", "W"]}
+    path.write_text("A\tabout\tX\n", encoding="utf-8-sig")
+    assert read_gmt(path) == {"A": ["X"]}
     for text, message in (
         ("A X Y\n", "line 1 is no GMT"),
         ("A\tabout\n", "line 1 is no GMT"),

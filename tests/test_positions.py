@@ -44,6 +44,27 @@ def test_header_no_header_and_gtf_say_the_same(tmp_path):
     assert list(gtf["gene_id"]) == ["ENSG0.3", "ENSG1.3", "ENSG2.3"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("headed.tsv", "gene\tchromosome\tstart\tend\nAAA\tchr1\t10\t90\n"),
+        ("headed.csv", "gene,chromosome,start,end\nAAA,chr1,10,90\n"),
+        ("blanks.txt", "gene chromosome start end\nAAA chr1 10 90\n"),
+        ("plain.txt", "AAA\tchr1\t10\t90\n"),
+        ("a.gtf", '#!build\n1\tx\tgene\t10\t90\t.\t+\t.\tgene_id "E"; gene_name "AAA";\n'),
+    ],
+)
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_a_byte_order_mark_is_no_part_of_the_table(tmp_path, name, text, gzipped):
+    data = text.encode("utf-8-sig")
+    path = tmp_path / (name + ".gz" * gzipped)
+    path.write_bytes(gzip.compress(data) if gzipped else data)
+    table = read_gene_positions(path)
+    assert table[["gene", "chromosome", "start", "end"]].to_numpy().tolist() == [
+        ["AAA", "chr1", 10, 90]
+    ]
+
+
 def test_gtf_without_gene_lines_spans_the_exons(tmp_path):
     lines = [f'1\tx\texon\t{s}\t{e}\t.\t+\t.\tgene_id "E1"; gene_name "AAA";' for s, e in
              ((50, 90), (10, 20), (70, 120))]  # fmt: skip
