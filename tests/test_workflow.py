@@ -267,7 +267,11 @@ def test_the_same_seed_gives_the_same_tables(demo, tmp_path):
         *(f"results/{name}" for name in ("models", "predictions", "evaluation", "genes", "folds")),
         "data/simulated/H01-1.tiff",
         "results/features/H01-1.h5",
-        targets=("results/evaluation/demo/scorecards.tsv", "results/cnv/H01-1.arms.tsv"),
+        targets=(
+            "results/evaluation/demo/scorecards.tsv",
+            "results/evaluation/demo/labels.tsv",
+            "results/cnv/H01-1.arms.tsv",
+        ),
     )
 
 
