@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from histogep.enrichment import running_sum
 from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, figure
 
+#: What a reader must know of every p and FDR here; patients are not permuted.
+CAVEAT = "genes taken as independent: no evidence of an association across patients"
 _MIN_FDR = 1e-10
 _MAX_NAME = 46
 
@@ -64,7 +66,9 @@ def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12)
         axes.tick_params(axis="y", labelsize=7)
         axes.set_ylim(-0.8, len(part) - 0.2)
         axes.set_title(str(part["collection"].iloc[0]), fontsize=8)
-    all_axes[-1].set_xlabel(f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)")
+    all_axes[-1].set_xlabel(
+        f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)\n{CAVEAT}"
+    )
     fig.colorbar(dots, ax=list(all_axes), label="-log10 FDR", shrink=0.6, aspect=15)
     fig.suptitle(title, fontsize=9, fontweight="bold")
     return fig
@@ -89,8 +93,7 @@ def running_sums(
     gene_sets
         Collection -> gene set -> genes.
     title
-        What the genes are ranked by, as over the dot plot: what lies right there lies left here,
-        where the highest rank stands.
+        What the genes are ranked by.
     n_sets
         Gene sets over all collections, at most.
     """
@@ -118,7 +121,8 @@ def running_sums(
         ticks.set_yticks([])
         ticks.tick_params(labelsize=6)
     ticks.set_xlabel(f"rank of {len(genes)} genes")
-    fig.suptitle(title.replace(": right,", ": left,"), fontsize=9, fontweight="bold")
+    fig.supxlabel(f"FDR: {CAVEAT}", fontsize=7)
+    fig.suptitle(title, fontsize=9, fontweight="bold")
     return fig
 
 

@@ -18,7 +18,7 @@ from histogep.enrichment import (
     running_sum,
 )
 from histogep.jobs import InputError
-from histogep.plots_enrichment import dot_plot, running_sums
+from histogep.plots_enrichment import CAVEAT, dot_plot, running_sums
 
 OPTIONS = {"min_size": 5, "max_size": 500, "permutations": 1000, "seed": 1}
 
@@ -89,6 +89,7 @@ def test_the_dot_plot_shows_every_set_at_its_score():
     labels = [tick.get_text() for tick in axes.get_yticklabels()]
     assert labels == ["DOWN (10)", "IRRELEVANT (20)", "UP (12)"] or labels[-1] == "UP (12)"
     np.testing.assert_allclose(axes.collections[0].get_offsets()[:, 0], np.sort(table["nes"]))
+    assert CAVEAT in axes.get_xlabel()
 
 
 def test_the_running_sum_peaks_at_gseapy_s_enrichment_score():
@@ -104,6 +105,7 @@ def test_the_running_sum_peaks_at_gseapy_s_enrichment_score():
     titles = [axes.get_title(loc="left") for axes in fig.axes if axes.get_title(loc="left")]
     assert len(titles) == 3
     assert titles[0].startswith(table.sort_values(["p", "gene_set"])["gene_set"].iloc[0])
+    assert CAVEAT in fig.get_supxlabel()
     drawn = fig.axes[0].lines[0].get_ydata()
     assert np.abs(drawn).max() == pytest.approx(
         abs(table.sort_values(["p", "gene_set"])["es"].iloc[0])
