@@ -29,25 +29,25 @@ def kaplan_meier(risk: pd.DataFrame, concordance: pd.DataFrame) -> Figure:
     source = "expression" if "risk_expression" in risk else "image"
     has_clinical = risk["risk_clinical"].notna().any()
     if has_clinical:
-        panels.append(("Clinical covariates", "group_clinical", "clinical", "covariates"))
+        panels.append(("Clinical covariates", "group_clinical", "clinical"))
     if risk[f"risk_{source}"].notna().any():
         title = f"Clinical + {source}" if has_clinical else source.capitalize()
         model = f"clinical+{source}" if has_clinical else source
-        panels.append((title, "group", model, source))
+        panels.append((title, "group", model))
     tested = concordance.set_index("model")
     fig = figure(width_mm=90 * len(panels), height_mm=85)
     axes = fig.subplots(
         2, len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [5, 1]}
     )
     ticks = _time_ticks(float(risk["time"].max()))
-    for column, (title, group, model, shuffled) in enumerate(panels):
+    for column, (title, group, model) in enumerate(panels):
         curve, counts = axes[0, column], axes[1, column]
         for name, colour in _GROUP_COLOURS.items():
             rows = risk[risk[group] == name]
             if not rows.empty:
                 _curve(curve, rows, name, colour)
         c_index, p = tested.loc[model, ["c_index", "p"]]
-        against = f"p = {p:.2g} against {shuffled} shuffled" if np.isfinite(p) else "no shuffles"
+        against = f"p = {p:.2g} by shuffles" if np.isfinite(p) else "no shuffles"
         curve.set_title(f"{title}\nC-index {c_index:.2f}, {against}")
         curve.set(ylim=(0, 1.02), xlim=(0, ticks[-1]))
         curve.legend(title="out-of-fold risk", loc="upper right", title_fontsize=7)

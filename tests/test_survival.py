@@ -222,7 +222,7 @@ def test_curves_equal_lifelines_and_their_p_is_that_of_the_shuffles(planted):
     titles = [axes.get_title(loc="left") for axes in km.axes[:2]]
     by_model = result.concordance.set_index("model")["p"]
     for title, model in zip(titles, ("clinical", "clinical+image"), strict=True):
-        assert f"p = {by_model[model]:.2g} against" in title
+        assert f"p = {by_model[model]:.2g} by shuffles" in title
         assert "log-rank" not in title
     curve = km.axes[1].lines[0].get_ydata()
     fitted = lifelines.KaplanMeierFitter().fit(risk["time"][high], risk["event"][high])
