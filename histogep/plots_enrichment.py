@@ -93,7 +93,8 @@ def running_sums(
     gene_sets
         Collection -> gene set -> genes.
     title
-        What the genes are ranked by.
+        What the genes are ranked by, as over the dot plot: what lies right there lies left here,
+        where the highest rank stands.
     n_sets
         Gene sets over all collections, at most.
     """
@@ -122,7 +123,7 @@ def running_sums(
         ticks.tick_params(labelsize=6)
     ticks.set_xlabel(f"rank of {len(genes)} genes")
     fig.supxlabel(f"FDR: {CAVEAT}", fontsize=7)
-    fig.suptitle(title, fontsize=9, fontweight="bold")
+    fig.suptitle(title.replace(": right,", ": left,"), fontsize=9, fontweight="bold")
     return fig
 
 
