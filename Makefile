@@ -41,8 +41,8 @@ lint: $(TESTABLE)  ## ruff, snakefmt and snakemake --lint
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
 
-fast-test: $(TESTABLE)  ## Library and script tests
-	$(BIN)/python -m pytest -m "not workflow"
+fast-test: $(TESTABLE)  ## Library and script tests, one file a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not workflow" -n $(CORES) --dist loadfile
 
 workflow-test: $(TESTABLE)  ## Tests that run Snakemake itself
 	$(BIN)/python -m pytest -m workflow

