@@ -45,7 +45,7 @@ fast-test: $(TESTABLE)  ## Library and script tests, one file a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not workflow" -n $(CORES) --dist loadfile
 
 workflow-test: $(TESTABLE)  ## Tests that run Snakemake itself
-	$(BIN)/python -m pytest -m workflow
+	$(BIN)/python -m pytest -m workflow -n $(CORES) --dist load --maxschedchunk 1
 
 settings-table: $(INSTALLED)  ## Rewrite the table of settings in config/README.md
 	@sed -i '/<!-- made by/q' config/README.md && echo >> config/README.md

@@ -25,7 +25,7 @@ _STAGES = (
 )
 
 
-class _SameConv2d(nn.Conv2d):
+class Conv2dSame(nn.Conv2d):
     """A strided convolution that pads as TensorFlow does, where the weights were trained.
 
     The padding is split to the right and below, so it is none that `nn.Conv2d` itself can do.
@@ -41,19 +41,28 @@ class _SameConv2d(nn.Conv2d):
         return super().forward(nn.functional.pad(x, pads))
 
 
+class _NormAct(nn.BatchNorm2d):
+    """A batch norm and the activation that follows it, as one, which leaves it when it is folded."""
+
+    def __init__(self, channels: int, *, act: bool) -> None:
+        super().__init__(channels, eps=1e-3)
+        self.act = nn.ReLU6(inplace=True) if act else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the activated values."""
+        return self.act(super().forward(x))
+
+
 def _convolution(
     inputs: int, outputs: int, kernel: int = 1, *, stride: int = 1, groups: int = 1, act: bool
 ) -> nn.Sequential:
     """Return a convolution, its batch norm and, if asked for, ReLU6."""
-    kind = nn.Conv2d if stride == 1 else _SameConv2d
+    kind = nn.Conv2d if stride == 1 else Conv2dSame
     padding = kernel // 2 if stride == 1 else 0
-    layers: list[nn.Module] = [
+    return nn.Sequential(
         kind(inputs, outputs, kernel, stride, padding, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs, eps=1e-3),
-    ]
-    if act:
-        layers.append(nn.ReLU6(inplace=True))
-    return nn.Sequential(*layers)
+        _NormAct(outputs, act=act),
+    )
 
 
 class _InvertedResidual(nn.Module):

@@ -25,6 +25,11 @@ class Items(SimpleNamespace):
         return vars(self).keys()
 
 
+def pytest_collection_modifyitems(items):
+    """Put first what needs no finished study: it keeps all workers busy before one makes it."""
+    items.sort(key=lambda item: "demo" in item.fixturenames)
+
+
 @pytest.fixture
 def run_script(tmp_path):
     """Run a job script on a stand-in for the object that Snakemake gives it; return its log."""

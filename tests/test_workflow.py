@@ -17,6 +17,7 @@ import pandas as pd
 import psutil
 import pytest
 import pyvips
+from filelock import FileLock
 
 pytestmark = pytest.mark.workflow
 
@@ -63,13 +64,22 @@ def planned_rules(done):
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    """The finished default study."""
-    folder = tmp_path_factory.mktemp("demo")
-    done = snakemake(folder)
-    assert done.returncode == 0, done.said[-8000:]
-    # A timer for every job that has ended would be hundreds (Snakefile, onstart).
-    assert done.most_threads < 40
+def demo(tmp_path_factory, worker_id):
+    """The finished default study, made once for all workers of pytest-xdist. Nothing is written to it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    folder = shared / "demo"
+    # The first worker runs it on all cores, the others wait.
+    with FileLock(shared / "demo.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            done = snakemake(folder)
+            (shared / "demo.said").write_text(done.said)
+            assert done.returncode == 0, done.said[-8000:]
+            # A timer for every job that has ended would be hundreds (Snakefile, onstart).
+            assert done.most_threads < 40
+            (shared / "demo.done").touch()
+    assert (shared / "demo.done").exists(), (shared / "demo.said").read_text()[-8000:]
     return folder
 
 
@@ -208,10 +218,10 @@ def test_leak_audit_passed_and_lists_what_it_checked(demo):
     assert verdict["n_checks"] > 20
 
 
-def test_report_is_built(demo):
-    done = snakemake(demo, "--report", demo / "report.html")
+def test_report_is_built(demo, tmp_path):
+    done = snakemake(demo, "--report", tmp_path / "report.html")
     assert done.returncode == 0, done.said[-4000:]
-    assert (demo / "report.html").stat().st_size > 500_000
+    assert (tmp_path / "report.html").stat().st_size > 500_000
 
 
 # ------------------------------------------------------------------------- reruns are exact
