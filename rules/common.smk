@@ -17,6 +17,7 @@ from histogep import (
 from histogep.bad_slides import failed_slides
 from histogep.files import read_json
 from histogep.jobs import InputError
+from histogep.lineage import record_run
 from histogep.provenance import code_digest
 from histogep.simulate_cohort import slide_composition
 from snakemake.common.configfile import load_configfile

@@ -234,6 +234,28 @@ def test_editing_a_module_reruns_only_what_reaches_it(demo, tmp_path):
     assert set(planned_rules(done)) == {"enrich_genes"}, done.said[-3000:]
 
 
+def test_every_file_of_the_study_traces_to_what_made_it(demo):
+    from histogep.lineage import find_changes
+    from histogep.lineage_records import Lineage
+
+    files = table(demo, "provenance/lineage.tsv", index_col="file")
+    for path in (demo / "results").rglob("*"):
+        if path.is_file() and path.name not in {"lineage.tsv", ".snakemake_timestamp"}:
+            names = [p.relative_to(demo).as_posix() for p in (path, *path.parents[:3])]
+            assert any(name in files.index for name in names), path
+    made = files[files["rule"].notna()]
+    assert made["code"].str.fullmatch("[0-9a-f]{16}").all()
+    assert made["software"].str.contains('"python"').all()
+    assert set(made["seed"].dropna()) == {1}
+    sources = files[files["rule"].isna()]
+    assert {Path(name).name for name in sources.index} >= {"markers.tsv", "patients.tsv"}
+    assert sources["sha256"].str.fullmatch("[0-9a-f]{64}").all()
+    lineage = Lineage(demo)
+    assert find_changes(lineage, "results/survival/demo/cox.tsv") == []
+    rules = {entry.rule for entry in lineage.ancestors("results/survival/demo/cox.tsv")}
+    assert {"encode_tiles", "train_model", "package_model", "predict_slide"} <= rules
+
+
 def test_changing_a_survival_setting_reruns_no_inference(demo, tmp_path):
     import yaml
 
