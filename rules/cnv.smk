@@ -16,7 +16,7 @@ rule infer_cnv:
         heatmap=report(
             "results/cnv/{slide}.png",
             caption="../report/cnv.rst",
-            category="5. Copy number",
+            category="07 Copy number",
             labels={"slide": "{slide}", "figure": "profile by chromosome"},
         ),
     log:
@@ -49,13 +49,13 @@ rule subtype_tumours:
         page=report(
             "results/cnv/{cohort}/markers.html",
             caption="../report/subtypes.rst",
-            category="5. Copy number",
+            category="07 Copy number",
             labels={"cohort": "{cohort}", "figure": "marker genes of the subtypes"},
         ),
         heatmap=report(
             "results/cnv/{cohort}/subtypes.png",
             caption="../report/subtypes.rst",
-            category="5. Copy number",
+            category="07 Copy number",
             labels={"cohort": "{cohort}", "figure": "subtypes"},
         ),
     log:
@@ -96,7 +96,7 @@ rule compare_cnv:
         figure=report(
             "results/cnv/{study}/agreement.png",
             caption="../report/agreement.rst",
-            category="5. Copy number",
+            category="07 Copy number",
             labels={"figure": "predicted against measured, held-out patients"},
         ),
     log:
