@@ -129,3 +129,14 @@ def test_the_table_of_documents_is_complete():
     readme = (ROOT / "README.md").read_text()
     for path in ROOT.glob("docs/*.md"):
         assert f"](docs/{path.name})" in readme, path.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_functions_and_modules_exist(document):
+    for name in re.findall(r"histogep((?:\.\w+)+)", document.read_text()):
+        module, *rest = name.strip(".").split(".")
+        path = ROOT / "histogep" / f"{module}.py"
+        assert path.is_file(), name
+        if rest and rest != ["py"]:
+            defined = {getattr(node, "name", "") for node in ast.parse(path.read_text()).body}
+            assert rest[0] in defined, name
