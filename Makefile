@@ -49,8 +49,8 @@ workflow-test: $(TESTABLE)  ## Tests that run Snakemake itself
 	$(BIN)/python -m pytest -m workflow
 
 settings-table: $(INSTALLED)  ## Rewrite the table of settings in config/README.md
-	@sed -i '/<!-- made by/q' config/README.md && echo >> config/README.md
-	$(BIN)/python -m histogep.settings config/schemas/config.schema.yaml >> config/README.md
+	@table=$$($(BIN)/python -m histogep.settings config/schemas/config.schema.yaml) && \
+	sed -i '/<!-- made by/q' config/README.md && printf '\n%s\n' "$$table" >> config/README.md
 
 constraints: $(INSTALLED)  ## Pin the newest set of packages that resolves on Python 3.11 and 3.12
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade \
