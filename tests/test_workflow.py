@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -208,10 +210,66 @@ def test_leak_audit_passed_and_lists_what_it_checked(demo):
     assert verdict["n_checks"] > 20
 
 
-def test_report_is_built(demo):
+@pytest.fixture(scope="session")
+def report(demo):
+    """The report of the finished study, as one file."""
     done = snakemake(demo, "--report", demo / "report.html")
-    assert done.returncode == 0, done.said[-4000:]
-    assert (demo / "report.html").stat().st_size > 500_000
+    assert done.returncode == 0, done.said[-3000:]
+    return demo / "report.html"
+
+
+CATEGORIES = [
+    *("01 Data and quality", "02 Alignment", "03 Genes", "04 Scorecards", "05 Maps", "06 Tumour"),
+    *("07 Copy number", "08 Survival", "09 Response", "10 Enrichment", "12 Provenance"),
+]
+
+
+def test_report_has_the_categories_in_the_order_of_the_chain(report):
+    text = report.read_text()
+    # The front page lists them with what they hold, each once.
+    front = [text.find(f">{category}</a>: ") for category in CATEGORIES]
+    assert front == sorted(front), dict(zip(CATEGORIES, front, strict=True))
+    assert front[0] > 0
+    assert "{{" not in text[front[0] - 2000 : front[-1]]
+
+
+def test_report_opens_without_network(report):
+    text = report.read_text()
+    for loaded in (r"<script[^>]*\ssrc=", r"<link[^>]*\shref=", r"@import", r"url\(\s*['\"]?http"):
+        assert not re.search(loaded, text), loaded
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium to open the report in")
+    done = subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *("--virtual-time-budget=3000", "--host-resolver-rules=MAP * ~NOTFOUND"),
+            f"file://{report}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    # The menu is drawn by the report's own scripts.
+    for category in CATEGORIES:
+        assert done.stdout.count(category) > text.count(category), category
+
+
+def test_report_is_the_same_when_built_again(report, demo, monkeypatch):
+    """Whatever the order of Python's sets; as a zip its members are (a zip holds times)."""
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    done = snakemake(demo, "--report", demo / "again.html")
+    assert done.returncode == 0, done.said[-3000:]
+    assert report.stat().st_size > 500_000
+    assert (demo / "again.html").read_bytes() == report.read_bytes()
+    done = snakemake(demo, "--report", demo / "report.zip")
+    assert done.returncode == 0, done.said[-3000:]
+    members = zipfile.ZipFile(demo / "report.zip")
+    assert "report/report.html" in members.namelist()
+    figure = demo / "results/evaluation/demo/genes.svg"
+    assert figure.read_bytes() in [
+        members.read(name) for name in members.namelist() if name.endswith("genes.svg")
+    ]
 
 
 # ------------------------------------------------------------------------- reruns are exact
