@@ -157,6 +157,8 @@ def _measure(lineage: Lineage, entry: Entry, users: list[Entry]) -> Entry:
     size, modified = _size(path), _time(path)
     if (entry.bytes, entry.modified) == (size, modified):
         return entry
+    if entry.rule and modified != entry.ended:
+        return entry  # Somebody wrote it since: its digest now is not that of what was made.
     sha256 = ""
     if not entry.rule:
         # An image of gigabytes was read once, by prepare_slide, if nobody wrote it since.

@@ -163,6 +163,7 @@ def test_a_result_that_was_edited_is_named(run):
     (run / COX).write_text(text + "x")
     assert changes(run)[0].startswith(f"{COX}: written at")
     lineage.write_table(run)
+    assert changes(run)[0].startswith(f"{COX}: written at")
     (run / "results/folds/s.tsv").write_text("edited")
     assert any(said.startswith("results/folds/s.tsv: sha256") for said in changes(run))
 
