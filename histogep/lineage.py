@@ -3,7 +3,7 @@
 Snakemake records how it made each file (`.snakemake/metadata`); the log of a job holds the versions
 of the packages it used; the geometry of a slide holds the SHA-256 of its image. From these
 
-    python -m histogep.lineage results/survival/demo/cox.tsv --directory /where/results/go
+    python -m histogep.lineage results/survival/hospital/cox.tsv --directory /where/results/go
 
 says what a file rests on, whether Snakemake is running, stopped or not installed. Without a file it
 writes the same for every file to results/provenance/lineage.tsv, as each run does when it ends;
@@ -130,7 +130,7 @@ def describe(lineage: Lineage, file: str, changes: list[str]) -> str:
         "    none"
     ]
     lines.append(f"  steps     {len(order)} rules, {sum(steps.values())} files")
-    lines += [f"    {rule:<22}{steps[rule]:>6} files  code {codes[rule]}" for rule in order]
+    lines += [f"    {rule:<22}{steps[rule]:>6}  code {codes[rule]}" for rule in order]
     lines.append(f"  sources   {len(sources)} files that no rule made")
     for part in sources:
         used = (lineage.used_sha256(part.file, entry) for entry in users.get(part.file, []))

@@ -309,8 +309,8 @@ def test_every_file_of_the_study_traces_to_what_made_it(demo):
     assert {Path(name).name for name in sources.index} >= {"markers.tsv", "patients.tsv"}
     assert sources["sha256"].str.fullmatch("[0-9a-f]{64}").all()
     lineage = Lineage(demo)
-    assert find_changes(lineage, "results/survival/demo/cox.tsv") == []
-    rules = {entry.rule for entry in lineage.ancestors("results/survival/demo/cox.tsv")}
+    assert find_changes(lineage, "results/survival/hospital/cox.tsv") == []
+    rules = {entry.rule for entry in lineage.ancestors("results/survival/hospital/cox.tsv")}
     assert {"encode_tiles", "train_model", "package_model", "predict_slide"} <= rules
 
 
