@@ -61,7 +61,7 @@ def write_leakage_page(verdict: Mapping[str, Any], path: str | Path, *, study: s
         path,
         title=f"Leak audit of {study}: {verdict['n_checks']} checks, {verdict['n_failed']} failed",
         tables=[
-            Table(summary, heading="Honest folds and their models"),
+            Table(summary, heading="What was checked"),
             Table(
                 leaks,
                 heading="Known leaks of the paper's protocol",
