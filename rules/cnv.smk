@@ -17,7 +17,7 @@ rule infer_cnv:
             "results/cnv/{slide}.png",
             caption="../report/cnv.rst",
             category="07 Copy number",
-            labels={"slide": "{slide}", "figure": "profile by chromosome"},
+            labels={"of": "{slide}", "figure": "profile by chromosome"},
         ),
     log:
         "logs/infer_cnv/{slide}.log",
@@ -50,13 +50,13 @@ rule subtype_tumours:
             "results/cnv/{cohort}/markers.html",
             caption="../report/subtypes.rst",
             category="07 Copy number",
-            labels={"cohort": "{cohort}", "figure": "marker genes of the subtypes"},
+            labels={"of": "{cohort}", "figure": "marker genes of the subtypes"},
         ),
         heatmap=report(
             "results/cnv/{cohort}/subtypes.png",
             caption="../report/subtypes.rst",
             category="07 Copy number",
-            labels={"cohort": "{cohort}", "figure": "subtypes"},
+            labels={"of": "{cohort}", "figure": "subtypes"},
         ),
     log:
         "logs/subtype_tumours/{cohort}.log",
@@ -97,7 +97,10 @@ rule compare_cnv:
             "results/cnv/{study}/agreement.png",
             caption="../report/agreement.rst",
             category="07 Copy number",
-            labels={"figure": "predicted against measured, held-out patients"},
+            labels={
+                "of": "all sections",
+                "figure": "predicted against measured, held-out patients",
+            },
         ),
     log:
         "logs/compare_cnv/{study}.log",

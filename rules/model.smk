@@ -159,13 +159,13 @@ rule evaluate_model:
             "results/evaluation/{study}/maps.png",
             caption="../report/maps.rst",
             category="05 Maps",
-            labels={"figure": "measured beside predicted"},
+            labels={"slide": "held out", "figure": "measured beside predicted"},
         ),
         tumour_plot=report(
             "results/evaluation/{study}/tumour.png",
             caption="../report/tumour.rst",
             category="06 Tumour",
-            labels={"figure": "tumour maps and ROC"},
+            labels={"slide": "held out", "figure": "tumour maps and ROC"},
         ),
     log:
         "logs/evaluate_model/{study}.log",

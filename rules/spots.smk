@@ -87,7 +87,10 @@ rule check_labels:
             "results/evaluation/{study}/labels.html",
             caption="../report/label_agreement.rst",
             category="06 Tumour",
-            labels={"figure": "inferred against annotated labels"},
+            labels={
+                "slide": "annotated",
+                "figure": "inferred against annotated labels",
+            },
         ),
     log:
         "logs/check_labels/{study}.log",
