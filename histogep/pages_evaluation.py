@@ -44,7 +44,7 @@ _METRICS = {
     "spearman": "Spearman r, mean over sections",
     "rmse": "RMSE (less is better)",
     "coverage": "coverage of the intervals",
-    "half_width": "half-width of the intervals (less is better)",
+    "half_width": "half-width (less is better)",
     "auroc": "AUROC",
     "auprc": "average precision",
     "dice": "Dice",

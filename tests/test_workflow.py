@@ -314,6 +314,22 @@ def test_every_file_of_the_study_traces_to_what_made_it(demo):
     assert {"encode_tiles", "train_model", "package_model", "predict_slide"} <= rules
 
 
+def test_tables_have_the_columns_that_the_documents_list(demo):
+    """Those rows of docs/outputs.md that list all columns, after the word `columns`."""
+    text = (REPOSITORY / "docs/outputs.md").read_text()
+    compared = 0
+    for file, content in re.findall(r"(?m)^\| `([^`]+\.tsv)` \| .+? \| (.+) \|$", text):
+        found = sorted(demo.glob("results/" + re.sub(r"\{\w+\}", "*", file)))
+        # `genes/{study}/{fold}.tsv` and `genes/sections/{slide}.tsv` lie side by side.
+        found = [path for path in found if ("sections" in path.parts) == ("sections" in file)]
+        if found and "columns `" in content:
+            listed = re.findall(r"`([^`]+)`", content.split("columns ", 1)[1].split(". ")[0])
+            header = found[0].read_text().splitlines()[0].split("\t")
+            assert listed[: len(header)] == header, file
+            compared += 1
+    assert compared > 20
+
+
 def test_changing_a_survival_setting_reruns_no_inference(demo, tmp_path):
     import yaml
 
