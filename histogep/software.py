@@ -58,8 +58,9 @@ def loaded_versions() -> dict[str, str]:
     for name in _required():
         module = sys.modules.get(_IMPORTED_AS.get(name, name.replace("-", "_")))
         if module is not None:
-            # Asking the module is free, asking the installation reads its files.
-            version = getattr(module, "__version__", None)
+            # What the module holds is free to ask, the installation has to be read from disk. Some
+            # modules warn when asked by getattr().
+            version = vars(module).get("__version__")
             versions[name] = version if isinstance(version, str) else _version(name)
     return versions
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from base64 import urlsafe_b64encode
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -223,11 +224,13 @@ def test_what_nobody_recorded_is_refused_with_a_remedy(run, tmp_path, capsys):
     assert "--directory" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_job_leaves_its_versions_in_its_log_and_a_failed_one_does_not(tmp_path):
     with job_log(tmp_path / "a.log"):
-        pass
+        import anndata
     assert read_versions(tmp_path / "a.log") == loaded_versions()
     assert read_versions(tmp_path / "a.log")["pandas"] == pd.__version__
+    assert read_versions(tmp_path / "a.log")["anndata"] == metadata.version(anndata.__name__)
     with pytest.raises(InputError), job_log(tmp_path / "b.log"):
         raise InputError("wrong")
     assert read_versions(tmp_path / "b.log") == {}
