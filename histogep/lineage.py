@@ -30,6 +30,7 @@ from histogep.lineage_records import (
     COLUMNS,
     CONFIGURATION,
     TABLE,
+    UNNAMED,
     Entry,
     Lineage,
     sections_of,
@@ -106,8 +107,12 @@ def describe(lineage: Lineage, file: str, changes: list[str]) -> str:
         for package, version in part.software.items():
             software.setdefault(package, set()).add(version)
     settings: dict[str, Any] = {}
+    unnamed: list[Any] = []
     for part in entries:
         settings.update(part.settings)
+        unnamed += [value for value in part.settings.get(UNNAMED, ()) if value not in unnamed]
+    if unnamed:
+        settings[UNNAMED] = unnamed
     settings.pop("configuration", None)
     steps = Counter(part.rule for part in entries if part.rule)
     order = list(dict.fromkeys(part.rule for part in entries if part.rule))

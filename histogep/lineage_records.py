@@ -28,6 +28,8 @@ from histogep.software import read_versions
 TABLE = Path("results/provenance/lineage.tsv")
 CONFIGURATION = Path("results/provenance/configuration.yaml")
 METADATA = Path(".snakemake/metadata")
+#: Where settings are kept whose section nobody knows, before the configuration was recorded.
+UNNAMED = "without a name"
 _CODE = re.compile(r"[0-9a-f]{16}")
 _SCRIPT = re.compile(r"workflow_scripts/(\w+\.py)")
 
@@ -226,7 +228,8 @@ def _name_settings(
 
     Snakemake records parameters without their names. One that equals a section is that section; an
     object with the same keys as a section is the section before it was changed. Of several such
-    sections it is the one that the rule is named after.
+    sections it is the one that the rule is named after. Objects that no section is like are kept
+    without a name.
     """
     sections = sections_of(configuration)
     named: dict[str, Any] = {}
@@ -241,6 +244,8 @@ def _name_settings(
                 if section == value or _alike(value, section)
             ]
             named.update({name: value for _, _, name in sorted(alike)[:1]})
+            if not alike and isinstance(value, dict):
+                named.setdefault(UNNAMED, []).append(value)
     return named
 
 

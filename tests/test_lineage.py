@@ -212,6 +212,12 @@ def test_the_table_is_the_same_when_nothing_ran(run):
     assert lineage.write_table(run).read_bytes() == first
 
 
+def test_settings_are_told_before_the_configuration_was_recorded(run, capsys):
+    (run / "results/provenance/configuration.yaml").unlink()
+    assert lineage.main([COX, "--directory", str(run)]) == 0
+    assert 'without a name: [{"folds": 5}]' in capsys.readouterr().out
+
+
 def test_a_missing_source_is_named(run):
     (run / "cohort.tsv").unlink()
     assert "cohort.tsv: is no longer there" in changes(run)
