@@ -66,8 +66,8 @@ def record_run() -> None:
     """Write the table of the working directory when a run ends; never a reason for it to fail."""
     try:
         write_table()
-    except (OSError, InputError) as error:
-        print(f"{TABLE} was not written: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"{TABLE} was not written ({type(error).__name__}: {error})", file=sys.stderr)
 
 
 def find_changes(lineage: Lineage, file: str, *, rehash: bool = False) -> list[str]:

@@ -218,6 +218,14 @@ def test_settings_are_told_before_the_configuration_was_recorded(run, capsys):
     assert 'without a name: [{"folds": 5}]' in capsys.readouterr().out
 
 
+def test_a_run_ends_well_though_the_table_cannot_be_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / METADATA).mkdir(parents=True)
+    (tmp_path / "results").write_text("no folder")
+    lineage.record_run()
+    assert f"{TABLE} was not written (" in capsys.readouterr().err
+
+
 def test_a_missing_source_is_named(run):
     (run / "cohort.tsv").unlink()
     assert "cohort.tsv: is no longer there" in changes(run)
