@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from histogep import lineage, provenance
-from histogep.files import file_sha256
+from histogep.files import file_sha256, write_json
 from histogep.jobs import InputError, job_log
 from histogep.lineage_records import METADATA, TABLE, Lineage
 from histogep.software import loaded_versions, read_versions
@@ -248,3 +248,36 @@ def test_a_job_leaves_its_versions_in_its_log_and_a_failed_one_does_not(tmp_path
     with pytest.raises(InputError), job_log(tmp_path / "b.log"):
         raise InputError("wrong")
     assert read_versions(tmp_path / "b.log") == {}
+
+
+def test_an_image_is_told_by_the_digest_that_prepare_slide_took(tmp_path):
+    (tmp_path / "A.svs").write_bytes(b"slide")
+    write_json({"sha256": file_sha256(tmp_path / "A.svs")}, tmp_path / "results/slides/A.json")
+    (tmp_path / METADATA).mkdir(parents=True)
+    ended = (tmp_path / "results/slides/A.json").stat().st_mtime
+    record = {
+        "rule": "prepare_slide",
+        "code": '"../workflow_scripts/prepare_slide.py"\n',
+        "params": [repr(provenance.code_digest("prepare_slide.py")), "None"],
+        "input": ["A.svs"],
+        "starttime": ended - 1,
+        "endtime": ended,
+    }
+    name = urlsafe_b64encode(b"results/slides/A.json").decode()
+    (tmp_path / METADATA / name).write_text(json.dumps(record))
+    found = Lineage(tmp_path)
+    assert lineage.find_changes(found, "results/slides/A.json") == []
+    (tmp_path / "A.svs").write_bytes(b"other")
+    (said,) = lineage.find_changes(found, "results/slides/A.json")
+    assert said.startswith(f"A.svs: sha256 is {file_sha256(tmp_path / 'A.svs')}, it was ")
+
+
+def test_a_model_folder_is_told_by_its_own_digest(tmp_path, capsys):
+    write_json({"digest": "d" * 64}, tmp_path / "results/model/s/settings.json")
+    (tmp_path / METADATA).mkdir(parents=True)
+    ended = (tmp_path / "results/model/s").stat().st_mtime
+    record = {"rule": "package_model", "starttime": ended - 1, "endtime": ended}
+    name = urlsafe_b64encode(b"results/model/s").decode()
+    (tmp_path / METADATA / name).write_text(json.dumps(record))
+    assert lineage.main(["results/model/s/settings.json", "--directory", str(tmp_path)]) == 0
+    assert f"model     results/model/s  digest {'d' * 64}" in capsys.readouterr().out
