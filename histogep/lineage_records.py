@@ -108,6 +108,7 @@ class Lineage:
         text = configuration.read_text(encoding="utf-8") if configuration.is_file() else "{}"
         self.configuration = yaml.safe_load(text) or {}
         self._entries: dict[str, Entry] = {}
+        self._software: dict[Path, dict[str, str]] = {}
 
     def entry(self, file: str) -> Entry:
         """Return what is known of a file; of one that no rule made, only its digest."""
@@ -177,6 +178,12 @@ class Lineage:
             return str(read_json(geometry).get("sha256", ""))
         return user.input_sha256.get(file, "")
 
+    def _versions(self, log: Path) -> dict[str, str]:
+        """Return what a log tells; the files of one job share it."""
+        if log not in self._software:
+            self._software[log] = read_versions(log)
+        return self._software[log]
+
     def _record_names(self) -> Iterator[str]:
         for folder, _, files in os.walk(self.records):
             parts = Path(folder).relative_to(self.records).parts
@@ -210,7 +217,7 @@ class Lineage:
             code=codes[0] if codes else "",
             seed=seeds[0] if len(seeds) == 1 else None,
             settings=_name_settings(values, self.configuration, rule=record["rule"]),
-            software=next((read_versions(log) for log in logs if log.is_file()), {}),
+            software=next((self._versions(log) for log in logs if log.is_file()), {}),
             inputs=tuple(record.get("input") or ()),
             input_sha256={
                 name: text.split(":")[-1]
