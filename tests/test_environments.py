@@ -26,8 +26,8 @@ DECLARED_AS = {
 }
 #: What a conda package is called in requirements.txt and constraints.txt, when not the same.
 ON_PYPI = {"pytorch": "torch", "matplotlib-base": "matplotlib", "openslide": "openslide-bin"}
-#: What no import shows: the text that needs a package.
-NEEDED_BY_TEXT = {"pyarrow": "parquet", "openpyxl": "read_excel"}
+#: What no import shows: the call that needs a package.
+NEEDED_BY_CALL = {"pyarrow": r"(read|to)_parquet\(", "openpyxl": r"read_excel\("}
 #: What is declared for another package's sake.
 NEEDED_BY_PACKAGE = {
     "openslide": "openslide-python",  # its C library
@@ -62,9 +62,10 @@ def _needed(script):
     imported, text = set(), ""
     for path in _reached(script):
         imported |= {name.split(".")[0] for name in provenance.imported_names(path)}
-        text += path.read_text()
+        # What is only wrapped in histogep.files is called elsewhere.
+        text += "" if path.name == "files.py" else path.read_text()
     needed = {DECLARED_AS.get(name, name) for name in imported - sys.stdlib_module_names - OWN}
-    return needed | {package for package, word in NEEDED_BY_TEXT.items() if word in text}
+    return needed | {name for name, call in NEEDED_BY_CALL.items() if re.search(call, text)}
 
 
 def _environment(env):
