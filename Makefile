@@ -2,13 +2,14 @@
 PYTHON ?= python3
 CORES ?= 2
 DEMO_DIR ?= .
+PIN_DIR ?= envs
 
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --snakefile $(CURDIR)/Snakefile --cores $(CORES)
 INSTALLED := .venv/.installed
 TESTABLE := .venv/.testable
 
-.PHONY: help demo test lint fast-test workflow-test install settings-table constraints clean
+.PHONY: help demo test lint fast-test workflow-test install settings-table constraints conda-pins clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -45,15 +46,22 @@ fast-test: $(TESTABLE)  ## Library and script tests, one file a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not workflow" -n $(CORES) --dist loadfile
 
 workflow-test: $(TESTABLE)  ## Tests that run Snakemake itself
-	$(BIN)/python -m pytest -m workflow -n $(CORES) --dist load --maxschedchunk 1
+	$(BIN)/python -m pytest -m workflow -n $(CORES) --dist loadgroup --no-loadscope-reorder
 
 settings-table: $(INSTALLED)  ## Rewrite the table of settings in config/README.md
-	@sed -i '/<!-- made by/q' config/README.md && echo >> config/README.md
-	$(BIN)/python -m histogep.settings config/schemas/config.schema.yaml >> config/README.md
+	@table=$$($(BIN)/python -m histogep.settings config/schemas/config.schema.yaml) && \
+	sed -i '/<!-- made by/q' config/README.md && printf '\n%s\n' "$$table" >> config/README.md
 
 constraints: $(INSTALLED)  ## Pin the newest set of packages that resolves on Python 3.11 and 3.12
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade \
 	requirements.txt requirements-dev.txt -o constraints.txt
+
+conda-pins: $(patsubst envs/%.yaml,$(PIN_DIR)/%.linux-64.pin.txt,$(wildcard envs/*.yaml))  ## Pin the conda environments of envs/ (needs conda)
+
+$(PIN_DIR)/%.linux-64.pin.txt: envs/%.yaml
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	conda env create --quiet --file $< --prefix "$$folder/env" && \
+	conda list --explicit --md5 --prefix "$$folder/env" > "$$folder/pins" && mv "$$folder/pins" $@
 
 clean:  ## Remove results, logs and benchmarks of the default study
 	rm -rf results logs benchmarks report.html .snakemake

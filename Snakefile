@@ -31,6 +31,14 @@ onstart:
         workflow.scheduler.job_rate_limiter = None
 
 
+onsuccess:
+    record_run()
+
+
+onerror:
+    record_run()
+
+
 rule all:
     default_target: True
     input:

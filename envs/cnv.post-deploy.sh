@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# infercnvpy has no conda recipe, and pin files drop `pip:` packages. What it needs beyond the
-# environment's own packages comes with it.
+# A pin file drops the `pip:` packages of the environment: they are installed here. Where they are
+# there already, nothing happens.
 set -euo pipefail
-python -m pip install --no-input infercnvpy==0.6.1 igraph==1.0.0 leidenalg==0.12.0
+python -m pip install --no-input infercnvpy==0.6.1

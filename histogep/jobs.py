@@ -40,8 +40,11 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     """Send all that one job prints, its C libraries included, to its log file.
 
     An exception is written to the log before it goes on; of an `InputError` only the message,
-    because its traceback tells a user nothing.
+    because its traceback tells a user nothing. A job that ends well leaves the versions of the
+    packages that it loaded (`histogep.lineage` reads them there).
     """
+    from histogep.software import format_versions, loaded_versions
+
     saved = [os.dup(1), os.dup(2)]
     with open(path, "w", buffering=1) as handle:
         _flush()
@@ -57,6 +60,7 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
         log = logging.getLogger("histogep")
         try:
             yield log
+            log.info("%s", format_versions(loaded_versions()))
         except InputError as error:
             log.error("%s", error)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +17,18 @@ from histogep.files import complete
 DEFAULT_FORMAT = "{:.3g}"
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 14px/1.45 "Helvetica Neue", Arial, sans-serif; color: #1c1c1c; background: #fff;
+body { font: 13px/1.45 "Helvetica Neue", Arial, sans-serif; color: #1c1c1c; background: #fff;
   margin: 1.5em auto; max-width: 78em; padding: 0 1em; }
 h1 { font-size: 1.45em; margin: 0 0 .4em; } h2 { font-size: 1.1em; margin: 1.6em 0 .3em; }
 p { margin: .35em 0; max-width: 62em; } p.empty { color: #666; font-style: italic; }
 div.scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6em 0; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 600; border-bottom: 2px solid #444; padding: .3em .7em;
+th { text-align: left; font-weight: 600; border-bottom: 2px solid #444; padding: .3em .45em;
   position: sticky; top: 0; background: #fff; vertical-align: bottom; }
-td { padding: .22em .7em; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
+td { padding: .22em .45em; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
 td.number, th.number { text-align: right; }
 td.none { color: #aaa; } tr:hover td { background-color: #f3f6f9; }
+code { font-size: .95em; background: #f1f1f1; padding: 0 .2em; }
 tr.group td { border-top: 2px solid #888; }
 """
 
@@ -42,7 +44,7 @@ class Table:
     heading
         Its title; empty for none.
     notes
-        Sentences above it. Plain text: everything is escaped.
+        Sentences above it. Plain text, everything is escaped; `names` in backticks are set as code.
     formats
         Column -> format string ("{:.2f}", "{:.0%}") or function of a value; other numbers are
         written with three significant digits, whole numbers in full.
@@ -79,7 +81,7 @@ def render_page(title: str, tables: Sequence[Table], *, notes: Sequence[str] = (
         Sentences under the title, one paragraph each.
     """
     body = [f"<h1>{html.escape(title)}</h1>"]
-    body += [f"<p>{html.escape(note)}</p>" for note in notes]
+    body += [_paragraph(note) for note in notes]
     for table in tables:
         body.append(_render_table(table))
     return (
@@ -107,7 +109,7 @@ def _render_table(table: Table) -> str:
     if unknown:
         raise ValueError(f"the table has no columns {', '.join(unknown)}")
     parts = [f"<h2>{html.escape(table.heading)}</h2>"] if table.heading else []
-    parts += [f"<p>{html.escape(note)}</p>" for note in table.notes]
+    parts += [_paragraph(note) for note in table.notes]
     if frame.empty:
         return "\n".join([*parts, '<p class="empty">Nothing to show.</p>'])
     numeric = {
@@ -135,6 +137,11 @@ def _render_table(table: Table) -> str:
     return "\n".join(parts)
 
 
+def _paragraph(note: str) -> str:
+    """Return a note as HTML: escaped, names in backticks as code."""
+    return "<p>" + re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(note)) + "</p>"
+
+
 def _cell(table: Table, column: str, value: object, numeric: bool) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return f'<td class="{"number " if numeric else ""}none">–</td>'
@@ -156,7 +163,9 @@ def format_value(value: object, form: str | Callable[[object], str] | None = Non
     if callable(form):
         return form(value)
     if form is not None and not isinstance(value, str):
-        return form.format(value)
+        text = form.format(value)
+        # What rounds to nothing has no sign.
+        return text[1:] if re.fullmatch(r"-0(\.0*)?%?", text) else text
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):

@@ -44,7 +44,7 @@ _METRICS = {
     "spearman": "Spearman r, mean over sections",
     "rmse": "RMSE (less is better)",
     "coverage": "coverage of the intervals",
-    "half_width": "half-width of the intervals (less is better)",
+    "half_width": "half-width (less is better)",
     "auroc": "AUROC",
     "auprc": "average precision",
     "dice": "Dice",
@@ -90,6 +90,51 @@ def write_scorecards_page(
             "reaches in one of 20 cases, for maps as smooth as the predicted ones where the card is "
             "honest. `ceiling`: what a perfect predictor would score against counts as noisy as "
             f"these ({settings['thinnings']} binomial thinnings); `of ceiling` = value / ceiling.",
+        ],
+    )
+
+
+def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> None:
+    """Write results/evaluation/{study}/genes.html: every gene of the honest card, best first.
+
+    Parameters
+    ----------
+    genes
+        The table of genes of an `Evaluation`.
+    path
+        Where to write.
+    study
+        Its name, for the title.
+    """
+    honest = genes[genes["protocol"] == "honest"] if len(genes) else genes
+    tables = []
+    for model, group in honest.groupby("model") if len(honest) else ():
+        columns = ["gene", "pearson", "null_upper", "ceiling", "relative", "fdr", "predictable"]
+        shown = group.sort_values("pearson", ascending=False)[columns]
+        tables.append(
+            Table(
+                shown,
+                heading=f"{model}: {int(group['predictable'].sum())} of {len(group)} genes predictable",
+                formats=dict.fromkeys(("pearson", "null_upper", "ceiling"), "{:.3f}")
+                | {"relative": "{:.0%}"},
+                bars={"pearson": (0.0, 1.0), "ceiling": (0.0, 1.0), "relative": (0.0, 1.0)},
+                bar_colours={"ceiling": "#cfcfe8", "relative": "#bfe3cf"},
+                headers={
+                    "pearson": "Pearson r",
+                    "null_upper": "null, 95 %",
+                    "relative": "of ceiling",
+                },
+            )
+        )
+    write_page(
+        path,
+        title=f"Genes of {study}, patients held out",
+        tables=tables,
+        notes=[
+            "Mean over patients of the correlation within a section, in-tissue spots only. `null, "
+            "95 %`: what maps of the same autocorrelation reach in one of 20 cases. `ceiling`: what "
+            "a perfect predictor would score against counts as noisy as these. Only predictable "
+            "genes go into later stages."
         ],
     )
 

@@ -114,7 +114,9 @@ def _show_slide(axes: Axes, spots: anndata.AnnData, *, mpp: float, alpha: float 
     bar_px = 1000 / mpp
     left, level = low[0] + 0.03 * (high[0] - low[0]), high[1] - 0.03 * (high[1] - low[1])
     axes.plot([left, left + bar_px], [level, level], color="black", linewidth=2)
-    axes.text(left + bar_px / 2, level, "1 mm", ha="center", va="bottom", fontsize=7)
+    # Above the bar by its width and a little more.
+    style = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+    axes.annotate("1 mm", (left + bar_px / 2, level), fontsize=7, **style)
 
 
 def _add_spots(axes: Axes, spots: anndata.AnnData, **style: Any) -> EllipseCollection:

@@ -152,6 +152,8 @@ def _leaves(
             yield prefix + key, part
             if part.get("properties") or isinstance(part.get("additionalProperties"), dict):
                 yield from _leaves(part, root, f"{prefix}{key}.")
+            if isinstance(part.get("items"), dict) and part["items"].get("properties"):
+                yield from _leaves(part["items"], root, f"{prefix}{key}[].")
     extra = schema.get("additionalProperties")
     if isinstance(extra, dict) and "$ref" in extra:
         yield from _leaves(_resolve(extra, root), root, f"{prefix}NAME.")

@@ -261,18 +261,21 @@ def unreadable_covariates(sheet: pd.DataFrame, places: Sequence[str]) -> list[st
     return problems
 
 
-def locate(path: str, *, folders: tuple[str | Path, ...]) -> str:
+def locate(path: str, *, folders: tuple[str | Path, ...], key: str = "the configuration") -> str:
     """Return `path` below the first of `folders` that holds it (an absolute path as it is).
 
     A study's own files are looked for in the working directory first, then beside its
     configuration, then beside the workflow, so that studies and examples run from any directory.
+    `key` is the setting that names it.
     """
+    if "{data_root}" in path:
+        raise InputError(f"{key}: {path} needs data_root: call with --config data_root=FOLDER")
     for folder in folders:
         candidate = Path(folder) / path
         if candidate.exists():
             return str(path) if Path(folder) == Path(".") else str(candidate)
     looked = ", ".join(str(Path(folder).resolve()) for folder in folders)
-    raise InputError(f"{path} does not exist (looked in {looked})")
+    raise InputError(f"{key}: {path} does not exist (looked in {looked})")
 
 
 def _beside(sheet: str | Path, file: str) -> str:

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
+from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 
 import pandas as pd
 
 from histogep.provenance import ROOT
+
+#: What a package is imported as, when not by its own name.
+_IMPORTED_AS = {
+    "openslide-python": "openslide",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+}
+_MARK = "software: "
 
 
 def installed_versions() -> pd.DataFrame:
@@ -18,11 +31,15 @@ def installed_versions() -> pd.DataFrame:
     only its own) has the version "not installed".
     """
     rows = [("python", platform.python_version())]
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        name = re.match(r"[A-Za-z0-9._-]+", line)
-        if name:
-            rows.append((name[0], _version(name[0])))
+    rows += [(name, _version(name)) for name in _required()]
     return pd.DataFrame(rows, columns=["package", "version"])
+
+
+def _required() -> list[str]:
+    """Return the names of the packages that requirements.txt lists."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    found = (re.match(r"[A-Za-z0-9._-]+", line) for line in lines)
+    return [name[0] for name in found if name]
 
 
 def _version(name: str) -> str:
@@ -30,3 +47,33 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def loaded_versions() -> dict[str, str]:
+    """Return Python and the packages of requirements.txt that this process has imported.
+
+    Cheap: a job calls it when it ends, so that its log says what it really ran with.
+    """
+    versions = {"python": platform.python_version()}
+    for name in _required():
+        module = sys.modules.get(_IMPORTED_AS.get(name, name.replace("-", "_")))
+        if module is not None:
+            # What the module holds is free to ask, the installation has to be read from disk. Some
+            # modules warn when asked by getattr().
+            version = vars(module).get("__version__")
+            versions[name] = version if isinstance(version, str) else _version(name)
+    return versions
+
+
+def format_versions(versions: Mapping[str, str]) -> str:
+    """Return versions as one line of a log, which `read_versions` finds again."""
+    return _MARK + ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def read_versions(log: str | Path) -> dict[str, str]:
+    """Return the versions that a job wrote to its log; none if it wrote none."""
+    for line in reversed(Path(log).read_text(encoding="utf-8", errors="replace").splitlines()):
+        _, mark, listed = line.partition(_MARK)
+        if mark:
+            return dict(part.split(" ", 1) for part in listed.split(", ") if " " in part)
+    return {}

@@ -16,8 +16,8 @@ rule infer_cnv:
         heatmap=report(
             "results/cnv/{slide}.png",
             caption="../report/cnv.rst",
-            category="5. Copy number",
-            labels={"slide": "{slide}", "figure": "profile by chromosome"},
+            category="07 Copy number",
+            labels={"of": "{slide}", "figure": "profile by chromosome"},
         ),
     log:
         "logs/infer_cnv/{slide}.log",
@@ -49,14 +49,14 @@ rule subtype_tumours:
         page=report(
             "results/cnv/{cohort}/markers.html",
             caption="../report/subtypes.rst",
-            category="5. Copy number",
-            labels={"cohort": "{cohort}", "figure": "marker genes of the subtypes"},
+            category="07 Copy number",
+            labels={"of": "{cohort}", "figure": "marker genes of the subtypes"},
         ),
         heatmap=report(
             "results/cnv/{cohort}/subtypes.png",
             caption="../report/subtypes.rst",
-            category="5. Copy number",
-            labels={"cohort": "{cohort}", "figure": "subtypes"},
+            category="07 Copy number",
+            labels={"of": "{cohort}", "figure": "subtypes"},
         ),
     log:
         "logs/subtype_tumours/{cohort}.log",
@@ -96,8 +96,11 @@ rule compare_cnv:
         figure=report(
             "results/cnv/{study}/agreement.png",
             caption="../report/agreement.rst",
-            category="5. Copy number",
-            labels={"figure": "predicted against measured, held-out patients"},
+            category="07 Copy number",
+            labels={
+                "of": "all sections",
+                "figure": "predicted against measured, held-out patients",
+            },
         ),
     log:
         "logs/compare_cnv/{study}.log",

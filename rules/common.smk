@@ -17,6 +17,7 @@ from histogep import (
 from histogep.bad_slides import failed_slides
 from histogep.files import read_json
 from histogep.jobs import InputError
+from histogep.lineage import record_run
 from histogep.provenance import code_digest
 from histogep.simulate_cohort import slide_composition
 from snakemake.common.configfile import load_configfile
@@ -44,28 +45,33 @@ def read_study():
     def made(file):
         return complete["simulation"] is not None and file.startswith("data/simulated/")
 
-    def reference(path):
+    def reference(path, key):
         if path is None:
             return None
         path = path.replace("{data_root}", data_root or "{data_root}")
-        return path if made(path) else sheets.locate(path, folders=folders)
+        return path if made(path) else sheets.locate(path, folders=folders, key=key)
 
     # Where the files are is kept apart from the settings, which are recorded as they were given.
     references = complete["references"]
     files = {
-        "gene_positions": reference(references["gene_positions"]),
+        "gene_positions": reference(
+            references["gene_positions"], "references.gene_positions"
+        ),
         "gene_sets": {
-            name: reference(path) for name, path in references["gene_sets"].items()
+            name: reference(path, f"references.gene_sets.{name}")
+            for name, path in references["gene_sets"].items()
         },
-        "patients": reference(complete["patients"]),
+        "patients": reference(complete["patients"], "patients"),
         "measured": {
             cohort: {
-                "measured": reference(entry["expression"]),
-                "patients": reference(entry["patients"] or complete["patients"]),
+                "measured": reference(entry["expression"], f"measured.{cohort}"),
+                "patients": reference(
+                    entry["patients"] or complete["patients"], f"measured.{cohort}"
+                ),
             }
             for cohort, entry in complete["measured"].items()
         },
-        "model": reference(complete["model"]),
+        "model": reference(complete["model"], "model"),
     }
     if files["model"] and not (Path(files["model"]) / "settings.json").is_file():
         raise InputError(
@@ -73,7 +79,7 @@ def read_study():
         )
     slides = (
         sheets.read_slides(
-            reference(complete["slides"]), data_root=data_root, made=made
+            reference(complete["slides"], "slides"), data_root=data_root, made=made
         )
         if complete["slides"]
         else sheets.no_slides()

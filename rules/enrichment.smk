@@ -15,7 +15,7 @@ rule enrich_genes:
         dotplot=report(
             "results/enrichment/{cohort}/{contrast}/gsea.svg",
             caption="../report/enrichment.rst",
-            category="8. Enrichment",
+            category="10 Enrichment",
             labels={
                 "cohort": "{cohort}",
                 "contrast": "{contrast}",
@@ -25,7 +25,7 @@ rule enrich_genes:
         running=report(
             "results/enrichment/{cohort}/{contrast}/running.svg",
             caption="../report/enrichment.rst",
-            category="8. Enrichment",
+            category="10 Enrichment",
             labels={
                 "cohort": "{cohort}",
                 "contrast": "{contrast}",

@@ -16,7 +16,7 @@ rule predict_slide:
         map=report(
             "results/expression/{slide}.png",
             caption="../report/expression.rst",
-            category="4. Maps",
+            category="05 Maps",
             labels={"slide": "{slide}", "figure": "predicted maps"},
         ),
     log:

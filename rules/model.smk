@@ -102,6 +102,12 @@ rule audit_leakage:
         settings=audited_settings,
     output:
         verdict="results/evaluation/{study}/leakage.json",
+        page=report(
+            "results/evaluation/{study}/leakage.html",
+            caption="../report/leakage.rst",
+            category="04 Scorecards",
+            labels={"figure": "leak audit"},
+        ),
     log:
         "logs/audit_leakage/{study}.log",
     conda:
@@ -134,26 +140,32 @@ rule evaluate_model:
         scorecards_page=report(
             "results/evaluation/{study}/scorecards.html",
             caption="../report/scorecards.rst",
-            category="3. Scorecards",
+            category="04 Scorecards",
             labels={"figure": "scorecards"},
+        ),
+        genes_page=report(
+            "results/evaluation/{study}/genes.html",
+            caption="../report/genes.rst",
+            category="03 Genes",
+            labels={"figure": "every gene"},
         ),
         genes_plot=report(
             "results/evaluation/{study}/genes.svg",
-            caption="../report/scorecards.rst",
-            category="3. Scorecards",
+            caption="../report/genes.rst",
+            category="03 Genes",
             labels={"figure": "genes against null and ceiling"},
         ),
         maps=report(
             "results/evaluation/{study}/maps.png",
             caption="../report/maps.rst",
-            category="4. Maps",
-            labels={"figure": "measured beside predicted"},
+            category="05 Maps",
+            labels={"slide": "held out", "figure": "measured beside predicted"},
         ),
         tumour_plot=report(
             "results/evaluation/{study}/tumour.png",
             caption="../report/tumour.rst",
-            category="4. Maps",
-            labels={"figure": "tumour maps and ROC"},
+            category="06 Tumour",
+            labels={"slide": "held out", "figure": "tumour maps and ROC"},
         ),
     log:
         "logs/evaluate_model/{study}.log",

@@ -9,7 +9,7 @@ rule record_software:
         versions=report(
             "results/provenance/software.html",
             caption="../report/provenance.rst",
-            category="9. Provenance",
+            category="12 Provenance",
             labels={"table": "software"},
         ),
         table="results/provenance/software.tsv",
@@ -34,7 +34,7 @@ rule record_configuration:
         page=report(
             "results/provenance/stages.html",
             caption="../report/provenance.rst",
-            category="9. Provenance",
+            category="12 Provenance",
             labels={"table": "stages that ran, and those left out"},
         ),
     log:

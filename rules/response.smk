@@ -15,7 +15,7 @@ rule predict_response:
         roc=report(
             "results/response/{cohort}/roc.svg",
             caption="../report/response.rst",
-            category="7. Response",
+            category="09 Response",
             labels={"cohort": "{cohort}", "figure": "ROC of out-of-fold scores"},
         ),
     log:
@@ -46,7 +46,7 @@ rule transfer_response:
         figure=report(
             "results/transfer/{study}/auroc.svg",
             caption="../report/transfer.rst",
-            category="7. Response",
+            category="09 Response",
             labels={
                 "cohort": "all",
                 "figure": "trained on one cohort, tested on another",

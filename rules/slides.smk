@@ -46,7 +46,7 @@ rule tile_slide:
         overview=report(
             "results/tiles/{slide}.png",
             caption="../report/tiles.rst",
-            category="1. Slides and quality",
+            category="01 Data and quality",
             labels={"slide": "{slide}", "figure": "tissue and tiles"},
         ),
     log:
@@ -110,7 +110,7 @@ checkpoint check_slides:
         page=report(
             "results/failed_slides.html",
             caption="../report/failed_slides.rst",
-            category="1. Slides and quality",
+            category="11 Failed slides",
             labels={"slide": "all", "figure": "slides that cannot be used"},
         ),
     log:

@@ -17,7 +17,7 @@ rule align_spots:
         overlay=report(
             "results/spots/{slide}.png",
             caption="../report/spots.rst",
-            category="2. Alignment",
+            category="02 Alignment",
             labels={"slide": "{slide}", "figure": "spots on tissue"},
         ),
     log:
@@ -52,7 +52,7 @@ rule label_spots:
         map=report(
             "results/labels/{slide}.png",
             caption="../report/labels.rst",
-            category="2. Alignment",
+            category="06 Tumour",
             labels={"slide": "{slide}", "figure": "tumour labels"},
         ),
     log:
@@ -86,8 +86,11 @@ rule check_labels:
         page=report(
             "results/evaluation/{study}/labels.html",
             caption="../report/label_agreement.rst",
-            category="2. Alignment",
-            labels={"figure": "inferred against annotated labels"},
+            category="06 Tumour",
+            labels={
+                "slide": "annotated",
+                "figure": "inferred against annotated labels",
+            },
         ),
     log:
         "logs/check_labels/{study}.log",

@@ -16,7 +16,7 @@ rule summarise_patients:
         page=report(
             "results/patients/{cohort}.html",
             caption="../report/patients.rst",
-            category="6. Survival",
+            category="08 Survival",
             labels={"cohort": "{cohort}", "figure": "patients, and who was left out"},
         ),
     log:
@@ -50,7 +50,7 @@ rule fit_survival:
         km=report(
             "results/survival/{cohort}/km.svg",
             caption="../report/survival.rst",
-            category="6. Survival",
+            category="08 Survival",
             labels={
                 "cohort": "{cohort}",
                 "figure": "Kaplan-Meier by out-of-fold risk",
@@ -59,13 +59,13 @@ rule fit_survival:
         forest=report(
             "results/survival/{cohort}/forest.svg",
             caption="../report/survival.rst",
-            category="6. Survival",
+            category="08 Survival",
             labels={"cohort": "{cohort}", "figure": "concordance and hazard ratios"},
         ),
         at_horizons=report(
             "results/survival/{cohort}/horizons.svg",
             caption="../report/survival.rst",
-            category="6. Survival",
+            category="08 Survival",
             labels={"cohort": "{cohort}", "figure": "calibration at fixed times"},
         ),
     log:

@@ -251,3 +251,17 @@ def test_one_image_under_two_patients_fails(study):
     del study["image_sha256"]["S2"]
     with pytest.raises(InputError, match="no digest of the image of S2"):
         require_clean(run(study))
+
+
+def test_the_page_has_a_sentence_for_every_check():
+    import re
+    from pathlib import Path
+
+    from histogep import leakage
+    from histogep.pages_leakage import MEANINGS
+
+    source = Path(leakage.__file__).read_text()
+    named = set(re.findall(r"found\.add\(\s*\"(\w+)\"", source))
+    named |= {f"model_{role}_slides" for role in ("train", "validation", "test")}
+    named |= {f"{protocol}_sections_tested_once" for protocol in ("honest", "hist")}
+    assert named == set(MEANINGS)

@@ -112,3 +112,13 @@ def test_an_option_for_an_unknown_column_is_refused():
 )
 def test_default_formats(value, text):
     assert format_value(value) == text
+
+
+def test_names_in_backticks_are_code_and_nothing_else_is_html():
+    page = render_page("t", [], notes=["`null` & <b>"])
+    assert "<p><code>null</code> &amp; &lt;b&gt;</p>" in page
+
+
+@pytest.mark.parametrize(("value", "text"), [(-0.0001, "0.000"), (-0.001, "-0.001")])
+def test_what_rounds_to_nothing_has_no_sign(value, text):
+    assert format_value(value, "{:.3f}") == text

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import html
 import importlib.util
+import re
 from pathlib import Path
 
 import anndata
@@ -21,6 +23,7 @@ OUTPUTS = {
     "calibration": "calibration.tsv",
     "registration": "registration.tsv",
     "scorecards_page": "scorecards.html",
+    "genes_page": "genes.html",
     "genes_plot": "genes.svg",
     "maps": "maps.png",
     "tumour_plot": "tumour.png",
@@ -117,6 +120,8 @@ def test_evaluate_model_writes_every_table_and_figure_the_same_twice(run_script,
     assert cards.loc[("honest", "outline", "pearson"), "value"] == 0
     assert cards.loc[("honest", "net", "pearson"), "value"] > 0.1
     assert cards.loc[("hist", "net", "pearson"), "null"] > 0.4
+    page = (folder / "genes.html").read_text()
+    assert set(tables["genes.tsv"]["gene"]) == set(re.findall(r"<tr><td>(\w+)</td>", page))
     # Shuffled spots and genes change nothing: joined by barcode and name, not by row.
     module = neighbour("test_scorecards")
     direct = module.evaluate(*module.make_study(), settings=module.SETTINGS, seed=1)
@@ -198,7 +203,7 @@ def audit(run_script, tmp_path, inputs):
     return run_script(
         "audit_leakage.py",
         input=inputs,
-        output={"verdict": tmp_path / "leakage.json"},
+        output={"verdict": tmp_path / "leakage.json", "page": tmp_path / "leakage.html"},
         params={"genes": neighbour("test_leakage").SETTINGS},
         wildcards={"study": "demo"},
     )
@@ -211,6 +216,11 @@ def test_audit_leakage_passes_a_clean_study(run_script, tmp_path):
     assert verdict["n_checks"] > 100
     assert verdict["known_leaks"]
     assert "known leak of the paper's protocol, hist-1" in log
+    page = (tmp_path / "leakage.html").read_text()
+    assert f"{verdict['n_checks']} checks, 0 failed" in page
+    assert html.escape(verdict["known_leaks"][0]["detail"]) in page
+    for check in {check["check"] for check in verdict["checks"]}:
+        assert f"<td>{check}</td>" in page
 
 
 def plant_patient(study):
@@ -243,4 +253,5 @@ def test_audit_leakage_stops_the_run_and_says_where(run_script, tmp_path, leak, 
     with pytest.raises(InputError, match=rf"(?s)leak: .*{check}"):
         audit(run_script, tmp_path, inputs)
     assert not (tmp_path / "leakage.json").exists()
+    assert not (tmp_path / "leakage.html").exists()
     assert "leak: " in (tmp_path / "job.log").read_text()

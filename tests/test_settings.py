@@ -82,6 +82,10 @@ def test_a_key_given_twice_is_refused(tmp_path):
         refuse_repeated_keys(path)
 
 
+def test_keys_inside_a_list_are_described():
+    assert "| `encoders[].precomputed` | boolean |" in describe_settings(SCHEMA)
+
+
 def test_config_readme_holds_the_schema_as_it_is():
     assert describe_settings(SCHEMA) in (ROOT / "config/README.md").read_text()
 

@@ -175,8 +175,10 @@ def test_locate_prefers_the_first_folder_and_says_where_it_looked(tmp_path):
     (tmp_path / "two/x.tsv").write_text("")
     folders = (tmp_path / "one", tmp_path / "two")
     assert locate("x.tsv", folders=folders) == str(tmp_path / "two/x.tsv")
-    with pytest.raises(InputError, match="one"):
-        locate("y.tsv", folders=folders)
+    with pytest.raises(InputError, match=r"slides: y\.tsv does not exist \(looked in .*one"):
+        locate("y.tsv", folders=folders, key="slides")
+    with pytest.raises(InputError, match="model: .* needs data_root: call with --config data_root"):
+        locate("{data_root}/model", folders=folders, key="model")
 
 
 def test_features_and_a_precomputed_encoder_belong_together(sheet):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -218,10 +219,64 @@ def test_leak_audit_passed_and_lists_what_it_checked(demo):
     assert verdict["n_checks"] > 20
 
 
-def test_report_is_built(demo, tmp_path):
+@pytest.fixture(scope="session")
+def report(demo, tmp_path_factory):
+    """The report of the finished study, as one file."""
+    page = tmp_path_factory.mktemp("report") / "report.html"
+    done = snakemake(demo, "--report", page)
+    assert done.returncode == 0, done.said[-3000:]
+    return page
+
+
+#: One worker builds the report for all of its tests.
+reported = pytest.mark.xdist_group("report")
+CATEGORIES = [
+    *("01 Data and quality", "02 Alignment", "03 Genes", "04 Scorecards", "05 Maps", "06 Tumour"),
+    *("07 Copy number", "08 Survival", "09 Response", "10 Enrichment", "12 Provenance"),
+]
+
+
+@reported
+def test_report_has_the_categories_in_the_order_of_the_chain(report):
+    text = report.read_text()
+    # The front page lists them with what they hold, each once.
+    front = [text.find(f">{category}</a>: ") for category in CATEGORIES]
+    assert front == sorted(front), dict(zip(CATEGORIES, front, strict=True))
+    assert front[0] > 0
+    assert "{{" not in text[front[0] - 2000 : front[-1]]
+
+
+@reported
+def test_report_opens_without_network(report):
+    text = report.read_text()
+    for loaded in (r"<script[^>]*\ssrc=", r"<link[^>]*\shref=", r"@import", r"url\(\s*['\"]?http"):
+        assert not re.search(loaded, text), loaded
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium to open the report in")
+    done = subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *("--virtual-time-budget=3000", "--host-resolver-rules=MAP * ~NOTFOUND"),
+            f"file://{report}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    # The menu is drawn by the report's own scripts.
+    for category in CATEGORIES:
+        assert done.stdout.count(category) > text.count(category), category
+
+
+@reported
+def test_report_is_the_same_when_built_again(report, demo, tmp_path, monkeypatch):
+    """Whatever the order of Python's sets."""
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
     done = snakemake(demo, "--report", tmp_path / "report.html")
-    assert done.returncode == 0, done.said[-4000:]
-    assert (tmp_path / "report.html").stat().st_size > 500_000
+    assert done.returncode == 0, done.said[-3000:]
+    assert report.stat().st_size > 500_000
+    assert (tmp_path / "report.html").read_bytes() == report.read_bytes()
 
 
 # ------------------------------------------------------------------------- reruns are exact
@@ -242,6 +297,46 @@ def test_editing_a_module_reruns_only_what_reaches_it(demo, tmp_path):
     module.write_text(module.read_text() + "\n# changed\n")
     done = snakemake(demo, "--dry-run", "--rerun-triggers", "params", "mtime", repository=copy)
     assert set(planned_rules(done)) == {"enrich_genes"}, done.said[-3000:]
+
+
+def test_every_file_of_the_study_traces_to_what_made_it(demo):
+    from histogep.lineage import find_changes
+    from histogep.lineage_records import Lineage
+
+    files = table(demo, "provenance/lineage.tsv", index_col="file")
+    for path in (demo / "results").rglob("*"):
+        if path.is_file() and path.name not in {"lineage.tsv", ".snakemake_timestamp"}:
+            inside = [path, *(folder for folder in path.parents if demo in folder.parents)]
+            names = [place.relative_to(demo).as_posix() for place in inside]
+            assert any(name in files.index for name in names), path
+    made = files[files["rule"].notna()]
+    assert made["code"].str.fullmatch("[0-9a-f]{16}").all()
+    assert made["software"].str.contains('"python"').all()
+    assert set(made["seed"].dropna()) == {1}
+    sources = files[files["rule"].isna()]
+    assert "patients.tsv" in {Path(name).name for name in sources.index}
+    assert "markers.tsv" in {Path(name).name for name in files.index}
+    assert sources["sha256"].str.fullmatch("[0-9a-f]{64}").all()
+    lineage = Lineage(demo)
+    assert find_changes(lineage, "results/survival/hospital/cox.tsv") == []
+    rules = {entry.rule for entry in lineage.ancestors("results/survival/hospital/cox.tsv")}
+    assert {"encode_tiles", "train_model", "package_model", "predict_slide"} <= rules
+
+
+def test_tables_have_the_columns_that_the_documents_list(demo):
+    """Those rows of docs/outputs.md that list all columns, after the word `columns`."""
+    text = (REPOSITORY / "docs/outputs.md").read_text()
+    compared = 0
+    for file, content in re.findall(r"(?m)^\| `([^`]+\.tsv)` \| .+? \| (.+) \|$", text):
+        found = sorted(demo.glob("results/" + re.sub(r"\{\w+\}", "*", file)))
+        # `genes/{study}/{fold}.tsv` and `genes/sections/{slide}.tsv` lie side by side.
+        found = [path for path in found if ("sections" in path.parts) == ("sections" in file)]
+        if found and "columns `" in content:
+            listed = re.findall(r"`([^`]+)`", content.split("columns ", 1)[1].split(". ")[0])
+            header = found[0].read_text().splitlines()[0].split("\t")
+            assert listed[: len(header)] == header, file
+            compared += 1
+    assert compared > 20
 
 
 def test_changing_a_survival_setting_reruns_no_inference(demo, tmp_path):

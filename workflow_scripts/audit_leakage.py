@@ -7,6 +7,7 @@ from histogep.files import file_sha256, read_json, read_tsv, write_json
 from histogep.genes import choose_panel
 from histogep.jobs import job_log
 from histogep.leakage import audit, require_clean
+from histogep.pages_leakage import write_leakage_page
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -34,5 +35,6 @@ with job_log(snakemake.log[0]) as log:
         log.info("known leak of the paper's protocol, %s: %s", leak["fold"], leak["detail"])
     # Snakemake removes the verdict of a job that failed, so the message says it all.
     require_clean(verdict)
+    write_leakage_page(verdict, snakemake.output.page, study=snakemake.wildcards.study)
     write_json(verdict, snakemake.output.verdict)
     log.info("%d checks, none failed", verdict["n_checks"])

@@ -44,7 +44,13 @@ with job_log(snakemake.log[0]) as log:
             "every spot malignant.",
         ],
         tables=[
-            Table(agreement, heading="Agreement"),
+            Table(
+                agreement,
+                heading="Agreement",
+                formats=dict.fromkeys(agreement.columns[4:], "{:.3f}"),
+                bars=dict.fromkeys(("auroc", "dice"), (0.0, 1.0)),
+                headers={"n": "spots", "n_malignant": "malignant"},
+            ),
             Table(confusion, heading="Spots by annotated and inferred label", group_by="slide"),
         ],
     )

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from histogep.files import read_tsv, write_tsv
 from histogep.jobs import job_log
-from histogep.pages_evaluation import write_scorecards_page
+from histogep.pages_evaluation import write_genes_page, write_scorecards_page
 from histogep.plots import save
 from histogep.plots_evaluation import plot_genes, plot_maps, plot_tumour
 from histogep.predictions import read_heldout, read_measured
@@ -25,6 +25,7 @@ with job_log(snakemake.log[0]) as log:
     write_scorecards_page(
         evaluation, output.scorecards_page, study=snakemake.wildcards.study, settings=settings
     )
+    write_genes_page(evaluation.genes, output.genes_page, study=snakemake.wildcards.study)
     save(plot_genes(evaluation), output.genes_plot)
     save(plot_maps(evaluation, sections, measured), output.maps)
     save(plot_tumour(sections, measured, evaluation.tumour), output.tumour_plot)

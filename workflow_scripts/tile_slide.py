@@ -36,7 +36,8 @@ with job_log(snakemake.log[0]) as log:
                 table = tiles.lattice_tiles(slide, mask, lattice=lattice, settings=settings)
             table["blur"] = tiles.measure_sharpness(slide, table, tile_um=lattice.tile_um)
             quality = tiles.summarise_quality(slide, mask, table, lattice=lattice)
-        title = f"{slide.slide}: {mask.tissue_mm2:.1f} mm² tissue, {mask.n_fragments} pieces"
+        pieces = "1 piece" if mask.n_fragments == 1 else f"{mask.n_fragments} pieces"
+        title = f"{slide.slide}: {mask.tissue_mm2:.1f} mm² tissue, {pieces}"
         overview = draw_tiles(mask, table, title=title)
         write_outlines(outlines, name=name, mask=mask.mask, px_per_px=mask.px_per_px)
         log.info("%d tiles on %.2f mm2 of tissue", len(table), mask.tissue_mm2)

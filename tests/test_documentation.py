@@ -1,0 +1,142 @@
+"""What the documents say is so: files, columns, settings, messages, commands and links."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "config/README.md"]
+DOCUMENTS += sorted(ROOT.glob("docs/*.md"))
+_RULE = re.compile(r"(?ms)^(?:rule|checkpoint) (\w+):\n(.*?)(?=^(?:rule|checkpoint) |\Z)")
+
+
+def _outputs():
+    """Yield rule and path of every output of every rule."""
+    for file in sorted(ROOT.glob("rules/*.smk")):
+        for rule, body in _RULE.findall(file.read_text()):
+            (block,) = re.findall(r"(?ms)^    output:\n(.*?)(?=^    \w+:)", body)
+            for path in re.findall(r'"((?:results|data)/[^"]+)"', block):
+                yield rule, path.removeprefix("results/")
+
+
+def _listed():
+    """Return file -> (rules, content) of the tables of docs/outputs.md."""
+    rows = re.findall(
+        r"(?m)^\| `([^`]+)` \| (.+?) \| (.+) \|$", (ROOT / "docs/outputs.md").read_text()
+    )
+    assert len(rows) == len({file for file, _, _ in rows})
+    return {file: (set(re.findall(r"`(\w+)`", rules)), content) for file, rules, content in rows}
+
+
+def test_every_output_of_every_rule_is_listed_and_nothing_else():
+    made = {}
+    for rule, path in _outputs():
+        made.setdefault(path, set()).add(rule)
+    listed = {file: rules for file, (rules, _) in _listed().items()}
+    assert listed.pop("provenance/lineage.tsv") == set()
+    assert listed == made
+
+
+# -------------------------------------------------------------------------------- messages
+
+
+def _template(node):
+    """Return a string of the source with … for what is filled in, or None."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub(r"%(\.\d)?[sdgf]|%%", "…", node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+    return None
+
+
+@pytest.fixture(scope="module")
+def messages():
+    """All strings of the library and of Snakemake, with … for what is filled in."""
+    import snakemake
+
+    found = []
+    library = [*ROOT.glob("histogep/*.py")]
+    snakemake = Path(snakemake.__file__).parent
+    there = (
+        "exceptions.py",
+        "common/__init__.py",
+        "persistence/__init__.py",
+        "deployment/conda.py",
+    )
+    for path in [*library, *(snakemake / name for name in there)]:
+        found += filter(None, map(_template, ast.walk(ast.parse(path.read_text()))))
+    text = (ROOT / "rules/common.smk").read_text()
+    return [*found, *(re.sub(r"\{.*?\}", "…", part) for part in re.findall(r'f?"(.+?)"', text))]
+
+
+def _quoted():
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    return re.findall(r"(?m)^\| `(.+?)` \| ", text)
+
+
+def test_there_are_messages_to_look_for():
+    assert len(_quoted()) > 40
+
+
+@pytest.mark.parametrize("quoted", _quoted())
+def test_every_message_of_the_troubleshooting_is_one_of_the_code(messages, quoted):
+    wanted = ".*".join(re.escape(part) for part in quoted.split("…"))
+    assert any(re.search(wanted, message, re.DOTALL) for message in messages), quoted
+
+
+# -------------------------------------------------------------------- settings, links, commands
+
+
+def _settings():
+    """Return the dotted names of all settings, with NAME for those of the models."""
+    text = (ROOT / "config/README.md").read_text()
+    return set(re.findall(r"(?m)^\| `([\w.]+)` \|", text))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_settings_exist(document):
+    settings = _settings()
+    sections = {name.split(".")[0] for name in settings if "." in name}
+    for name in re.findall(r"`(\w+\.[\w.]+)`", document.read_text()):
+        if name.split(".")[0] in sections and not name.endswith((".tsv", ".md", ".csv", ".py")):
+            assert name in settings, name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_targets_and_options_exist(document):
+    text = document.read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?m)(?:`|^)make ([a-z][a-z-]+)", text):
+        assert re.search(rf"(?m)^{target}:", makefile), target
+    for path in re.findall(
+        r"(?:config/examples|envs|profiles|workflow_scripts|benchmarks_suite)/[\w./-]+\w", text
+    ):
+        assert (ROOT / path).exists() or "NAME" in path, path
+
+
+def test_the_table_of_documents_is_complete():
+    readme = (ROOT / "README.md").read_text()
+    for path in ROOT.glob("docs/*.md"):
+        assert f"](docs/{path.name})" in readme, path.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_functions_and_modules_exist(document):
+    for name in re.findall(r"histogep((?:\.\w+)+)", document.read_text()):
+        module, *rest = name.strip(".").split(".")
+        path = ROOT / "histogep" / f"{module}.py"
+        assert path.is_file(), name
+        if rest and rest != ["py"]:
+            defined = {getattr(node, "name", "") for node in ast.parse(path.read_text()).body}
+            assert rest[0] in defined, name
