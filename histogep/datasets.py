@@ -16,6 +16,7 @@ from histogep.features import Features, read_features
 from histogep.files import read_tsv
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.matrices import read_h5ad
 from histogep.normalise import log_cp10k
 from histogep.preparation import Tiles
 
@@ -96,7 +97,7 @@ def read_section(
     encoded = read_features(features)
     if encoded.slide != slide:
         raise InputError(f"{features} is of slide {encoded.slide}, not {slide}: encode it again")
-    table = anndata.read_h5ad(spots)
+    table = read_h5ad(spots)
     place = pd.Series(np.arange(len(encoded.barcode)), index=encoded.barcode)
     place = place[place.index != ""]
     if place.index.has_duplicates:

@@ -24,6 +24,8 @@ from histogep.jobs import BadSlide, InputError
 
 #: Magnification times um per px, by the convention that 20x is 0.5 um per px.
 MAGNIFICATION_UM = 10.0
+#: Rows of a chunk, which is written and checked as one.
+_CHUNK_ROWS = 256
 
 
 @dataclass
@@ -177,7 +179,13 @@ class FeatureWriter:
             track_times=False,
         )
         self._features = self._file.create_dataset(
-            "features", shape=(self._n, self._width), dtype=np.float32, track_times=False
+            "features",
+            shape=(self._n, self._width),
+            dtype=np.float32,
+            track_times=False,
+            # A checksum of every chunk: flipped or zeroed bytes are an error, not other features.
+            fletcher32=True,
+            chunks=(min(self._n, _CHUNK_ROWS), self._width) if self._n and self._width else None,
         )
         return self
 
@@ -260,7 +268,22 @@ def read_features(path: str | Path) -> Features:
     lengths = {len(features.row), len(features.col), len(features.coords), len(features.barcode)}
     if lengths != {n} or len(features.white) != d or sum(w for _, w in features.blocks) != d:
         raise InputError(f"the tables of {path} do not agree: delete it, run encode_tiles again")
+    refuse_unfinished(features.values, path)
     return features
+
+
+def refuse_unfinished(values: np.ndarray, path: str | Path) -> None:
+    """Raise an InputError if the last row of features is all zero.
+
+    HDF5 holds zeros where nothing was written yet, so a writer that died after a flush leaves a
+    file that opens and reads like any other.
+    """
+    if values.size and not values[-1].any():
+        last = int(np.flatnonzero(values.any(axis=1)).max(initial=-1))
+        raise InputError(
+            f"{path}: the features of all tiles after number {last + 1} of {len(values)} are zero, "
+            "so its writer was stopped: make the file anew"
+        )
 
 
 def _plain(value: Any) -> Any:
