@@ -24,7 +24,7 @@ from histogep.cnv import CnvProfiles, infer_profiles
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, name_result, run_controls
 from histogep.features import read_features
-from histogep.files import complete, read_tsv
+from histogep.files import complete, read_labels
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.matrices import read_h5ad
@@ -205,7 +205,7 @@ def measured_slide(
         As `profile_slide` takes them.
     """
     section = read_h5ad(spots)
-    table = read_tsv(labels, dtype=str, keep_default_na=False)
+    table = read_labels(labels, section.obs_names)
     ids = section.var["gene_id"].astype(str).tolist() if "gene_id" in section.var else None
     return profile_slide(
         log_cp10k(section.X),

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from histogep.features import Features, read_features
-from histogep.files import read_tsv
+from histogep.files import read_labels
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.matrices import read_h5ad
@@ -264,7 +264,7 @@ def panel_expression(
 
 def tumour_labels(labels: str | Path, barcode: Sequence[str]) -> np.ndarray:
     """Return the tumour target (n, 1) float32 of spots: 1 malignant, 0 non-malignant, else NaN."""
-    table = read_tsv(labels, dtype={"barcode": str, "label": str})
+    table = read_labels(labels, barcode)
     label = table.drop_duplicates("barcode").set_index("barcode")["label"].reindex(list(barcode))
     return label.map(TUMOUR_TARGETS).to_numpy(np.float32)[:, None]
 

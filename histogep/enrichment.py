@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from histogep.files import read_tsv
+from histogep.files import read_labels, read_tsv
 from histogep.jobs import InputError
 from histogep.matrices import read_h5ad
 from histogep.normalise import log_cp10k
@@ -93,7 +93,7 @@ def rank_measured(
     scores: list[pd.Series] = []
     for path, label_path in zip(spots, labels, strict=True):
         data = read_h5ad(path)
-        table = read_tsv(label_path, dtype={"barcode": str}).set_index("barcode")["label"]
+        table = read_labels(label_path, data.obs_names).set_index("barcode")["label"]
         label = table.reindex(data.obs_names).to_numpy(object)
         malignant, other = label == "malignant", label == "non-malignant"
         if min(malignant.sum(), other.sum()) < MIN_SPOTS:

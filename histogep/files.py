@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,32 @@ def readable(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
 def _damaged(path: str | Path, how: str) -> str:
     """Return what to tell of a result that cannot be read."""
     return f"{path} is damaged ({how}): delete it and run snakemake again, which makes it anew"
+
+
+def read_labels(path: str | Path, barcodes: Iterable[str]) -> pd.DataFrame:
+    """Return the labels of a section's spots, all columns as text.
+
+    Parameters
+    ----------
+    path
+        results/labels/{slide}.tsv: one row for each spot, undetermined ones too.
+    barcodes
+        The spots.
+
+    Raises
+    ------
+    InputError
+        Spots have no row: a table that lost its end reads like any other.
+    """
+    table = read_tsv(path, dtype=str, keep_default_na=False)
+    wanted = list(barcodes)
+    lost = len(set(wanted) - set(table["barcode"]))
+    if lost:
+        raise InputError(
+            f"{path} has no label of {lost} of the {len(wanted)} spots: delete it and run snakemake "
+            "again, which makes it anew"
+        )
+    return table
 
 
 def read_parquet(path: str | Path) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -60,8 +61,10 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
         except InputError as error:
             log.error("%s", error)
             raise
-        except BaseException:
+        except BaseException as error:
             log.exception("the job failed")
+            if hint := _remedy(error):
+                log.error(hint)
             raise
         finally:
             _flush()
@@ -75,6 +78,24 @@ def progress(items: Iterable[T], *, total: int | None = None, unit: str, what: s
     from tqdm import tqdm
 
     return tqdm(items, total=total, unit=unit, desc=what, disable=not sys.stderr.isatty())
+
+
+def _remedy(error: BaseException) -> str:
+    """Return what a user can do about a machine that ran short of something, "" for other errors."""
+    said = str(error).lower()
+    if isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said:
+        return (
+            "out of memory: give this rule more, for example with "
+            "--set-resources RULE:mem_mb=16000, or run fewer jobs at once"
+        )
+    short = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+    if isinstance(error, OSError) and error.errno in short or "no space left" in said:
+        return (
+            f"{short.get(getattr(error, 'errno', None), 'the disk is full')}: make room, run again"
+        )
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return "the results lie on a read-only disk: choose another folder with --directory"
+    return ""
 
 
 def _flush() -> None:

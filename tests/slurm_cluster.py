@@ -211,6 +211,6 @@ JobRequeue=0
 PropagateResourceLimits=NONE
 GresTypes=gpu
 MailProg=/bin/true
-{nodes}PartitionName=cpu Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP
-PartitionName=gpu Nodes=ALL MaxTime=60 DefaultTime=10 State=UP
+{nodes}PartitionName=cpu Nodes=ALL Default=YES MaxTime=1-00:00:00 DefaultTime=10 State=UP
+PartitionName=gpu Nodes=ALL MaxTime=1-00:00:00 DefaultTime=10 State=UP
 """
