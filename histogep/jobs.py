@@ -6,7 +6,9 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -41,7 +43,8 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     """Send all that one job prints, its C libraries included, to its log file.
 
     An exception is written to the log before it goes on; of an `InputError` only the message,
-    because its traceback tells a user nothing.
+    because its traceback tells a user nothing. SIGTERM (a cancelled, preempted or late job) ends
+    the job as an exception does, so that no half-written file stays.
     """
     saved = [os.dup(1), os.dup(2)]
     with open(path, "w", buffering=1) as handle:
@@ -56,8 +59,13 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
         )
         logging.captureWarnings(True)
         log = logging.getLogger("histogep")
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
             yield log
+        except _Terminated:
+            log.error("SIGTERM: the job was cancelled, preempted, or is over its time")
+            raise
         except InputError as error:
             log.error("%s", error)
             raise
@@ -67,6 +75,8 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
                 log.error(hint)
             raise
         finally:
+            if main:
+                signal.signal(signal.SIGTERM, before)
             _flush()
             for stream, descriptor in enumerate(saved, start=1):
                 os.dup2(descriptor, stream)
@@ -78,6 +88,14 @@ def progress(items: Iterable[T], *, total: int | None = None, unit: str, what: s
     from tqdm import tqdm
 
     return tqdm(items, total=total, unit=unit, desc=what, disable=not sys.stderr.isatty())
+
+
+class _Terminated(SystemExit):
+    pass
+
+
+def _terminate(number: int, _frame: object) -> None:
+    raise _Terminated(128 + number)
 
 
 def _remedy(error: BaseException) -> str:

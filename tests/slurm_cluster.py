@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ETC = Path("/etc/slurm")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
@@ -33,13 +34,14 @@ def missing() -> str:
     return ""
 
 
-def wait_for(true: Callable[[], object], *, seconds: float, what: str) -> None:
-    """Wait until a function returns something true."""
+def wait_for(true: Callable[[], Any], *, seconds: float, what: str) -> Any:
+    """Wait until a function returns something true, and return that."""
     end = time.monotonic() + seconds
-    while not true():
+    while not (answer := true()):
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
         time.sleep(0.2)
+    return answer
 
 
 def run(*command: str, check: bool = True) -> str:

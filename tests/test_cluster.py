@@ -11,19 +11,13 @@ import importlib.util
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.slurm_cluster import SlurmCluster, missing, run, wait_for
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-#: Nothing here takes longer on a busy machine with two cores.
-LONGEST = 1500.0
+from tests.small_study import LONGEST, REPOSITORY, Study
 
 pytestmark = [
     pytest.mark.cluster,
@@ -47,95 +41,9 @@ def cluster(tmp_path_factory):
         made.stop()
 
 
-class Study:
-    """A simulated study of three slides, the folder of its results, and calls of Snakemake on it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.calls = 0
-        command = [sys.executable, "-m", "histogep.simulate", "--study", folder]
-        sizes = ["--patients-with-spots", 2, "--sections", 2, "--patients-without-spots", 1]
-        sizes += ["--section-rows", 16, "--section-cols", 16]
-        subprocess.run([*map(str, [*command, *sizes])], cwd=REPOSITORY, check=True)
-        path = folder / "config.yaml"
-        config = yaml.safe_load(path.read_text())
-        config["encoders"] = [{"name": "descriptors"}]
-        config["folds"] |= {"honest": 2, "hist": 2}
-        config["evaluation"] = {"permutations": 20, "bootstraps": 100, "thinnings": 1}
-        for model in ("cmunet", "tumour"):
-            config["models"][model]["epochs"] = 4
-        # Copy number needs more tissue than there is, and outcomes more patients.
-        config["references"] = {}
-        path.write_text(yaml.safe_dump(config))
-        self.name = config["study"]
-
-    def start(self, *arguments: str, profile: str = "profiles/slurm") -> Call:
-        self.calls += 1
-        command = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile"]
-        command += ["--directory", self.folder, "--configfile", self.folder / "config.yaml"]
-        command += (
-            ["--profile", REPOSITORY / profile, "--jobs", "8"] if profile else ["--cores", "2"]
-        )
-        log = self.folder / f"call-{self.calls}.log"
-        with open(log, "w") as said:
-            process = subprocess.Popen(
-                [*map(str, command), *arguments],
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                cwd=REPOSITORY,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
-        return Call(process, log)
-
-    def finish(self, *arguments: str, **options: str) -> Call:
-        """Run to the end, which must be a good one."""
-        call = self.start(*arguments, **options)
-        assert call.wait() == 0, call.said[-6000:]
-        return call
-
-    def results(self) -> dict[str, int]:
-        """Return when each result was written, in ns."""
-        return {
-            str(path.relative_to(self.folder)): path.stat().st_mtime_ns
-            for path in sorted(self.folder.glob("results/**/*"))
-            if path.is_file() and not path.name.startswith(".")
-        }
-
-    def slurm_log(self, job: str) -> str:
-        return next(self.folder.glob(f"logs/slurm/**/{job}.log")).read_text()
-
-
-class Call:
-    """One call of Snakemake in the background."""
-
-    def __init__(self, process: subprocess.Popen, log: Path):
-        self.process = process
-        self._log = log
-
-    @property
-    def said(self) -> str:
-        return self._log.read_text()
-
-    def wait(self, seconds: float = LONGEST) -> int:
-        # A watchdog: an executor that loses its jobs would wait for ever.
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-
-    def jobs(self, rule: str = "") -> list[str]:
-        """Return the SLURM ids of the jobs of a rule, in the order of their submission."""
-        return re.findall(rf"SLURM jobid (\d+) \(log: \S*/rule_{rule}", self.said)
-
-    @property
-    def run_id(self) -> str:
-        return re.search(r"SLURM run ID: (\S+)", self.said)[1]
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return Study(tmp_path_factory.mktemp("cluster") / "small")
+    return Study(tmp_path_factory.mktemp("cluster") / "small", profile="profiles/slurm")
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +67,7 @@ def started(cluster, call, comment: str) -> str:
         assert call.process.poll() is None, call.said[-4000:]
         return [job for job, told in cluster.jobs("RUNNING").items() if told.startswith(comment)]
 
-    wait_for(found, seconds=LONGEST, what=f"a running {comment}")
-    return found()[0]
+    return wait_for(found, seconds=LONGEST, what=f"a running {comment}")[0]
 
 
 def test_a_controller_that_crashes_loses_no_job(cluster, study, record):
@@ -262,7 +169,7 @@ def test_a_killed_snakemake_is_started_again_and_computes_nothing_twice(cluster,
     scorecards = study.folder / f"results/evaluation/{study.name}/scorecards.tsv"
     assert scorecards.stat().st_size > 0
     assert (study.folder / "results/expression/H01-1.h5ad").is_file()
-    assert "Nothing to be done" in study.finish("--dry-run", profile="").said
+    assert "Nothing to be done" in study.finish("--dry-run", profile=None).said
     record(
         "snakemake killed with -9, jobs cancelled, started again",
         f"{call.jobs()[0]} to {again.jobs()[-1]}",

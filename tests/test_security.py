@@ -247,13 +247,8 @@ def test_xml_in_a_workbook_is_not_expanded(tmp_path, attack, quick):
         '<row r="2"><c r="A2" t="inlineStr"><is><t>&j;</t></is></c></row></sheetData></worksheet>'
     )
     write_xlsx(tmp_path / "a.xlsx", sheet)
-    try:
-        table = tables.read_table(tmp_path / "a.xlsx", tables.read_layout(tmp_path / "a.xlsx"))
-    except InputError as error:
-        assert "a.xlsx" in str(error)
-    else:
-        assert "XYZZY" not in table.to_string()
-        assert len(table.to_string()) < 10_000
+    with pytest.raises(InputError, match=r"a\.xlsx"):
+        tables.read_table(tmp_path / "a.xlsx", tables.Layout(("patient",), ""))
 
 
 def test_a_formula_is_not_computed(tmp_path):
