@@ -26,6 +26,8 @@ from histogep.jobs import BadSlide, InputError
 MAGNIFICATION_UM = 10.0
 #: Rows of a chunk, which is written and checked as one.
 _CHUNK_ROWS = 256
+#: Files that could not be closed; kept to the end of the process.
+_UNWRITTEN: list[Any] = []
 
 
 @dataclass
@@ -207,11 +209,18 @@ class FeatureWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if error is None and self._written != self._n:
-            error = ValueError(f"{self._written} of {self._n} rows of features were written")
-            self._complete.__exit__(type(error), error, None)
-            raise error
+        own: Exception | None = None
+        try:
+            self._file.close()
+        except (OSError, RuntimeError) as failed:  # what was held back found the disk full
+            own = failed
+            # HDF5 crashes the process when it throws away later what it could not write.
+            _UNWRITTEN.append((self._file, self._features))
+        if error is None and own is None and self._written != self._n:
+            own = ValueError(f"{self._written} of {self._n} rows of features were written")
+        if error is None and own is not None:
+            self._complete.__exit__(type(own), own, None)
+            raise own
         self._complete.__exit__(kind, error, trace)
 
 
