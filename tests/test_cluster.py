@@ -179,7 +179,7 @@ def test_a_killed_snakemake_is_started_again_and_computes_nothing_twice(cluster,
 
 def test_per_slide_rules_go_as_job_arrays(cluster, study, record):
     for name in ("H01-1", "P01-1", "P02-1"):
-        (study.folder / f"results/slides/{name}.json").unlink()
+        (study.folder / f"results/slides/{name}.json").unlink(missing_ok=True)
     call = study.finish(
         *(f"results/slides/{name}.json" for name in ("H01-1", "P01-1", "P02-1")),
         "--slurm-array-jobs",
@@ -195,7 +195,7 @@ def test_per_slide_rules_go_as_job_arrays(cluster, study, record):
 def test_another_scheduler_through_its_three_commands(cluster, study, record):
     if not importlib.util.find_spec("snakemake_executor_plugin_cluster_generic"):
         pytest.skip("snakemake-executor-plugin-cluster-generic is not installed")
-    (study.folder / "results/features/H01-1.h5").unlink()
+    (study.folder / "results/features/H01-1.h5").unlink(missing_ok=True)
     call = study.start(
         "results/features/H01-1.h5",
         "--cluster-generic-status-cmd",
