@@ -8,8 +8,9 @@ BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --snakefile $(CURDIR)/Snakefile --cores $(CORES)
 INSTALLED := .venv/.installed
 TESTABLE := .venv/.testable
+CLUSTER := .venv/.cluster
 
-.PHONY: help demo test lint fast-test workflow-test install settings-table constraints conda-pins clean
+.PHONY: help demo test lint fast-test workflow-test fault-test cluster-test install settings-table constraints conda-pins clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -48,13 +49,27 @@ fast-test: $(TESTABLE)  ## Library and script tests, one file a core
 workflow-test: $(TESTABLE)  ## Tests that run Snakemake itself
 	$(BIN)/python -m pytest -m workflow -n $(CORES) --dist loadgroup --no-loadscope-reorder
 
+fault-test: $(TESTABLE)  ## Kill, fill, cut and lock what Snakemake runs (about 10 minutes; some need root)
+	HISTOGEP_FAULT_TESTS=1 $(BIN)/python -m pytest tests/test_faults_workflow.py
+
+# Beside .venv, not in it: with the plugin there every start of Snakemake would look for a cluster.
+$(CLUSTER): $(TESTABLE) requirements-slurm.txt requirements-cluster-generic.txt
+	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python -c constraints.txt --target .venv/cluster \
+	-r requirements-slurm.txt -r requirements-cluster-generic.txt
+	touch $@
+
+cluster-test: $(CLUSTER)  ## A small study on a SLURM of one machine (root, Debian; about 20 minutes)
+	@command -v slurmctld > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+	slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins; } || echo "SLURM cannot be installed: skipped"
+	HISTOGEP_CLUSTER_TESTS=1 PYTHONPATH=.venv/cluster $(BIN)/python -m pytest -rs tests/test_cluster.py
+
 settings-table: $(INSTALLED)  ## Rewrite the table of settings in config/README.md
 	@table=$$($(BIN)/python -m histogep.settings config/schemas/config.schema.yaml) && \
 	sed -i '/<!-- made by/q' config/README.md && printf '\n%s\n' "$$table" >> config/README.md
 
 constraints: $(INSTALLED)  ## Pin the newest set of packages that resolves on Python 3.11 and 3.12
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade \
-	requirements.txt requirements-dev.txt -o constraints.txt
+	requirements.txt requirements-dev.txt requirements-slurm.txt requirements-cluster-generic.txt -o constraints.txt
 
 conda-pins: $(patsubst envs/%.yaml,$(PIN_DIR)/%.linux-64.pin.txt,$(wildcard envs/*.yaml))  ## Pin the conda environments of envs/ (needs conda)
 

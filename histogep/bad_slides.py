@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import pandas as pd
 
-from histogep.files import complete, read_tsv
+from histogep.files import complete, read_tsv, readable
 from histogep.jobs import BadSlide, InputError
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def refuse_failed(attributes: Mapping[str, Any]) -> None:
 
 def refuse_failed_spots(path: str | Path) -> None:
     """Raise the BadSlide that is recorded in a results/spots/{slide}.h5ad, if any."""
-    with h5py.File(path, "r") as file:
+    with readable(path), h5py.File(path, "r") as file:
         if "uns/failed" in file:
             refuse_failed({"failed": file["uns/failed"].asstr()[()]})
 
@@ -89,7 +89,7 @@ def collect_failures(
     """
     rows = []
     for path, *ids in zip(features, slides, patients, cohorts, strict=True):
-        with h5py.File(path, "r") as file:
+        with readable(path), h5py.File(path, "r") as file:
             try:
                 refuse_failed(file.attrs)
             except BadSlide as error:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file
 
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv import CnvProfiles, infer_profiles
@@ -21,8 +19,10 @@ from histogep.datasets import read_section
 from histogep.files import read_json
 from histogep.folds import fold_roles
 from histogep.jobs import InputError
+from histogep.matrices import read_h5ad
 from histogep.model_folder import check_features
 from histogep.ridge import RidgeModel
+from histogep.weights import read_arrays
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def read_held_out(
                 f"{settings}: the {what} {', '.join(sorted(seen & set(names)))} trained the model "
                 "that is to be compared on them: the folds changed, train it again"
             )
-    model = RidgeModel.from_arrays(load_file(weights), record)
+    model = RidgeModel.from_arrays(read_arrays(weights), record)
     paths = [{Path(path).stem: path for path in files} for files in (features, spots, labels, cnv)]
     found = []
     for slide, patient in test.items():
@@ -119,7 +119,7 @@ def read_held_out(
             genes=record["genes"],
         )
         check_features(section, record)
-        profile = anndata.read_h5ad(paths[3][slide])
+        profile = read_h5ad(paths[3][slide])
         clone = join_labels(
             pd.Index(section.barcode),
             profile.obs["clone"].astype(str).rename_axis("barcode").reset_index(),

@@ -24,9 +24,10 @@ from histogep.cnv import CnvProfiles, infer_profiles
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, name_result, run_controls
 from histogep.features import read_features
-from histogep.files import complete, read_tsv
+from histogep.files import complete, read_labels
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.matrices import read_h5ad
 from histogep.normalise import log_cp10k
 
 log = logging.getLogger(__name__)
@@ -203,8 +204,8 @@ def measured_slide(
     slide, positions, settings, n_jobs, seed
         As `profile_slide` takes them.
     """
-    section = anndata.read_h5ad(spots)
-    table = read_tsv(labels, dtype=str, keep_default_na=False)
+    section = read_h5ad(spots)
+    table = read_labels(labels, section.obs_names)
     ids = section.var["gene_id"].astype(str).tolist() if "gene_id" in section.var else None
     return profile_slide(
         log_cp10k(section.X),
@@ -250,7 +251,7 @@ def predicted_slide(
     from histogep.ridge import predict_wide
 
     encoded = read_features(features)
-    tiles = anndata.read_h5ad(expression)
+    tiles = read_h5ad(expression)
     row, col = (tiles.obs[name].to_numpy() for name in ("row", "col"))
     if not (np.array_equal(row, encoded.row) and np.array_equal(col, encoded.col)):
         raise InputError(

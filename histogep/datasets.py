@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from histogep.features import Features, read_features
-from histogep.files import read_tsv
+from histogep.files import read_labels
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.matrices import read_h5ad
 from histogep.normalise import log_cp10k
 from histogep.preparation import Tiles
 
@@ -96,7 +97,7 @@ def read_section(
     encoded = read_features(features)
     if encoded.slide != slide:
         raise InputError(f"{features} is of slide {encoded.slide}, not {slide}: encode it again")
-    table = anndata.read_h5ad(spots)
+    table = read_h5ad(spots)
     place = pd.Series(np.arange(len(encoded.barcode)), index=encoded.barcode)
     place = place[place.index != ""]
     if place.index.has_duplicates:
@@ -263,7 +264,7 @@ def panel_expression(
 
 def tumour_labels(labels: str | Path, barcode: Sequence[str]) -> np.ndarray:
     """Return the tumour target (n, 1) float32 of spots: 1 malignant, 0 non-malignant, else NaN."""
-    table = read_tsv(labels, dtype={"barcode": str, "label": str})
+    table = read_labels(labels, barcode)
     label = table.drop_duplicates("barcode").set_index("barcode")["label"].reindex(list(barcode))
     return label.map(TUMOUR_TARGETS).to_numpy(np.float32)[:, None]
 

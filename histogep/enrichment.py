@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from histogep.files import read_tsv
+from histogep.files import read_labels, read_tsv
 from histogep.jobs import InputError
+from histogep.matrices import read_h5ad
 from histogep.normalise import log_cp10k
 
 log = logging.getLogger(__name__)
@@ -92,8 +92,8 @@ def rank_measured(
     """
     scores: list[pd.Series] = []
     for path, label_path in zip(spots, labels, strict=True):
-        data = ad.read_h5ad(path)
-        table = read_tsv(label_path, dtype={"barcode": str}).set_index("barcode")["label"]
+        data = read_h5ad(path)
+        table = read_labels(label_path, data.obs_names).set_index("barcode")["label"]
         label = table.reindex(data.obs_names).to_numpy(object)
         malignant, other = label == "malignant", label == "non-malignant"
         if min(malignant.sum(), other.sum()) < MIN_SPOTS:
@@ -129,7 +129,7 @@ def rank_predicted(
     """
     scores: list[pd.Series] = []
     for path in expression:
-        data = ad.read_h5ad(path)
+        data = read_h5ad(path)
         predictable = data.var["predictable"].to_numpy(bool)
         tumour = data.obs["tumour"].to_numpy(float) >= tumour_threshold
         if min(tumour.sum(), (~tumour).sum()) < MIN_SPOTS:

@@ -24,6 +24,10 @@ from histogep.jobs import BadSlide, InputError
 
 #: Magnification times um per px, by the convention that 20x is 0.5 um per px.
 MAGNIFICATION_UM = 10.0
+#: Rows of a chunk, which is written and checked as one.
+_CHUNK_ROWS = 256
+#: Files that could not be closed; kept to the end of the process.
+_UNWRITTEN: list[Any] = []
 
 
 @dataclass
@@ -177,7 +181,13 @@ class FeatureWriter:
             track_times=False,
         )
         self._features = self._file.create_dataset(
-            "features", shape=(self._n, self._width), dtype=np.float32, track_times=False
+            "features",
+            shape=(self._n, self._width),
+            dtype=np.float32,
+            track_times=False,
+            # A checksum of every chunk: flipped or zeroed bytes are an error, not other features.
+            fletcher32=True,
+            chunks=(min(self._n, _CHUNK_ROWS), self._width) if self._n and self._width else None,
         )
         return self
 
@@ -199,11 +209,18 @@ class FeatureWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if error is None and self._written != self._n:
-            error = ValueError(f"{self._written} of {self._n} rows of features were written")
-            self._complete.__exit__(type(error), error, None)
-            raise error
+        own: Exception | None = None
+        try:
+            self._file.close()
+        except (OSError, RuntimeError) as failed:  # what was held back found the disk full
+            own = failed
+            # HDF5 crashes the process when it throws away later what it could not write.
+            _UNWRITTEN.append((self._file, self._features))
+        if error is None and own is None and self._written != self._n:
+            own = ValueError(f"{self._written} of {self._n} rows of features were written")
+        if error is None and own is not None:
+            self._complete.__exit__(type(own), own, None)
+            raise own
         self._complete.__exit__(kind, error, trace)
 
 
@@ -260,7 +277,22 @@ def read_features(path: str | Path) -> Features:
     lengths = {len(features.row), len(features.col), len(features.coords), len(features.barcode)}
     if lengths != {n} or len(features.white) != d or sum(w for _, w in features.blocks) != d:
         raise InputError(f"the tables of {path} do not agree: delete it, run encode_tiles again")
+    refuse_unfinished(features.values, path)
     return features
+
+
+def refuse_unfinished(values: np.ndarray, path: str | Path) -> None:
+    """Raise an InputError if the last row of features is all zero.
+
+    HDF5 holds zeros where nothing was written yet, so a writer that died after a flush leaves a
+    file that opens and reads like any other.
+    """
+    if values.size and not values[-1].any():
+        last = int(np.flatnonzero(values.any(axis=1)).max(initial=-1))
+        raise InputError(
+            f"{path}: the features of all tiles after number {last + 1} of {len(values)} are zero, "
+            "so its writer was stopped: make the file anew"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from histogep.jobs import InputError
 
 
 @contextlib.contextmanager
@@ -54,8 +56,17 @@ def write_json(content: Any, path: str | Path) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Return the content of a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Return the content of a JSON file that a rule wrote.
+
+    Raises
+    ------
+    InputError
+        The file is cut short or otherwise no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(_damaged(path, str(error))) from error
 
 
 def write_tsv(frame: pd.DataFrame, path: str | Path) -> None:
@@ -65,13 +76,97 @@ def write_tsv(frame: pd.DataFrame, path: str | Path) -> None:
 
 
 def read_tsv(path: str | Path, **options: Any) -> pd.DataFrame:
-    """Return a tab-separated table; columns named in `dtype` are read as told (ids as text).
+    """Return a table that `write_tsv` wrote; columns named in `dtype` are read as told (ids as text).
 
     Only an empty cell is missing, as `write_tsv` writes it: `NA` and `None` are text.
+
+    Raises
+    ------
+    InputError
+        The file is empty or its last line has no end: it was cut short.
     """
+    with open(path, "rb") as handle:
+        handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, handle.tell() - 1))
+        if handle.read(1) != b"\n":
+            raise InputError(_damaged(path, "its last line has no end"))
     if "keep_default_na" not in options:
         options = {"na_values": [""], **options, "keep_default_na": False}
     return pd.read_csv(path, sep="\t", **options)
+
+
+@contextlib.contextmanager
+def readable(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors of reading a result into an InputError with the file and the remedy.
+
+    Snakemake goes by names and times. A file that was whole when its rule ended, and that a copy of
+    the results or a failing disk cut short since, is not made anew: the next rule reads it. The
+    libraries notice (HDF5, Parquet and safetensors hold their own lengths), but name no file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    *errors
+        What the library raises beside OSError, ValueError and KeyError.
+
+    Raises
+    ------
+    InputError
+        In place of any of these. An InputError itself goes through unchanged.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: run snakemake again, which makes it") from error
+    except (OSError, ValueError, KeyError, *errors) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(_damaged(path, said)) from error
+
+
+def _damaged(path: str | Path, how: str) -> str:
+    """Return what to tell of a result that cannot be read."""
+    return f"{path} is damaged ({how}): delete it and run snakemake again, which makes it anew"
+
+
+def read_labels(path: str | Path, barcodes: Iterable[str]) -> pd.DataFrame:
+    """Return the labels of a section's spots, all columns as text.
+
+    Parameters
+    ----------
+    path
+        results/labels/{slide}.tsv: one row for each spot, undetermined ones too.
+    barcodes
+        The spots.
+
+    Raises
+    ------
+    InputError
+        Spots have no row: a table that lost its end reads like any other.
+    """
+    table = read_tsv(path, dtype=str, keep_default_na=False)
+    wanted = list(barcodes)
+    lost = len(set(wanted) - set(table["barcode"]))
+    if lost:
+        raise InputError(
+            f"{path} has no label of {lost} of the {len(wanted)} spots: delete it and run snakemake "
+            "again, which makes it anew"
+        )
+    return table
+
+
+def read_parquet(path: str | Path) -> pd.DataFrame:
+    """Return a table that a rule wrote as Parquet.
+
+    Raises
+    ------
+    InputError
+        The file is absent or damaged.
+    """
+    with readable(path):
+        return pd.read_parquet(path)
 
 
 def file_sha256(path: str | Path) -> str:

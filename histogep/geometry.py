@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import openslide
 import pyvips
 
-from histogep.files import complete, file_sha256
+from histogep.files import complete
 from histogep.jobs import BadSlide
+from histogep.sources import source_files, source_sha256
 
 log = logging.getLogger(__name__)
 # libvips tells of every thread it starts.
@@ -84,7 +83,7 @@ def describe_slide(
         **geometry,
         **settled,
         "sha256": source_sha256(source),
-        "bytes": sum(file.stat().st_size for file in _files(source)),
+        "bytes": sum(file.stat().st_size for file in source_files(source)),
     }
 
 
@@ -241,31 +240,6 @@ def settle_mpp(slide: str, estimates: dict[str, float]) -> dict[str, Any]:
         "mpp_refused": refused,
         "mpp_warning": warning,
     }
-
-
-def source_sha256(path: Path) -> str:
-    """Return the SHA-256 of a slide's bytes.
-
-    Of a slide in many files (a DICOM series, a MIRAX folder), of the names and digests of them all.
-    """
-    files = list(_files(path))
-    if len(files) == 1:
-        return file_sha256(files[0])
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _files(path: Path) -> Iterator[Path]:
-    """Give the files that make up a slide, in order of name."""
-    if path.is_dir() or path.suffix.lower() == ".dcm":
-        yield from sorted((path if path.is_dir() else path.parent).glob("*.dcm"))
-        return
-    yield path
-    companion = path.with_suffix("")
-    if path.suffix.lower() in (".mrxs", ".vms", ".vmu") and companion.is_dir():
-        yield from sorted(file for file in companion.iterdir() if file.is_file())
 
 
 def _read_levels(handle: openslide.OpenSlide) -> dict[str, Any]:

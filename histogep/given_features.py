@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from scipy.spatial import KDTree
 
+from histogep.features import refuse_unfinished
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.slides import Slide
@@ -86,6 +87,7 @@ def read_given(path: str | Path, *, slide: Slide, lattice: Lattice) -> GivenFeat
         )
     if not np.isfinite(values).all():
         raise InputError(f"{path}: some features are not finite: encode the slide again")
+    refuse_unfinished(values, path)
     size = tuple(int(attributes.get(f"level0_{axis}", 0)) for axis in ("width", "height"))
     if all(size) and size != (slide.width_px, slide.height_px):
         raise InputError(

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 
 from histogep.datasets import Grid, grid_of
 from histogep.files import read_json
@@ -18,6 +17,7 @@ from histogep.neighbours import NeighbourModel
 from histogep.networks import GRID_MULTIPLE, CMUNet
 from histogep.preparation import VIEWS, Preparation, Tiles
 from histogep.ridge import RidgeModel
+from histogep.weights import read_arrays
 
 #: A larger lattice is predicted in windows of this many cells a side ...
 WINDOW_CELLS = 384
@@ -184,7 +184,7 @@ def read_model(weights: str | Path, settings: str | Path) -> tuple[Model, dict[s
         The files do not belong together.
     """
     record = read_json(settings)
-    return build_model(load_file(weights), record, name=str(weights)), record
+    return build_model(read_arrays(weights), record, name=str(weights)), record
 
 
 def build_model(

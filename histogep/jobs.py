@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -40,8 +43,9 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     """Send all that one job prints, its C libraries included, to its log file.
 
     An exception is written to the log before it goes on; of an `InputError` only the message,
-    because its traceback tells a user nothing. A job that ends well leaves the versions of the
-    packages that it loaded (`histogep.lineage` reads them there).
+    because its traceback tells a user nothing. SIGTERM (a cancelled, preempted or late job) ends
+    the job as an exception does, so that no half-written file stays. A job that ends well leaves
+    the versions of the packages that it loaded (`histogep.lineage` reads them there).
     """
     from histogep.software import format_versions, loaded_versions
 
@@ -58,16 +62,25 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
         )
         logging.captureWarnings(True)
         log = logging.getLogger("histogep")
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
             yield log
             log.info("%s", format_versions(loaded_versions()))
+        except _Terminated:
+            log.error("SIGTERM: the job was cancelled, preempted, or is over its time")
+            raise
         except InputError as error:
             log.error("%s", error)
             raise
-        except BaseException:
+        except BaseException as error:
             log.exception("the job failed")
+            if hint := _remedy(error):
+                log.error(hint)
             raise
         finally:
+            if main:
+                signal.signal(signal.SIGTERM, before)
             _flush()
             for stream, descriptor in enumerate(saved, start=1):
                 os.dup2(descriptor, stream)
@@ -79,6 +92,32 @@ def progress(items: Iterable[T], *, total: int | None = None, unit: str, what: s
     from tqdm import tqdm
 
     return tqdm(items, total=total, unit=unit, desc=what, disable=not sys.stderr.isatty())
+
+
+class _Terminated(SystemExit):
+    pass
+
+
+def _terminate(number: int, _frame: object) -> None:
+    raise _Terminated(128 + number)
+
+
+def _remedy(error: BaseException) -> str:
+    """Return what a user can do about a machine that ran short of something, "" for other errors."""
+    said = str(error).lower()
+    if isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said:
+        return (
+            "out of memory: give this rule more, for example with "
+            "--set-resources RULE:mem_mb=16000, or run fewer jobs at once"
+        )
+    short = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+    if isinstance(error, OSError) and error.errno in short or "no space left" in said:
+        return (
+            f"{short.get(getattr(error, 'errno', None), 'the disk is full')}: make room, run again"
+        )
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return "the results lie on a read-only disk: choose another folder with --directory"
+    return ""
 
 
 def _flush() -> None:

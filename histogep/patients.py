@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 
 from histogep.barcodes import PRIMARY, leave_out, patient_of
 from histogep.files import read_tsv
 from histogep.jobs import InputError
+from histogep.matrices import read_h5ad
 from histogep.sheets import STAGES, sex_number, stage_number
 from histogep.signatures import Signature, score_signatures
 
@@ -187,7 +187,7 @@ def _pool_tiles(
     first, digest = "", None
     sums: dict[str, _Sums] = {}
     for path, slide, patient in zip(expression, slides, slide_patients, strict=True):
-        data = ad.read_h5ad(path)
+        data = read_h5ad(path)
         for column in ("tumour", "distant"):
             if column not in data.obs:
                 raise InputError(f"{path} has no obs column {column!r}; predict the slide again")

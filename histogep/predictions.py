@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.matrices import read_h5ad
 from histogep.normalise import log_cp10k
 from histogep.nulls import spatial_basis
 
@@ -175,7 +175,7 @@ def read_measured(paths: Iterable[str | Path], sections: Sequence[HeldOut]) -> d
     genes = pd.Index(sorted(names), dtype=object)
     measured = {}
     for path in paths:
-        spots = anndata.read_h5ad(path)
+        spots = read_h5ad(path)
         slide = str(spots.uns.get("slide", Path(path).stem))
         known = spots.var_names.get_indexer(genes)
         present = np.flatnonzero(known >= 0)
@@ -256,7 +256,7 @@ def training_mean(
 
 
 def _read_one(path: Path) -> list[HeldOut]:
-    table = anndata.read_h5ad(path)
+    table = read_h5ad(path)
     told = {key: str(table.uns.get(key, "")) for key in ("protocol", "fold", "model", "task")}
     if told["protocol"] not in PROTOCOLS or told["task"] not in ("expression", "tumour"):
         raise InputError(

@@ -72,7 +72,7 @@ def read_regions(path: str | Path) -> Regions:
                 others.add(name or "no class")
                 continue
             found[kind] += _polygons(feature["geometry"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read as annotations ({error}): export them from QuPath as GeoJSON"
         ) from error

@@ -20,7 +20,9 @@ PATIENT_COLUMNS = ("patient", "time", "event", "age", "sex", "stage", "response"
 _FILE_COLUMNS = ("image", "counts", "positions", "labels", "features", "regions")
 #: Formats that carry no pixel size at all, so that the sheet must.
 _NO_PIXEL_SIZE = {".jpg", ".jpeg", ".png", ".bmp"}
-_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+#: What an id may look like: no slash, no space, nothing that a shell or a file system reads.
+ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_ID = re.compile(f"^{ID_PATTERN}$")
 #: Ids that other readers of the results would take for a missing value.
 _MISSING = {"na", "nan", "null", "none"}
 _MPP_RANGE = (0.05, 5.0)

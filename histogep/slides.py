@@ -16,6 +16,7 @@ from PIL import Image
 from histogep.bad_slides import refuse_failed
 from histogep.files import read_json
 from histogep.jobs import BadSlide
+from histogep.sources import refuse_replaced
 
 #: Largest region in px that is held at once; larger ones are read in blocks.
 MAX_REGION_PX = 4096 * 4096
@@ -68,9 +69,12 @@ class Slide:
         ------
         BadSlide
             If prepare_slide could not use the slide.
+        InputError
+            If the image was replaced since.
         """
         content = read_json(path)
         refuse_failed(content)
+        refuse_replaced(content, path)
         return cls(
             slide=content["slide"],
             image=content["image"],

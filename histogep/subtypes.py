@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -19,6 +18,7 @@ from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, FAIL, PASS
 from histogep.cnv_slides import RANKED
+from histogep.matrices import read_h5ad
 from histogep.metrics import false_discovery_rate
 from histogep.positions import order_arms
 
@@ -115,7 +115,7 @@ class Subtypes:
 
 def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
     """Return what the cohort needs of a file of `histogep.cnv_slides.write_profile`."""
-    result = anndata.read_h5ad(path)
+    result = read_h5ad(path)
     spots = result.obs[["clone", "cnv_score", "reference"]].copy()
     spots["clone"] = spots["clone"].astype(str)
     refused = str(result.uns["refused"])

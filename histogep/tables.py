@@ -15,6 +15,8 @@ import pandas as pd
 from histogep.jobs import InputError
 
 _EXCEL = (".xlsx", ".xlsm")
+#: The XML of a workbook that cannot be parsed, or is told to expand entities, is a SyntaxError.
+_UNREADABLE = (OSError, ValueError, KeyError, SyntaxError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def read_layout(path: str | Path) -> Layout:
                 separator = "\t" if "\t" in line else ","
                 names = next(csv.reader([line.rstrip("\r\n")], delimiter=separator))
                 return Layout(tuple(name.strip() for name in names), separator, skipped)
-    except (OSError, ValueError, zipfile.BadZipFile, csv.Error) as error:
+    except (*_UNREADABLE, csv.Error) as error:
         raise InputError(f"{path} is no table (xlsx, TSV or CSV; gz or zip): {error}") from None
     raise InputError(f"{path} is empty; a table starts with the names of its columns")
 
@@ -81,7 +83,7 @@ def read_table(path: str | Path, layout: Layout, **options: Any) -> pd.DataFrame
             low_memory=False,
             **options,
         )
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path} cannot be read as a table: {error}") from None
 
 

@@ -200,24 +200,26 @@ def read_polygons(spots: anndata.AnnData, path: str | Path) -> pd.Series:
 
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): export it again") from error
-    features = content
-    if isinstance(content, dict):
-        features = content.get("features", [content] if "geometry" in content else [])
-    rows = []
-    for feature in features:
-        properties = feature.get("properties") or {}
-        kind = properties.get("objectType", feature.get("objectType", "annotation"))
-        text = _class_name(properties.get("classification", properties.get("name")))
-        if kind in ("annotation", "tile", "region", "roi") and text and feature.get("geometry"):
-            rows.append(
-                {"type": "Feature", "geometry": feature["geometry"], "properties": {"text": text}}
-            )
+        features = content
+        if isinstance(content, dict):
+            features = content.get("features", [content] if "geometry" in content else [])
+        rows = []
+        for feature in features:
+            properties = feature.get("properties") or {}
+            kind = properties.get("objectType", feature.get("objectType", "annotation"))
+            text = _class_name(properties.get("classification", properties.get("name")))
+            shape = feature.get("geometry")
+            if kind in ("annotation", "tile", "region", "roi") and text and shape:
+                rows.append({"type": "Feature", "geometry": shape, "properties": {"text": text}})
+        polygons = geopandas.GeoDataFrame.from_features(rows) if rows else None
+    # Nesting without end overflows the parser's stack before anything else.
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read as GeoJSON ({error}): export it again from QuPath"
+        ) from error
     log.info("%d of %d objects of %s are annotations with a class", len(rows), len(features), path)
-    if not rows:
+    if polygons is None:
         raise InputError(f"{path} holds no annotation with a class: set classes in QuPath")
-    polygons = geopandas.GeoDataFrame.from_features(rows)
     polygons["geometry"] = polygons.geometry.make_valid()
     polygons["area_px2"] = polygons.area
     x_px, y_px = np.asarray(spots.obsm["spatial"]).T

@@ -127,9 +127,9 @@ config.clear()
 config.update(SETTINGS)
 
 STUDY = config["study"]
+SLIDE_ROWS = SLIDES.to_dict("index")
 SECTIONS = list(SLIDES.index[(SLIDES["counts"] != "") & (config["model"] is None)])
 ANNOTATED = [slide for slide in SECTIONS if SLIDES.loc[slide, "labels"]]
-SLIDES_WITHOUT_SPOTS = [slide for slide in SLIDES.index if slide not in SECTIONS]
 MEASURED = FILES["measured"]
 COHORTS = sorted({*SLIDES["cohort"], *MEASURED})
 FOLDS = folds.fold_names(
@@ -153,7 +153,9 @@ SIGNATURES = resource("signatures.yaml")
 
 
 wildcard_constraints:
-    slide=one_of(SLIDES.index),
+    # Not the ids themselves: Snakemake carries a constraint in every file name of every job, and
+    # the names of thousands of slides there make a plan take minutes. `slide_row` checks the id.
+    slide=sheets.ID_PATTERN,
     cohort=one_of(COHORTS),
     study=one_of([STUDY]),
     fold=one_of(FOLDS),
@@ -292,20 +294,28 @@ def of_wide(name):
     return files
 
 
+def slide_row(wildcards):
+    """Return the row of {slide} in the slide sheet."""
+    try:
+        return SLIDE_ROWS[wildcards.slide]
+    except KeyError:
+        raise WorkflowError(f"the slide sheet has no slide {wildcards.slide}") from None
+
+
 def slide_image(wildcards):
     """Return the whole-slide image of {slide}."""
-    return SLIDES.loc[wildcards.slide, "image"]
+    return slide_row(wildcards)["image"]
 
 
 def slide_mpp(wildcards):
     """Return the pixel size of {slide} in um that the sheet gives, or None."""
-    mpp = SLIDES.loc[wildcards.slide, "mpp"]
+    mpp = slide_row(wildcards)["mpp"]
     return None if mpp != mpp else float(mpp)
 
 
 def patient_of(slide):
     """Return the patient of a slide."""
-    return SLIDES.loc[slide, "patient"]
+    return SLIDE_ROWS[slide]["patient"]
 
 
 def designed_composition(wildcards):
@@ -317,19 +327,19 @@ def tile_inputs(wildcards):
     """Return the spots of {slide} if it has any: its tiles lie on them; or its annotated regions."""
     if wildcards.slide in SECTIONS:
         return {"spots": f"results/spots/{wildcards.slide}.h5ad"}
-    regions = SLIDES.loc[wildcards.slide, "regions"]
+    regions = slide_row(wildcards)["regions"]
     return {"regions": regions} if regions else {}
 
 
 def given_features(wildcards):
     """Return the features of {slide} that the sheet gives, if any."""
-    path = SLIDES.loc[wildcards.slide, "features"]
+    path = slide_row(wildcards)["features"]
     return {"given": path} if path else {}
 
 
 def section_counts(wildcards):
     """Return the counts of {slide} and, for legacy ST tables, the positions of its spots."""
-    row = SLIDES.loc[wildcards.slide]
+    row = slide_row(wildcards)
     if row["counts"].startswith("data/simulated/"):
         folder = row["counts"]
         return {
@@ -345,7 +355,7 @@ def section_counts(wildcards):
 def section_labels(wildcards):
     """Return the annotation of {slide} if it has one, and the gene positions if they are known."""
     inputs = {
-        "labels": SLIDES.loc[wildcards.slide, "labels"],
+        "labels": slide_row(wildcards)["labels"],
         "gene_positions": GENE_POSITIONS,
     }
     return {name: path for name, path in inputs.items() if path}

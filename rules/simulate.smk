@@ -6,6 +6,10 @@ Writes: data/simulated/: one pyramidal TIFF per slide, one Space Ranger folder p
 """
 
 
+# A slide with spots is a section; the constraint below names these few only.
+ruleorder: simulate_section > simulate_slide
+
+
 rule simulate_references:
     output:
         gene_positions="data/simulated/gene_positions.tsv",
@@ -63,8 +67,6 @@ rule simulate_slide:
         truth="data/simulated/{slide}.truth.json",
     log:
         "logs/simulate_slide/{slide}.log",
-    wildcard_constraints:
-        slide=one_of(SLIDES_WITHOUT_SPOTS),
     conda:
         "../envs/slides.yaml"
     resources:

@@ -39,7 +39,7 @@ def test_features_and_targets_are_joined_by_barcode(study):
         assert section.targets[i] == pytest.approx(expected, rel=1e-5)
 
 
-def test_boundary_and_missing_labels_are_no_truth(study):
+def test_boundary_and_undetermined_labels_are_no_truth(study):
     labels = read_tsv(study.files["labels"][0])
     section = read(study, task="tumour")
     truth = dict(zip(section.barcode, section.targets[:, 0], strict=True))
@@ -47,7 +47,8 @@ def test_boundary_and_missing_labels_are_no_truth(study):
         named = labels.loc[labels["label"] == kind, "barcode"]
         assert {truth[barcode] for barcode in named} == {value}
     assert np.isnan([truth[b] for b in labels.loc[labels["label"] == "boundary", "barcode"]]).all()
-    write_tsv(labels.iloc[1:], study.files["labels"][0])
+    labels.loc[0, "label"] = "undetermined"
+    write_tsv(labels, study.files["labels"][0])
     assert np.isnan(read(study, task="tumour").targets[0, 0])
 
 

@@ -172,7 +172,7 @@ def test_polygons_elsewhere_or_without_class_are_refused(tmp_path):
     _write(path, json.dumps([_feature("", [_box(0, 0, 200, 200)])]))
     with pytest.raises(InputError, match="no annotation with a class"):
         tumour.label_annotated(spots, path, TEXTS)
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="cannot be read as GeoJSON"):
         tumour.label_annotated(spots, _write(path, "{"), TEXTS)
 
 

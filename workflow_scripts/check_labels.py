@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-import anndata
 import numpy as np
 import pandas as pd
 
 from histogep.files import read_tsv, write_tsv
 from histogep.jobs import job_log
 from histogep.label_agreement import compare_labels
+from histogep.matrices import read_h5ad
 from histogep.pages import Table, write_page
 from histogep.positions import read_gene_positions
 from histogep.tumour import infer_labels
@@ -23,7 +23,7 @@ with job_log(snakemake.log[0]) as log:
     positions = read_gene_positions(given) if given else None
     tables = []
     for path, labels, slide in zip(files.spots, files.labels, snakemake.params.slides, strict=True):
-        spots = anndata.read_h5ad(path)
+        spots = read_h5ad(path)
         inferred = infer_labels(spots, markers, positions=positions, cnv=snakemake.params.cnv)
         annotated = read_tsv(labels, dtype=str, keep_default_na=False)
         depth = np.asarray(spots.X.sum(axis=1)).ravel()

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 
 from histogep.bad_slides import record_failure, refuse_failed, write_failed_features
 from histogep.encoders import load_encoder
 from histogep.encoding import encode_slide, given_block
+from histogep.files import read_parquet
 from histogep.given_features import read_given
 from histogep.jobs import BadSlide, job_log
 from histogep.lattice import Lattice
@@ -24,7 +24,7 @@ with job_log(snakemake.log[0]) as log:
         for settings in snakemake.params.encoders
         if not settings.get("precomputed")
     }
-    tiles = pd.read_parquet(snakemake.input.tiles)
+    tiles = read_parquet(snakemake.input.tiles)
     try:
         refuse_failed(tiles.attrs)
         with Slide.from_json(snakemake.input.slide) as slide:

@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-import anndata
-
 from histogep import plots, tumour
 from histogep.bad_slides import refuse_failed_spots
 from histogep.files import read_tsv, write_tsv
 from histogep.jobs import job_log
+from histogep.matrices import read_h5ad
 from histogep.plots_spots import draw_labels
 from histogep.positions import read_gene_positions
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 with job_log(snakemake.log[0]) as log:
     refuse_failed_spots(snakemake.input.spots)
-    spots = anndata.read_h5ad(snakemake.input.spots)
+    spots = read_h5ad(snakemake.input.spots)
     annotation = snakemake.input.get("labels")
     positions = snakemake.input.get("gene_positions")
     if annotation:

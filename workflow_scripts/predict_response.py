@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from histogep.files import write_tsv
+from histogep.files import read_parquet, write_tsv
 from histogep.jobs import job_log
 from histogep.plots import save
 from histogep.plots_outcome import roc
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 
 with job_log(snakemake.log[0]):
     result = predict_response(
-        pd.read_parquet(snakemake.input.patients),
+        read_parquet(snakemake.input.patients),
         settings=snakemake.params.response,
         seed=snakemake.params.seed,
     )

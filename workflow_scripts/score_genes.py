@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-import anndata
-
 from histogep.bad_slides import refuse_failed_spots
 from histogep.files import write_tsv
 from histogep.genes import score_genes
 from histogep.jobs import job_log
+from histogep.matrices import read_h5ad
 from histogep.normalise import log_cp10k
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 with job_log(snakemake.log[0]) as log:
     refuse_failed_spots(snakemake.input.spots)
-    spots = anndata.read_h5ad(snakemake.input.spots)
+    spots = read_h5ad(snakemake.input.spots)
     settings = snakemake.params.genes
     scores = score_genes(
         log_cp10k(spots.X),

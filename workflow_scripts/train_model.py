@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from histogep.datasets import read_training
 from histogep.ensembles import fit_ensemble
@@ -13,6 +13,7 @@ from histogep.files import complete, read_json, read_tsv, write_json, write_tsv
 from histogep.folds import fold_roles
 from histogep.jobs import job_log
 from histogep.modelling import fit_model
+from histogep.weights import read_arrays
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -25,7 +26,7 @@ with job_log(snakemake.log[0]) as log:
     checkpoints = Path(snakemake.output.weights).parent / "checkpoints"
     if params.settings["kind"] == "ensemble":
         records = [read_json(path) for path in files.member_settings]
-        weights = [load_file(path) for path in files.members]
+        weights = [read_arrays(path) for path in files.members]
         arrays, settings, history = fit_ensemble(snakemake.wildcards.model, records, weights)
     else:
         folds = read_tsv(files.folds, dtype=str)

@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from histogep.files import write_tsv
+from histogep.files import read_parquet, write_tsv
 from histogep.jobs import job_log
 from histogep.plots import save
 from histogep.plots_outcome import transfer_matrix
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]):
-    tables = map(pd.read_parquet, snakemake.input.patients)
+    tables = map(read_parquet, snakemake.input.patients)
     result = transfer_response(
         dict(zip(snakemake.params.cohorts, tables, strict=True)),
         settings=snakemake.params.response,

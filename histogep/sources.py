@@ -1,0 +1,79 @@
+"""The files that the user gives: their digests, and whether they are still what they were."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from histogep.files import file_sha256
+from histogep.jobs import InputError
+
+log = logging.getLogger(__name__)
+
+
+def source_sha256(path: Path) -> str:
+    """Return the SHA-256 of a slide's bytes.
+
+    Of a slide in many files (a DICOM series, a MIRAX folder), of the names and digests of them all.
+    """
+    files = list(source_files(path))
+    if len(files) == 1:
+        return file_sha256(files[0])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def source_files(path: Path) -> Iterator[Path]:
+    """Give the files that make up a slide, in order of name."""
+    if path.is_dir() or path.suffix.lower() == ".dcm":
+        yield from sorted((path if path.is_dir() else path.parent).glob("*.dcm"))
+        return
+    yield path
+    companion = path.with_suffix("")
+    if path.suffix.lower() in (".mrxs", ".vms", ".vmu") and companion.is_dir():
+        yield from sorted(file for file in companion.iterdir() if file.is_file())
+
+
+def refuse_replaced(described: Mapping[str, Any], description: str | Path) -> None:
+    """Raise an InputError if a slide's file is not the one that was described.
+
+    Snakemake compares times when it starts, so a file that is replaced while it runs is not
+    noticed. Only where a file, or a link to it, is younger than the description are its bytes
+    compared: reading a slide of gigabytes for nothing is what costs.
+
+    Parameters
+    ----------
+    described
+        `slide`, `source`, `bytes` and `sha256` of results/slides/{slide}.json.
+    description
+        That file.
+    """
+    if "sha256" not in described:
+        return
+    source = Path(described["source"])
+    if not source.exists():
+        return  # whoever opens it says so
+    written = Path(description).stat().st_mtime_ns
+    files = list(source_files(source))
+    if sum(file.stat().st_size for file in files) == described.get("bytes", -1):
+        # The time of change too: a file that is moved or copied over may keep its old time.
+        times = [
+            max(one.st_mtime_ns, one.st_ctime_ns)
+            for file in {source, *files}
+            for one in (file.stat(), file.lstat())
+        ]
+        if max(times) <= written:
+            return
+        log.info("%s is younger than %s: comparing its bytes", source, description)
+        if source_sha256(source) == described["sha256"]:
+            return
+    raise InputError(
+        f"slide {described['slide']}: {source} is not the file that {description} describes "
+        f"(sha256 {described['sha256'][:12]}): it was replaced while the study ran. Run snakemake "
+        "again once the file is final; if that does nothing, touch the file"
+    )

@@ -1,0 +1,112 @@
+"""A simulated study of three slides, and calls of Snakemake on it in the background."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+#: Nothing takes longer, on a busy machine with two cores.
+LONGEST = 1500.0
+
+
+class Study:
+    """A simulated study of three slides, the folder of its results, and calls of Snakemake on it."""
+
+    def __init__(self, folder: Path, *, profile: str | None = None):
+        self.folder = folder
+        self.profile = profile
+        self.calls = 0
+        command = [sys.executable, "-m", "histogep.simulate", "--study", folder]
+        sizes = ["--patients-with-spots", 2, "--sections", 2, "--patients-without-spots", 1]
+        sizes += ["--section-rows", 16, "--section-cols", 16]
+        subprocess.run([*map(str, [*command, *sizes])], cwd=REPOSITORY, check=True)
+        path = folder / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["encoders"] = [{"name": "descriptors"}]
+        config["folds"] |= {"honest": 2, "hist": 2}
+        config["evaluation"] = {"permutations": 20, "bootstraps": 100, "thinnings": 1}
+        for model in ("cmunet", "tumour"):
+            config["models"][model]["epochs"] = 4
+        # Copy number needs more tissue than there is, and outcomes more patients.
+        config["references"] = {}
+        path.write_text(yaml.safe_dump(config))
+        self.name = config["study"]
+
+    def start(
+        self,
+        *arguments: str | Path,
+        profile: str | None = "",
+        wrapper: Sequence[str] = (),
+    ) -> Call:
+        """Start Snakemake; `profile` is that of the study unless another, or none, is given."""
+        self.calls += 1
+        profile = self.profile if profile == "" else profile
+        command = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile"]
+        command += ["--directory", self.folder, "--configfile", self.folder / "config.yaml"]
+        command += (
+            ["--profile", REPOSITORY / profile, "--jobs", "8"] if profile else ["--cores", "2"]
+        )
+        log = self.folder / f"call-{self.calls}.log"
+        with open(log, "w") as said:
+            process = subprocess.Popen(
+                [*wrapper, *map(str, [*command, *arguments])],
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                cwd=REPOSITORY,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+        return Call(process, log)
+
+    def finish(self, *arguments: str | Path, **options: str | None) -> Call:
+        """Run to the end, which must be a good one."""
+        call = self.start(*arguments, **options)
+        assert call.wait() == 0, call.said[-6000:]
+        return call
+
+    def results(self) -> dict[str, int]:
+        """Return when each result was written, in ns."""
+        return {
+            str(path.relative_to(self.folder)): path.stat().st_mtime_ns
+            for path in sorted(self.folder.glob("results/**/*"))
+            if path.is_file() and not path.name.startswith(".")
+        }
+
+    def slurm_log(self, job: str) -> str:
+        return next(self.folder.glob(f"logs/slurm/**/{job}.log")).read_text()
+
+
+class Call:
+    """One call of Snakemake in the background."""
+
+    def __init__(self, process: subprocess.Popen, log: Path):
+        self.process = process
+        self.began = time.time()
+        self._log = log
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def wait(self, seconds: float = LONGEST) -> int:
+        # A watchdog: an executor that loses its jobs would wait for ever.
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def jobs(self, rule: str = "") -> list[str]:
+        """Return the SLURM ids of the jobs of a rule, in the order of their submission."""
+        return re.findall(rf"SLURM jobid (\d+) \(log: \S*/rule_{rule}", self.said)
+
+    @property
+    def run_id(self) -> str:
+        return re.search(r"SLURM run ID: (\S+)", self.said)[1]
