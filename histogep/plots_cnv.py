@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
@@ -24,7 +25,9 @@ from histogep.plots import (
     figure,
 )
 from histogep.positions import order_arms
-from histogep.subtypes import Subtypes
+
+if TYPE_CHECKING:  # a slide's figure need not wait for scipy.stats
+    from histogep.subtypes import Subtypes
 
 _REFERENCE_COLOUR = LABEL_COLOURS["non-malignant"]
 _UNASSIGNED_COLOUR = LABEL_COLOURS["undetermined"]

@@ -11,11 +11,11 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-from sklearn.mixture import GaussianMixture
 
 from histogep.cnv import infer_profiles
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.mixtures import fit_mixture
 from histogep.normalise import log_cp10k
 
 log = logging.getLogger(__name__)
@@ -370,14 +370,11 @@ def _mixture(score: np.ndarray, *, seed: int) -> np.ndarray:
     Both have one variance, so that the probability rises with the score.
     """
     values = score[:, np.newaxis]
-    one, two = (
-        GaussianMixture(n, covariance_type="tied", random_state=seed, n_init=5).fit(values)
-        for n in (1, 2)
-    )
-    if two.bic(values) >= one.bic(values):
+    one, two = (fit_mixture(values, k, seed=seed, n_starts=5) for k in (1, 2))
+    if two.bic >= one.bic:
         log.warning("the spots do not fall into two groups: all are left undetermined")
         return np.full(len(score), np.nan)
-    return two.predict_proba(values)[:, int(np.argmax(two.means_[:, 0]))]
+    return two.probability[:, 1]  # parts are in the order of their means
 
 
 def _ends(score: np.ndarray) -> np.ndarray:
