@@ -10,8 +10,6 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
 from histogep.clone_borders import settle_borders
 from histogep.cnv import CnvProfiles, group_weights
@@ -274,6 +272,10 @@ def join_clones(distances: pd.DataFrame) -> str:
     names = list(distances.index)
     if len(names) < 2:
         return f"{''.join(names)};"
+    # Most slides have one clone and two names; scipy.cluster takes a fifth of a second to import.
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
     linkage = hierarchy.linkage(squareform(distances.to_numpy(), checks=False), method="average")
     # Height of each node; a branch is as long as the step from its node to the next one above.
     nodes = [(name, 0.0) for name in names]

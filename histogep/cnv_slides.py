@@ -42,8 +42,8 @@ ARM_COLUMNS = [
 
 #: Settings of `histogep.cnv.infer_profiles` that the configuration names.
 PROFILE_SETTINGS = (
-    *("window", "step", "dynamic_threshold", "bin_genes", "exclude_genes", "min_detected"),
-    *("min_reference", "min_genes", "min_chromosome_genes"),
+    *("window", "step", "dynamic_threshold", "bin_genes", "exclude_genes", "exclude_chromosomes"),
+    *("min_detected", "min_reference", "min_genes", "min_chromosome_genes", "genome"),
 )
 _CLONE_SETTINGS = ("smoothing", "max_clones", "min_clone_spots", "min_stability")
 
@@ -100,7 +100,8 @@ def profile_slide(
     Returns
     -------
     tuple
-        AnnData without X: obs row, col, label, reference, malignant, cnv_score, clone;
+        AnnData without X: obs row, col, label, reference, malignant, cnv_score, clone,
+        clone_probability (posterior of the spot's clone);
         obsm X_cnv (and X_arms, spatial); uns cnv.chr_pos, arms, measured, name, refused (why
         there is no profile, or ""), reference ("labels", "ranked" or "prediction": what chose the
         reference), n_reference, n_tumour, genes_per_chromosome, controls, clone_numbers, clone_genes
@@ -128,7 +129,7 @@ def profile_slide(
             gene_ids=gene_ids,
             n_jobs=n_jobs,
             # Both engines give the same numbers; only measured spots are worth scanpy's import.
-            engine="infercnvpy" if measured else "weights",
+            engine=settings.get("engine", "infercnvpy") if measured else "weights",
             **_chosen(settings, PROFILE_SETTINGS),
         )
     except InputError as error:
@@ -160,6 +161,7 @@ def profile_slide(
     )
     obs["cnv_score"] = profiles.score.astype(np.float32)
     obs["clone"] = clones.labels.astype(str)
+    obs["clone_probability"] = clones.probability.astype(np.float32)
     name = name_result(controls, measured=measured)
     log.info("slide %s: %d clones, called %s", slide, len(clones.names), name)
     for row in controls.itertuples():
@@ -391,6 +393,7 @@ def _refused(
 ) -> anndata.AnnData:
     """Return the file of a slide that allows no profile."""
     obs = obs.assign(cnv_score=np.float32(np.nan), clone=UNASSIGNED)
+    obs["clone_probability"] = np.float32(np.nan)
     result = anndata.AnnData(obs=obs)
     result.obsm["X_cnv"] = np.zeros((len(obs), 0), np.float32)
     name = COPY_NUMBER if measured else EXPRESSION_SUBTYPE

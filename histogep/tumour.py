@@ -57,7 +57,10 @@ RANKED_SHARE = 0.25
 #: Share of the spots, most epithelial first, whose mean copy-number profile is looked for.
 EPITHELIAL_SHARE = 0.2
 _TEXT_COLUMNS = ("label", "annotation", "pathologist", "classification", "category", "location")
-_CNV_OPTIONS = ("window", "step", "dynamic_threshold", "min_reference", "min_genes")
+_CNV_OPTIONS = (
+    *("window", "step", "dynamic_threshold", "exclude_chromosomes", "min_reference", "min_genes"),
+    "genome",
+)
 
 
 def label_annotated(
