@@ -17,6 +17,7 @@ from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.mixtures import fit_mixture
 from histogep.normalise import log_cp10k
+from histogep.tables import read_layout, read_table
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def label_annotated(
     spots
         Spots of the section.
     path
-        QuPath's polygons (.geojson, .json), or a table (.tsv, .csv) with a column of barcodes, or of
+        QuPath's polygons (.geojson, .json), or a table (tab, comma or semicolon) with a column of barcodes, or of
         array coordinates x and y, and one of texts; Loupe's category file is such a table, and so
         are the spots of Cottrazm as R writes them (barcodes as row names, texts in `Location`).
     settings
@@ -144,11 +145,18 @@ def map_texts(
 
 
 def read_annotation(path: str | Path) -> pd.Series:
-    """Return the text of each annotated spot (index barcode) of a table."""
+    """Return the text of each annotated spot (index barcode) of a table.
+
+    Its columns are separated by tab, comma or semicolon, whatever the file is called.
+    """
     path = Path(path)
-    name = path.name.lower().removesuffix(".gz")
-    separator = "," if name.endswith(".csv") else "\t"
-    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    layout = read_layout(path)
+    if len(layout.columns) == 1:
+        raise InputError(
+            f"{path}: its first line ({layout.columns[0][:60]!r}) is one column: separate the "
+            "columns (barcode and label, say) by tab, comma or semicolon"
+        )
+    table = read_table(path, layout, dtype=str, keep_default_na=False)
     if not isinstance(table.index, pd.RangeIndex):  # row names of R's write.table
         table = table.rename_axis("").reset_index()
     columns = {column.strip().lower(): column for column in table.columns}

@@ -11,8 +11,8 @@ from histogep.positions import (
     order_arms,
     order_chromosomes,
     read_arms,
-    recognise_genome,
     read_gene_positions,
+    recognise_genome,
 )
 
 ROWS = [("AAA", "chr1", 1000, 2000), ("BBB", "chr2", 500, 900), ("CCC", "chrX", 10, 60)]
