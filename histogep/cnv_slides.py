@@ -23,6 +23,13 @@ from histogep.clones import (
 from histogep.cnv import CnvProfiles, infer_profiles
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, name_result, run_controls
+from histogep.cnv_reference import (
+    RANKED,
+    check_reference,
+    choose_spots,
+    join_labels,
+    tile_labels,
+)
 from histogep.features import read_features
 from histogep.files import complete, read_tsv
 from histogep.jobs import InputError
@@ -30,11 +37,6 @@ from histogep.lattice import Lattice
 from histogep.normalise import log_cp10k
 
 log = logging.getLogger(__name__)
-
-MALIGNANT, NON_MALIGNANT, UNDETERMINED = "malignant", "non-malignant", "undetermined"
-#: What told malignant spots from the reference: labels; where these name one kind at most, the ends
-#: of the marker score (low confidence); on a slide without spots the predicted tumour map.
-LABELS, RANKED, PREDICTION = "labels", "ranked", "prediction"
 
 ARM_COLUMNS = [
     *("slide", "clone", "arm", "value", "n_genes", "n_spots", "call", "z", "z_order", "name"),
@@ -106,7 +108,8 @@ def profile_slide(
         there is no profile, or ""), reference ("labels", "ranked" or "prediction": what chose the
         reference), n_reference, n_tumour, genes_per_chromosome, controls, clone_numbers, clone_genes
         (arm of each gene, and its mean log ratio in each clone), clone_distances, clone_tree
-        (Newick), lattice. And the table of arms (columns `ARM_COLUMNS`).
+        (Newick), lattice. And the table of arms (columns `ARM_COLUMNS`; of an expression subtype
+        "group" in place of "clone", and "higher" and "lower" in place of "gain" and "loss").
     """
     labels = np.asarray(labels, dtype=object)
     reference, malignant, rule = choose_spots(labels, ranked, measured=measured)
@@ -121,6 +124,7 @@ def profile_slide(
     obs["label"] = labels.astype(str)
     obs["reference"], obs["malignant"] = reference, malignant
     try:
+        check_reference(labels, reference, measured=measured)
         profiles = infer_profiles(
             expression,
             positions,
@@ -135,7 +139,7 @@ def profile_slide(
     except InputError as error:
         log.warning("slide %s: no copy number: %s", slide, error)
         refused = _refused(obs, str(error), slide, measured, rule, spatial, lattice)
-        return refused, pd.DataFrame(columns=ARM_COLUMNS)
+        return refused, _name_arms(pd.DataFrame(columns=ARM_COLUMNS), refused.uns["name"])
     neighbours = lattice.neighbours(obs["row"].to_numpy(), obs["col"].to_numpy())
     clones = call_clones(
         profiles,
@@ -183,7 +187,7 @@ def profile_slide(
         "clone_tree": join_clones(distances),
     }
     _place(result, spatial, lattice)
-    return result, arms.assign(name=name)[ARM_COLUMNS]
+    return result, _name_arms(arms, name)
 
 
 def measured_slide(
@@ -290,71 +294,13 @@ def chromosome_starts(result: anndata.AnnData) -> dict[str, int]:
     return {name: int(chr_pos[name]) for name in sorted(chr_pos, key=lambda c: int(chr_pos[c]))}
 
 
-def tile_labels(tumour: np.ndarray, *, threshold: float) -> np.ndarray:
-    """Return malignant for tiles whose tumour probability reaches the threshold, else not."""
-    tumour = np.asarray(tumour, np.float64)
-    labels = np.where(tumour >= threshold, MALIGNANT, NON_MALIGNANT).astype(object)
-    labels[np.isnan(tumour)] = UNDETERMINED
-    return labels
-
-
-def choose_spots(
-    labels: np.ndarray, ranked: np.ndarray | None, *, measured: bool
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return the masks of the reference and of the malignant spots, and what chose them.
-
-    Labels choose. Where they name no spot of one kind (all may be undetermined) the end of the
-    marker score stands in for it, which says how spots differ along that score and no more.
-
-    Parameters
-    ----------
-    labels
-        malignant, boundary, non-malignant or undetermined.
-    ranked
-        "low" and "high" for the least and most epithelial spots, else ""; None where nobody ranked.
-    measured
-        Whether the labels are of measured spots.
-    """
-    reference, malignant = labels == NON_MALIGNANT, labels == MALIGNANT
-    if not measured:
-        return reference, malignant, PREDICTION
-    low, high = (np.asarray(ranked) == end for end in ("low", "high"))
-    if (reference.any() and malignant.any()) or not np.any(low | high):
-        return reference, malignant, LABELS
-    if not reference.any():
-        reference = low & ~malignant
-    if not malignant.any():
-        malignant = high & ~reference
-    return reference, malignant, RANKED
-
-
-def join_labels(
-    barcodes: pd.Index,
-    table: pd.DataFrame,
-    source: str,
-    *,
-    column: str = "label",
-    missing: str = UNDETERMINED,
-) -> np.ndarray:
-    """Return the label of each spot, found by its barcode.
-
-    Parameters
-    ----------
-    barcodes
-        Spots of the section.
-    table
-        barcode and label (or another column).
-    source
-        Name of the table's file, for the message.
-    column
-        What is returned.
-    missing
-        What a spot has that the table does not name.
-    """
-    label = table.drop_duplicates("barcode").set_index("barcode")[column].reindex(barcodes)
-    if label.notna().sum() == 0:
-        raise InputError(f"{source}: none of its barcodes is a spot of the section")
-    return label.fillna(missing).to_numpy(dtype=object)
+def _name_arms(arms: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the table of arms in the words of what the result may be called."""
+    arms = arms.assign(name=name)[ARM_COLUMNS]
+    if name == COPY_NUMBER:
+        return arms
+    arms["call"] = arms["call"].replace({"gain": "higher", "loss": "lower"})
+    return arms.rename(columns={"clone": "group"})
 
 
 def _clone_genes(profiles: CnvProfiles, clones: Clones) -> pd.DataFrame:

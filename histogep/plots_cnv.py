@@ -15,7 +15,8 @@ from matplotlib.patches import Patch
 
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv_controls import COPY_NUMBER, FAIL, PASS
-from histogep.cnv_slides import RANKED, chromosome_starts
+from histogep.cnv_reference import RANKED
+from histogep.cnv_slides import chromosome_starts
 from histogep.lattice import Lattice
 from histogep.plots import (
     CATEGORY_COLOURS,
@@ -307,8 +308,10 @@ def _calls(axes: Axes, result: anndata.AnnData, arms: pd.DataFrame, word: str) -
     """Write the arms that each clone gained and lost, and which controls failed."""
     axes.axis("off")
     lines = []
-    for clone, table in arms.groupby("clone"):
-        for call, sign in (("gain", "+"), ("loss", "-")):
+    # The table's words are those of its name, as this figure's are.
+    calls = ("gain", "loss") if word == "clone" else ("higher", "lower")
+    for clone, table in arms.groupby(word):
+        for call, sign in zip(calls, "+-", strict=True):
             found = [f"{sign}{arm}" for arm in table.loc[table["call"] == call, "arm"]]
             if found:
                 lines.append(fill(f"{word} {clone}: {' '.join(found)}", 44))

@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import sparse
 
-from histogep.cnv_slides import choose_spots, measured_slide, write_profile
+from histogep.cnv_reference import choose_spots
+from histogep.cnv_slides import measured_slide, write_profile
 from histogep.features import Features, write_features
 from histogep.files import write_json, write_tsv
 from histogep.jobs import InputError
