@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import sparse
 
 from histogep.cnv import EXCLUDED_GENES, infer_profiles, window_weights
-from histogep.cnv_slides import choose_spots
+from histogep.cnv_reference import choose_spots
 from histogep.files import read_tsv
 from histogep.jobs import InputError
 from histogep.lattice import Lattice

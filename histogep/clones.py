@@ -10,10 +10,10 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
+from histogep.clone_borders import settle_borders
 from histogep.cnv import CnvProfiles, group_weights
+from histogep.mixtures import adjusted_rand, fit_mixture
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,14 @@ class Clones:
         the genes), smallest (spots), chosen; one row per number that was tried.
     n_components
         Components of the profiles that stand above the shuffled gene order.
+    probability
+        Per spot the posterior of its clone; 1 where there is but one, NaN without a clone.
     """
 
     labels: np.ndarray
     table: pd.DataFrame
     n_components: int
+    probability: np.ndarray
 
     @property
     def names(self) -> list[str]:
@@ -74,7 +77,8 @@ def call_clones(
     On them Gaussian mixtures of 1 to `max_clones` parts are fitted. The number with the lowest
     BIC stands if its clones are found again when they are called twice, from two halves of the
     genes. On c components no more than c + 1 clones are sought: one more would lie between the
-    others, as spots do that hold cells of two clones.
+    others, as spots do that hold cells of two clones. Which spots belong to each is then settled
+    on the profiles that were not smoothed (`histogep.clone_borders`).
 
     Parameters
     ----------
@@ -101,11 +105,12 @@ def call_clones(
     single = pd.DataFrame(
         {"n_clones": [1], "bic": [np.nan], "stability": [1.0], "smallest": [n], "chosen": [True]}
     )
+    probability = np.where(malignant, 1.0, np.nan)
     if n == 0:
-        return Clones(labels=labels, table=single.iloc[:0], n_components=0)
+        return Clones(labels, single.iloc[:0], n_components=0, probability=probability)
     labels[malignant] = "0"
     if n < 2 * min_clone_spots or max_clones < 2:
-        return Clones(labels=labels, table=single, n_components=0)
+        return Clones(labels, single, n_components=0, probability=probability)
 
     rng = np.random.default_rng(seed)
     smoother = _smoother(neighbours, malignant, smoothing)
@@ -125,7 +130,7 @@ def call_clones(
         *(n_components, max(null), ", ".join(f"{value:.3g}" for value in strength[:4])),
     )
     if n_components == 0:
-        return Clones(labels=labels, table=single, n_components=0)
+        return Clones(labels, single, n_components=0, probability=probability)
 
     halves = [_halves(member, rng) for _ in range(n_halves)]
     scores = [[_scores(contrast(half), n_components) for half in pair] for pair in halves]
@@ -142,8 +147,15 @@ def call_clones(
     fit |= table["n_clones"] == 1
     chosen = int(table.loc[table["bic"].where(fit).idxmin(), "n_clones"])
     table["chosen"] = table["n_clones"] == chosen
-    labels[malignant] = _by_size(partitions[chosen])
-    return Clones(labels=labels, table=table, n_components=n_components)
+    borders = settle_borders(
+        _standardised(profiles, member)[malignant],
+        partitions[chosen],
+        neighbours=None if neighbours is None else neighbours.tocsr()[malignant][:, malignant],
+        min_spots=min_clone_spots,
+    )
+    labels[malignant] = _by_size(borders.partition)
+    probability[malignant] = borders.probability
+    return Clones(labels, table, n_components=n_components, probability=probability)
 
 
 def call_arms(
@@ -260,6 +272,10 @@ def join_clones(distances: pd.DataFrame) -> str:
     names = list(distances.index)
     if len(names) < 2:
         return f"{''.join(names)};"
+    # Most slides have one clone and two names; scipy.cluster takes a fifth of a second to import.
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
     linkage = hierarchy.linkage(squareform(distances.to_numpy(), checks=False), method="average")
     # Height of each node; a branch is as long as the step from its node to the next one above.
     nodes = [(name, 0.0) for name in names]
@@ -293,6 +309,17 @@ def _smoother(
     return (blend + sparse.diags(1 - share)).tocsr().astype(np.float32)
 
 
+def _standardised(profiles: CnvProfiles, groups: np.ndarray) -> np.ndarray:
+    """Return means over groups of genes, in standard deviations from the reference's mean."""
+    means = profiles.ratio.average(group_weights(groups, len(profiles.bin_table)))
+    means -= np.median(means, axis=1, keepdims=True)
+    normal = means[profiles.reference]
+    spread = normal.std(axis=0)
+    # A bin's own spread is known badly from few spots: half of it is the genome's.
+    spread = np.sqrt((spread**2 + np.median(spread) ** 2) / 2)
+    return (means - normal.mean(axis=0)) / np.maximum(spread, 1e-9)
+
+
 def _contrast(
     profiles: CnvProfiles,
     groups: np.ndarray,
@@ -300,13 +327,7 @@ def _contrast(
     smoother: sparse.csr_matrix | None,
 ) -> np.ndarray:
     """Return what tells malignant spots apart in the means over groups of genes."""
-    n_groups = len(profiles.bin_table)
-    means = profiles.ratio.average(group_weights(groups, n_groups))
-    means -= np.median(means, axis=1, keepdims=True)
-    normal = means[profiles.reference]
-    spread = normal.std(axis=0)
-    spread = np.sqrt((spread**2 + np.median(spread) ** 2) / 2)
-    values = (means[malignant] - normal.mean(axis=0)) / np.maximum(spread, 1e-9)
+    values = _standardised(profiles, groups)[malignant]
     if smoother is not None:
         values = smoother @ values
     shared = values.mean(axis=0)
@@ -332,19 +353,13 @@ def _halves(member: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, n
 
 def _mixture(points: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, float]:
     """Return the parts and the BIC of a Gaussian mixture of k parts of one shape."""
-    from sklearn.mixture import GaussianMixture
-
-    model = GaussianMixture(
-        k, covariance_type="tied", n_init=3, random_state=seed, reg_covar=1e-6 * points.var()
-    )
-    return model.fit_predict(points), float(model.bic(points))
+    found = fit_mixture(points, k, seed=seed, ridge=1e-6 * points.var())
+    return found.partition, found.bic
 
 
 def _agreement(pair: Sequence[np.ndarray], k: int, seed: int) -> float:
-    from sklearn.metrics import adjusted_rand_score
-
     first, second = (_mixture(points, k, seed)[0] for points in pair)
-    return float(adjusted_rand_score(first, second))
+    return adjusted_rand(first, second)
 
 
 def _by_size(partition: np.ndarray) -> np.ndarray:

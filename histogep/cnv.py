@@ -18,7 +18,13 @@ import pandas as pd
 from scipy import sparse
 
 from histogep.jobs import InputError
-from histogep.positions import SEX_CHROMOSOMES, locate_genes, order_arms, order_chromosomes
+from histogep.positions import (
+    SEX_CHROMOSOMES,
+    count_autosomes,
+    locate_genes,
+    order_arms,
+    order_chromosomes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +105,8 @@ class CnvProfiles:
         Log ratios of these genes.
     reference
         Mask of the reference spots.
+    n_autosomes
+        Numbered chromosomes of the genome.
     """
 
     values: np.ndarray
@@ -111,6 +119,7 @@ class CnvProfiles:
     genes: pd.DataFrame
     ratio: LogRatio
     reference: np.ndarray
+    n_autosomes: int = 22
 
     @property
     def genes_per_chromosome(self) -> dict[str, int]:
@@ -144,6 +153,7 @@ def infer_profiles(
     min_genes: int = 1000,
     min_chromosome_genes: int = 10,
     min_share_found: float = 0.3,
+    genome: Literal["auto", "human", "other"] = "auto",
     n_jobs: int = 1,
     engine: Literal["infercnvpy", "weights"] = "infercnvpy",
 ) -> CnvProfiles:
@@ -170,7 +180,8 @@ def infer_profiles(
     bin_genes
         Genes in a bin (`CnvProfiles.bins`).
     exclude_chromosomes
-        Left out; the sex chromosomes by default, since the reference of a spot is unknown.
+        Left out ("chrX", "X" or "x"); the sex chromosomes by default: whether a tumour has lost the
+        silent or the active X, and with it expression, counts do not say.
     exclude_genes
         Patterns of gene symbols left out (immunoglobulins, T-cell receptors, HLA, ribosome).
     min_detected
@@ -181,6 +192,8 @@ def infer_profiles(
         Fewer genes in all are refused; chromosomes with fewer are left out.
     min_share_found
         Share of the genes that the positions must know.
+    genome
+        Whose centromeres divide the arms (`histogep.positions.locate_genes`).
     n_jobs
         Processes of infercnvpy.
     engine
@@ -201,9 +214,12 @@ def infer_profiles(
             f"patient, here are {reference.sum()} of {len(reference)}; label more spots or lower "
             "cnv.min_reference"
         )
-    located = locate_genes(genes, positions, gene_ids=gene_ids, min_share=min_share_found)
+    located = locate_genes(
+        genes, positions, gene_ids=gene_ids, min_share=min_share_found, genome=genome
+    )
     located = located[~located["gene"].duplicated()]
-    keep = ~located["chromosome"].isin([*exclude_chromosomes, "chrM"])
+    left_out = [f"chr{name.removeprefix('chr').upper()}" for name in exclude_chromosomes]
+    keep = ~located["chromosome"].isin([*left_out, "chrM"])
     if exclude_genes:
         pattern = re.compile("|".join(f"(?:{p})" for p in exclude_genes))
         keep &= ~located["gene"].map(lambda gene: pattern.search(gene) is not None)
@@ -240,6 +256,7 @@ def infer_profiles(
         ratio = LogRatio.from_expression(chosen, reference, clip=clip)
         weights, chr_pos = window_weights(located, window=window, step=step)
         values = denoise(ratio.average(weights), dynamic_threshold=dynamic_threshold)
+    human = bool(located["arm"].str.endswith(("p", "q")).any())
     bin_table, bin_weights = make_bins(located, size=bin_genes)
     arm_table, arm_weights = make_arms(located)
     bins = ratio.average(bin_weights)
@@ -255,6 +272,8 @@ def infer_profiles(
         genes=located,
         ratio=ratio,
         reference=reference,
+        # A human table that lacks chromosomes lowers no guard.
+        n_autosomes=22 if human else count_autosomes(positions),
     )
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv import CnvProfiles, infer_profiles
 from histogep.cnv_controls import FAIL, NOT_APPLICABLE, PASS, compare_arms
-from histogep.cnv_slides import PROFILE_SETTINGS, join_labels
+from histogep.cnv_reference import join_labels
+from histogep.cnv_slides import PROFILE_SETTINGS
 from histogep.datasets import read_section
 from histogep.files import read_json
 from histogep.folds import fold_roles

@@ -23,6 +23,13 @@ from histogep.clones import (
 from histogep.cnv import CnvProfiles, infer_profiles
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, name_result, run_controls
+from histogep.cnv_reference import (
+    RANKED,
+    check_reference,
+    choose_spots,
+    join_labels,
+    tile_labels,
+)
 from histogep.features import read_features
 from histogep.files import complete, read_labels
 from histogep.jobs import InputError
@@ -32,19 +39,14 @@ from histogep.normalise import log_cp10k
 
 log = logging.getLogger(__name__)
 
-MALIGNANT, NON_MALIGNANT, UNDETERMINED = "malignant", "non-malignant", "undetermined"
-#: What told malignant spots from the reference: labels; where these name one kind at most, the ends
-#: of the marker score (low confidence); on a slide without spots the predicted tumour map.
-LABELS, RANKED, PREDICTION = "labels", "ranked", "prediction"
-
 ARM_COLUMNS = [
     *("slide", "clone", "arm", "value", "n_genes", "n_spots", "call", "z", "z_order", "name"),
 ]
 
 #: Settings of `histogep.cnv.infer_profiles` that the configuration names.
 PROFILE_SETTINGS = (
-    *("window", "step", "dynamic_threshold", "bin_genes", "exclude_genes", "min_detected"),
-    *("min_reference", "min_genes", "min_chromosome_genes"),
+    *("window", "step", "dynamic_threshold", "bin_genes", "exclude_genes", "exclude_chromosomes"),
+    *("min_detected", "min_reference", "min_genes", "min_chromosome_genes", "genome"),
 )
 _CLONE_SETTINGS = ("smoothing", "max_clones", "min_clone_spots", "min_stability")
 
@@ -101,12 +103,14 @@ def profile_slide(
     Returns
     -------
     tuple
-        AnnData without X: obs row, col, label, reference, malignant, cnv_score, clone;
+        AnnData without X: obs row, col, label, reference, malignant, cnv_score, clone,
+        clone_probability (posterior of the spot's clone);
         obsm X_cnv (and X_arms, spatial); uns cnv.chr_pos, arms, measured, name, refused (why
         there is no profile, or ""), reference ("labels", "ranked" or "prediction": what chose the
         reference), n_reference, n_tumour, genes_per_chromosome, controls, clone_numbers, clone_genes
         (arm of each gene, and its mean log ratio in each clone), clone_distances, clone_tree
-        (Newick), lattice. And the table of arms (columns `ARM_COLUMNS`).
+        (Newick), lattice. And the table of arms (columns `ARM_COLUMNS`; of an expression subtype
+        "group" in place of "clone", and "higher" and "lower" in place of "gain" and "loss").
     """
     labels = np.asarray(labels, dtype=object)
     reference, malignant, rule = choose_spots(labels, ranked, measured=measured)
@@ -121,6 +125,7 @@ def profile_slide(
     obs["label"] = labels.astype(str)
     obs["reference"], obs["malignant"] = reference, malignant
     try:
+        check_reference(labels, reference, measured=measured)
         profiles = infer_profiles(
             expression,
             positions,
@@ -129,13 +134,13 @@ def profile_slide(
             gene_ids=gene_ids,
             n_jobs=n_jobs,
             # Both engines give the same numbers; only measured spots are worth scanpy's import.
-            engine="infercnvpy" if measured else "weights",
+            engine=settings.get("engine", "infercnvpy") if measured else "weights",
             **_chosen(settings, PROFILE_SETTINGS),
         )
     except InputError as error:
         log.warning("slide %s: no copy number: %s", slide, error)
         refused = _refused(obs, str(error), slide, measured, rule, spatial, lattice)
-        return refused, pd.DataFrame(columns=ARM_COLUMNS)
+        return refused, _name_arms(pd.DataFrame(columns=ARM_COLUMNS), refused.uns["name"])
     neighbours = lattice.neighbours(obs["row"].to_numpy(), obs["col"].to_numpy())
     clones = call_clones(
         profiles,
@@ -161,6 +166,7 @@ def profile_slide(
     )
     obs["cnv_score"] = profiles.score.astype(np.float32)
     obs["clone"] = clones.labels.astype(str)
+    obs["clone_probability"] = clones.probability.astype(np.float32)
     name = name_result(controls, measured=measured)
     log.info("slide %s: %d clones, called %s", slide, len(clones.names), name)
     for row in controls.itertuples():
@@ -182,7 +188,7 @@ def profile_slide(
         "clone_tree": join_clones(distances),
     }
     _place(result, spatial, lattice)
-    return result, arms.assign(name=name)[ARM_COLUMNS]
+    return result, _name_arms(arms, name)
 
 
 def measured_slide(
@@ -289,71 +295,13 @@ def chromosome_starts(result: anndata.AnnData) -> dict[str, int]:
     return {name: int(chr_pos[name]) for name in sorted(chr_pos, key=lambda c: int(chr_pos[c]))}
 
 
-def tile_labels(tumour: np.ndarray, *, threshold: float) -> np.ndarray:
-    """Return malignant for tiles whose tumour probability reaches the threshold, else not."""
-    tumour = np.asarray(tumour, np.float64)
-    labels = np.where(tumour >= threshold, MALIGNANT, NON_MALIGNANT).astype(object)
-    labels[np.isnan(tumour)] = UNDETERMINED
-    return labels
-
-
-def choose_spots(
-    labels: np.ndarray, ranked: np.ndarray | None, *, measured: bool
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return the masks of the reference and of the malignant spots, and what chose them.
-
-    Labels choose. Where they name no spot of one kind (all may be undetermined) the end of the
-    marker score stands in for it, which says how spots differ along that score and no more.
-
-    Parameters
-    ----------
-    labels
-        malignant, boundary, non-malignant or undetermined.
-    ranked
-        "low" and "high" for the least and most epithelial spots, else ""; None where nobody ranked.
-    measured
-        Whether the labels are of measured spots.
-    """
-    reference, malignant = labels == NON_MALIGNANT, labels == MALIGNANT
-    if not measured:
-        return reference, malignant, PREDICTION
-    low, high = (np.asarray(ranked) == end for end in ("low", "high"))
-    if (reference.any() and malignant.any()) or not np.any(low | high):
-        return reference, malignant, LABELS
-    if not reference.any():
-        reference = low & ~malignant
-    if not malignant.any():
-        malignant = high & ~reference
-    return reference, malignant, RANKED
-
-
-def join_labels(
-    barcodes: pd.Index,
-    table: pd.DataFrame,
-    source: str,
-    *,
-    column: str = "label",
-    missing: str = UNDETERMINED,
-) -> np.ndarray:
-    """Return the label of each spot, found by its barcode.
-
-    Parameters
-    ----------
-    barcodes
-        Spots of the section.
-    table
-        barcode and label (or another column).
-    source
-        Name of the table's file, for the message.
-    column
-        What is returned.
-    missing
-        What a spot has that the table does not name.
-    """
-    label = table.drop_duplicates("barcode").set_index("barcode")[column].reindex(barcodes)
-    if label.notna().sum() == 0:
-        raise InputError(f"{source}: none of its barcodes is a spot of the section")
-    return label.fillna(missing).to_numpy(dtype=object)
+def _name_arms(arms: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the table of arms in the words of what the result may be called."""
+    arms = arms.assign(name=name)[ARM_COLUMNS]
+    if name == COPY_NUMBER:
+        return arms
+    arms["call"] = arms["call"].replace({"gain": "higher", "loss": "lower"})
+    return arms.rename(columns={"clone": "group"})
 
 
 def _clone_genes(profiles: CnvProfiles, clones: Clones) -> pd.DataFrame:
@@ -392,6 +340,7 @@ def _refused(
 ) -> anndata.AnnData:
     """Return the file of a slide that allows no profile."""
     obs = obs.assign(cnv_score=np.float32(np.nan), clone=UNASSIGNED)
+    obs["clone_probability"] = np.float32(np.nan)
     result = anndata.AnnData(obs=obs)
     result.obsm["X_cnv"] = np.zeros((len(obs), 0), np.float32)
     name = COPY_NUMBER if measured else EXPRESSION_SUBTYPE

@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 GENE, SIGNATURE, SHARE = "gene:", "signature:", "share_"
 CLINICAL = ("age", "sex", "stage")
+#: Strength of a patient's profile, as copy number and as an expression subtype.
+BURDENS = ("cnv_burden", "expression_burden")
 #: Columns that describe the image besides genes, signatures and subtype shares.
-COMPOSITION = ("tumour_fraction", "heterogeneity", "cnv_burden")
+COMPOSITION = ("tumour_fraction", "heterogeneity", *BURDENS)
 
 
 @dataclass
@@ -91,7 +93,8 @@ def summarise_patients(
         - tumour_fraction: share of tumour tiles; NaN without a tumour map;
         - heterogeneity: mean over genes of the standard deviation between the tumour tiles of a
           slide (predicted log1p CP10k);
-        - cnv_burden and share_<subtype>, where `subtypes` has them;
+        - cnv_burden (expression_burden where the profiles are no copy number) and
+          share_<subtype>, where `subtypes` has them;
         - time (months), event, response as in the sheet; age (years); sex (1 male, 0 female);
           stage (1 to 4); NaN for unknown;
         - gene:<SYMBOL>: mean predicted log1p CP10k in tumour tiles, predictable genes only;
@@ -327,11 +330,11 @@ def count_patients(table: pd.DataFrame, dropped: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_subtypes(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
-    """Add cnv_burden and share_* of the copy-number subtypes."""
+    """Add the burden, under the name that it bears, and share_* of the subtypes."""
     subtypes = read_tsv(path, dtype={"patient": str})
     if "patient" not in subtypes or subtypes["patient"].duplicated().any():
         raise InputError(f"{path} needs one row per patient, named in the column patient")
-    wanted = [c for c in subtypes if c == "cnv_burden" or c.startswith(SHARE)]
+    wanted = [c for c in subtypes if c in BURDENS or c.startswith(SHARE)]
     absent = sorted(set(table["patient"]) - set(subtypes["patient"]))
     if absent:
         log.info("%d patients have no copy-number profile: %s", len(absent), ", ".join(absent[:10]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
@@ -14,7 +15,8 @@ from matplotlib.patches import Patch
 
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv_controls import COPY_NUMBER, FAIL, PASS
-from histogep.cnv_slides import RANKED, chromosome_starts
+from histogep.cnv_reference import RANKED
+from histogep.cnv_slides import chromosome_starts
 from histogep.lattice import Lattice
 from histogep.plots import (
     CATEGORY_COLOURS,
@@ -24,7 +26,9 @@ from histogep.plots import (
     figure,
 )
 from histogep.positions import order_arms
-from histogep.subtypes import Subtypes
+
+if TYPE_CHECKING:  # a slide's figure need not wait for scipy.stats
+    from histogep.subtypes import Subtypes
 
 _REFERENCE_COLOUR = LABEL_COLOURS["non-malignant"]
 _UNASSIGNED_COLOUR = LABEL_COLOURS["undetermined"]
@@ -304,8 +308,10 @@ def _calls(axes: Axes, result: anndata.AnnData, arms: pd.DataFrame, word: str) -
     """Write the arms that each clone gained and lost, and which controls failed."""
     axes.axis("off")
     lines = []
-    for clone, table in arms.groupby("clone"):
-        for call, sign in (("gain", "+"), ("loss", "-")):
+    # The table's words are those of its name, as this figure's are.
+    calls = ("gain", "loss") if word == "clone" else ("higher", "lower")
+    for clone, table in arms.groupby(word):
+        for call, sign in zip(calls, "+-", strict=True):
             found = [f"{sign}{arm}" for arm in table.loc[table["call"] == call, "arm"]]
             if found:
                 lines.append(fill(f"{word} {clone}: {' '.join(found)}", 44))

@@ -28,6 +28,14 @@ _ALIASES = {
     "end": ("end", "end_position", "stop", "gene_end", "chromend"),
     "gene_id": ("gene_id", "ensembl", "ensembl_id", "ensembl_gene_id", "id"),
 }
+#: What `recognise_genome` returns, and what a user may say instead.
+HUMAN, OTHER = "human", "other"
+#: Ensembl's ids of human genes, and of the genes of any other species (ENSMUSG...).
+_HUMAN_ID, _OTHER_ID = re.compile(r"ENSG\d{5,}"), re.compile(r"ENS[A-Z]{3,4}G\d{5,}")
+#: Symbols as mouse and rat have them (Actb), and as people have them (ACTB, C1orf112).
+_RODENT_SYMBOL = re.compile(r"[A-Z][a-z]+[a-z0-9-]*")
+#: Builds of the human genome differ by less in the length of a chromosome.
+_LENGTH_TOLERANCE = 1.05
 _CHROMOSOME = re.compile(r"(?:chr)?(\d{1,2}|X|Y|M|MT)", flags=re.IGNORECASE)
 _GTF_SUFFIXES = (".gtf", ".gtf.gz", ".gff2", ".gff2.gz")
 
@@ -82,8 +90,12 @@ def locate_genes(
     *,
     gene_ids: Sequence[str] | None = None,
     min_share: float = 0.3,
+    genome: str = "auto",
 ) -> pd.DataFrame:
     """Return the positions of genes, found by symbol and else by Ensembl id.
+
+    Of another genome than the human the centromeres are not known: each of its chromosomes is one
+    arm.
 
     Parameters
     ----------
@@ -95,6 +107,13 @@ def locate_genes(
         Ensembl ids parallel to `genes`, tried for the symbols that are not found.
     min_share
         With a smaller share of genes found the table is taken for another genome's.
+    genome
+        "human", "other", or "auto" to recognise it (`recognise_genome`).
+
+    Raises
+    ------
+    InputError
+        Too few genes are found, or the genome is said to be human and the positions are not.
 
     Returns
     -------
@@ -120,10 +139,68 @@ def locate_genes(
     found = found[["chromosome", "start", "end"]].assign(
         gene=[str(genes[c]) for c in column], column=column
     )
-    found["arm"] = assign_arms(found)
+    found["arm"] = assign_arms(found, _arms_of(positions, genome))
     rank = {name: i for i, name in enumerate(order_chromosomes(found["chromosome"]))}
     order = np.lexsort((found["column"], found["start"], found["chromosome"].map(rank)))
     return found.iloc[order].reset_index(drop=True)
+
+
+def recognise_genome(positions: pd.DataFrame) -> tuple[str, str]:
+    """Return "human" or "other", and why.
+
+    Ensembl ids tell the species; without them the case of the symbols tells rodents, and more
+    than 22 autosomes, or genes beyond the end of a human chromosome, tell others. What shows none
+    of these is taken for human.
+
+    Parameters
+    ----------
+    positions
+        Table of `read_gene_positions`.
+    """
+    if "gene_id" in positions:
+        ids = positions["gene_id"].astype(str)
+        human, other = (ids.str.match(pattern).sum() for pattern in (_HUMAN_ID, _OTHER_ID))
+        if human + other > len(positions) / 2:
+            share = human / (human + other)
+            example = ids[ids.str.match(_OTHER_ID if share < 0.5 else _HUMAN_ID)].iloc[0]
+            return (HUMAN if share >= 0.5 else OTHER), f"its Ensembl ids are like {example}"
+    rodent = positions["gene"].astype(str).str.fullmatch(_RODENT_SYMBOL)
+    if rodent.mean() > 0.5:
+        return OTHER, f"its symbols are like {positions['gene'][rodent].iloc[0]}"
+    if (n := count_autosomes(positions)) > 22:
+        return OTHER, f"it has {n} numbered chromosomes"
+    length = positions["chromosome"].map(read_arms()["length_mb"]).to_numpy(np.float64) * 1e6
+    beyond = positions["start"].to_numpy() > _LENGTH_TOLERANCE * length
+    if beyond.any():
+        row = positions[beyond].iloc[0]
+        return OTHER, (
+            f"{row['gene']} lies at {row['start'] / 1e6:.0f} Mb of {row['chromosome']}, beyond its "
+            "end in the human genome"
+        )
+    return HUMAN, "nothing speaks against it"
+
+
+def count_autosomes(positions: pd.DataFrame) -> int:
+    """Return how many numbered chromosomes a table of positions has."""
+    return int(positions["chromosome"].drop_duplicates().str.fullmatch(r"chr\d+").sum())
+
+
+def _arms_of(positions: pd.DataFrame, genome: str) -> pd.DataFrame:
+    """Return the centromeres of a genome: none if it is not the human one."""
+    recognised, reason = recognise_genome(positions)
+    if genome == HUMAN and recognised == OTHER:
+        raise InputError(
+            f"gene positions: cnv.genome says human, but the table is of another genome: {reason}; "
+            "set references.gene_positions to a human table, or cnv.genome to other"
+        )
+    if (recognised if genome == "auto" else genome) == HUMAN:
+        return read_arms()
+    log.warning(
+        "gene positions: the genome is not taken for human (%s), and centromeres are known of no "
+        "other: each whole chromosome stands for an arm",
+        "cnv.genome" if genome == OTHER else reason,
+    )
+    return read_arms().iloc[:0]
 
 
 def read_arms(path: str | Path = ARMS_TABLE) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from scipy.spatial.distance import pdist, squareform
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, FAIL, PASS
-from histogep.cnv_slides import RANKED
+from histogep.cnv_reference import RANKED
 from histogep.matrices import read_h5ad
 from histogep.metrics import false_discovery_rate
 from histogep.positions import order_arms
@@ -93,7 +93,7 @@ class Subtypes:
         of the dendrogram.
     patients
         patient, n_tumour_spots, cnv_burden (mean score of malignant spots minus that of reference
-        spots), share_<subtype>, name ("CNV" if all that the patient's slides gave bears it, "" if
+        spots; called expression_burden unless all the cohort is copy number), share_<subtype>, name ("CNV" if all that the patient's slides gave bears it, "" if
         they gave nothing); one row per patient.
     controls
         slide ("cohort" for those of the whole), control, value, null_mean, null_q95, p, verdict,
@@ -226,6 +226,8 @@ def subtype_cohort(
     markers = _markers(used, clones)
     spots = _spots(used, clones)
     patients = _patients(profiles, spots, sorted(set(clones["subtype"])))
+    if name != COPY_NUMBER:
+        patients = patients.rename(columns={"cnv_burden": "expression_burden"})
     return Subtypes(
         spots=spots,
         clones=clones.reset_index(drop=True),
@@ -398,7 +400,9 @@ def _slide_controls(profiles: Sequence[SlideProfile]) -> pd.DataFrame:
         table.insert(0, "slide", profile.slide)
         table["name"], table["reference"] = profile.name, profile.reference
         low = profile.reference == RANKED
-        table["note"] = profile.refused or (f"{kind}; {RANKED_NOTE}" if low else kind)
+        note = f"{kind}; {RANKED_NOTE}" if low else kind
+        note += "" if len(profile.clones) else "; no malignant spot, so no clone"
+        table["note"] = profile.refused or note
         tables.append(table)
     if not tables:
         return pd.DataFrame(columns=_CONTROLS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from histogep.jobs import InputError
 _EXCEL = (".xlsx", ".xlsm")
 #: The XML of a workbook that cannot be parsed, or is told to expand entities, is a SyntaxError.
 _UNREADABLE = (OSError, ValueError, KeyError, SyntaxError, zipfile.BadZipFile)
+#: The first counts where the first line has none of them.
+_SEPARATORS = (",", "\t", ";")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Layout:
     columns
         Names of the columns, as written.
     separator
-        Tab or comma; "" for a workbook.
+        Tab, comma or semicolon; "" for a workbook.
     skipped
         Lines of comments (`#`) above the header.
     """
@@ -56,7 +59,9 @@ def read_layout(path: str | Path) -> Layout:
                 if line.startswith("#") or not line.strip():
                     skipped += 1
                     continue
-                separator = "\t" if "\t" in line else ","
+                # What stands between quotes separates nothing.
+                bare = re.sub('"[^"]*"', "", line)
+                separator = max(_SEPARATORS, key=bare.count)
                 names = next(csv.reader([line.rstrip("\r\n")], delimiter=separator))
                 return Layout(tuple(name.strip() for name in names), separator, skipped)
     except (*_UNREADABLE, csv.Error) as error:

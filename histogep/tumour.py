@@ -11,12 +11,13 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-from sklearn.mixture import GaussianMixture
 
 from histogep.cnv import infer_profiles
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.mixtures import fit_mixture
 from histogep.normalise import log_cp10k
+from histogep.tables import read_layout, read_table
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,10 @@ RANKED_SHARE = 0.25
 #: Share of the spots, most epithelial first, whose mean copy-number profile is looked for.
 EPITHELIAL_SHARE = 0.2
 _TEXT_COLUMNS = ("label", "annotation", "pathologist", "classification", "category", "location")
-_CNV_OPTIONS = ("window", "step", "dynamic_threshold", "min_reference", "min_genes")
+_CNV_OPTIONS = (
+    *("window", "step", "dynamic_threshold", "exclude_chromosomes", "min_reference", "min_genes"),
+    "genome",
+)
 
 
 def label_annotated(
@@ -70,7 +74,7 @@ def label_annotated(
     spots
         Spots of the section.
     path
-        QuPath's polygons (.geojson, .json), or a table (.tsv, .csv) with a column of barcodes, or of
+        QuPath's polygons (.geojson, .json), or a table (tab, comma or semicolon) with a column of barcodes, or of
         array coordinates x and y, and one of texts; Loupe's category file is such a table, and so
         are the spots of Cottrazm as R writes them (barcodes as row names, texts in `Location`).
     settings
@@ -141,11 +145,18 @@ def map_texts(
 
 
 def read_annotation(path: str | Path) -> pd.Series:
-    """Return the text of each annotated spot (index barcode) of a table."""
+    """Return the text of each annotated spot (index barcode) of a table.
+
+    Its columns are separated by tab, comma or semicolon, whatever the file is called.
+    """
     path = Path(path)
-    name = path.name.lower().removesuffix(".gz")
-    separator = "," if name.endswith(".csv") else "\t"
-    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    layout = read_layout(path)
+    if len(layout.columns) == 1:
+        raise InputError(
+            f"{path}: its first line ({layout.columns[0][:60]!r}) is one column: separate the "
+            "columns (barcode and label, say) by tab, comma or semicolon"
+        )
+    table = read_table(path, layout, dtype=str, keep_default_na=False)
     if not isinstance(table.index, pd.RangeIndex):  # row names of R's write.table
         table = table.rename_axis("").reset_index()
     columns = {column.strip().lower(): column for column in table.columns}
@@ -372,14 +383,11 @@ def _mixture(score: np.ndarray, *, seed: int) -> np.ndarray:
     Both have one variance, so that the probability rises with the score.
     """
     values = score[:, np.newaxis]
-    one, two = (
-        GaussianMixture(n, covariance_type="tied", random_state=seed, n_init=5).fit(values)
-        for n in (1, 2)
-    )
-    if two.bic(values) >= one.bic(values):
+    one, two = (fit_mixture(values, k, seed=seed, n_starts=5) for k in (1, 2))
+    if two.bic >= one.bic:
         log.warning("the spots do not fall into two groups: all are left undetermined")
         return np.full(len(score), np.nan)
-    return two.predict_proba(values)[:, int(np.argmax(two.means_[:, 0]))]
+    return two.probability[:, 1]  # parts are in the order of their means
 
 
 def _ends(score: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from histogep.files import read_json
 from histogep.jobs import InputError
 from histogep.lineage import record_run
 from histogep.provenance import code_digest
+from histogep.resources import digest_resource
 from histogep.simulate_cohort import slide_composition
 from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
@@ -113,11 +114,6 @@ def one_of(names):
     return "|".join(re.escape(name) for name in names) or "$.^"
 
 
-def resource(name):
-    """Return a file that the project ships."""
-    return str(REPOSITORY / "resources" / name)
-
-
 try:
     SETTINGS, FILES, SLIDES, PATIENTS, MEASURED_PATIENTS = read_study()
     STAGES = stages.plan_stages(SETTINGS, SLIDES, PATIENTS, MEASURED_PATIENTS)
@@ -148,8 +144,9 @@ ENCODERS = config["encoders"]
 GENE_POSITIONS = FILES["gene_positions"]
 GENE_SET_NAMES = list(FILES["gene_sets"])
 GENE_SETS = list(FILES["gene_sets"].values())
-MARKERS = resource("markers.tsv")
-SIGNATURES = resource("signatures.yaml")
+# Copies, so that no rule's input depends on where the repository lies (rule copy_resource).
+MARKERS = "results/resources/markers.tsv"
+SIGNATURES = "results/resources/signatures.yaml"
 
 
 wildcard_constraints:
@@ -350,6 +347,11 @@ def section_counts(wildcards):
         }
     given = {"counts": row["counts"], "positions": row["positions"]}
     return {name: path for name, path in given.items() if path}
+
+
+def resource_content(wildcards):
+    """Return the digest of a shipped reference: its content, not its place, decides a rerun."""
+    return digest_resource(wildcards.name)
 
 
 def section_labels(wildcards):

@@ -1,9 +1,31 @@
 """Spots: measured counts in the pixels of the slide, and their labels.
 
 Needs:  `counts` (and `positions` for legacy ST tables) of config/slides.tsv; `labels` if there are any.
-Writes: results/spots/{slide}.h5ad, results/labels/{slide}.tsv, and for annotated sections how inferred
-        labels would have done, results/evaluation/{study}/labels.tsv
+Writes: results/resources/ (references that the project ships), results/spots/{slide}.h5ad,
+        results/labels/{slide}.tsv, and for annotated sections how inferred labels
+        would have done, results/evaluation/{study}/labels.tsv
 """
+
+
+rule copy_resource:
+    output:
+        reference="results/resources/{name}",
+    log:
+        "logs/copy_resource/{name}.log",
+    wildcard_constraints:
+        name=r"[A-Za-z0-9_]+\.(tsv|yaml)",
+    conda:
+        "../envs/snakemake.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_digest("copy_resource.py"),
+        content=resource_content,
+    message:
+        "Copy the shipped reference {wildcards.name}"
+    script:
+        "../workflow_scripts/copy_resource.py"
 
 
 rule align_spots:

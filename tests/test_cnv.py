@@ -123,6 +123,23 @@ def test_a_chromosome_smaller_than_a_window_is_one_window(genome):
     assert weights.shape[1] == 30 + 20 + 16 + 1 + 1
 
 
+def test_sex_chromosomes_are_left_out_unless_they_are_asked_for(spots, genome):
+    assert "chrX" in _infer(spots, genome, exclude_chromosomes=()).chr_pos
+    assert "chrX" not in _infer(spots, genome, exclude_chromosomes=("x",)).chr_pos
+    without = _infer(spots, genome, exclude_chromosomes=("X", "chr2"))
+    assert set(without.chr_pos) == {"chr1", "chr3", "chr4"}
+
+
+def test_of_another_genome_whole_chromosomes_are_arms(spots, genome):
+    mouse = genome.assign(gene=[f"Abc{i}" for i in range(len(genome))])
+    profiles = _infer(spots, mouse, genes=list(mouse["gene"]))
+    assert list(profiles.arm_table["arm"]) == ["1", "2", "3", "4"]
+    arms = pd.Series(profiles.arms[~profiles.reference].mean(axis=0), profiles.arm_table["arm"])
+    assert arms.idxmin() == "3"
+    assert profiles.n_autosomes == 4
+    assert _infer(spots, genome).n_autosomes == 22
+
+
 def test_refusals(spots, genome):
     values, reference = spots
     with pytest.raises(InputError, match="needs 50 reference .* here are 40 of 70"):

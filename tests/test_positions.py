@@ -12,6 +12,7 @@ from histogep.positions import (
     order_chromosomes,
     read_arms,
     read_gene_positions,
+    recognise_genome,
 )
 
 ROWS = [("AAA", "chr1", 1000, 2000), ("BBB", "chr2", 500, 900), ("CCC", "chrX", 10, 60)]
@@ -167,3 +168,67 @@ def test_the_shared_gtf_agrees_with_the_table(shared_data):
     assert len(both) > 50
     assert (both["chromosome_x"] == both["chromosome_y"]).mean() > 0.9
     assert ((both["start_x"] - both["start_y"]).abs() < 5e4).mean() > 0.8
+
+
+def _mouse(n=40, **columns):
+    """Return positions as the mouse has them: 19 autosomes, symbols such as Actb."""
+    rows = [
+        (f"Abc{chr(97 + number)}{i}", f"chr{number}", i * 4_000_000 + 3_000_000)
+        for number in range(1, 20)
+        for i in range(n)
+    ]
+    table = pd.DataFrame(rows, columns=["gene", "chromosome", "start"])
+    return table.assign(end=table["start"] + 1000, **columns)
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (_mouse(), "symbols are like Abcb0"),
+        (
+            _mouse(gene=[f"G{i}" for i in range(760)], gene_id="ENSMUSG00000029580"),
+            "Ensembl ids are like ENSMUSG00000029580",
+        ),
+        (_mouse(gene=[f"G{i}" for i in range(760)]), "of chr8, beyond its end in the human"),
+        (
+            pd.DataFrame(
+                {"gene": [f"G{i}" for i in range(29)], "start": 5, "end": 9}
+                | {"chromosome": [f"chr{i + 1}" for i in range(29)]}
+            ),
+            "29 numbered chromosomes",
+        ),
+    ],
+)
+def test_genes_of_another_genome_get_no_human_arm(table, reason, caplog):
+    recognised, why = recognise_genome(table)
+    assert recognised == "other"
+    assert reason in why
+    found = locate_genes(list(table["gene"]), table)
+    assert set(found["arm"]) == set(table["chromosome"].str.removeprefix("chr"))
+    assert "each whole chromosome stands for an arm" in caplog.text
+    with pytest.raises(InputError, match="cnv.genome says human, but .* another genome"):
+        locate_genes(list(table["gene"]), table, genome="human")
+
+
+def test_human_tables_are_recognised_in_both_builds(shared_data):
+    from histogep.simulate_genes import bundled_positions
+
+    hg38 = read_gene_positions(shared_data / "genepos" / "gencode_v38_gene_pos.txt")
+    for table in (hg38, bundled_positions()):
+        assert recognise_genome(table)[0] == "human"
+    found = locate_genes(["ERBB2"], hg38)
+    assert list(found["arm"]) == ["17q"]
+    # Whoever knows better is believed.
+    assert list(locate_genes(["ERBB2"], hg38, genome="other")["arm"]) == ["17"]
+
+
+def test_ids_with_a_version_are_found_with_another_or_none(tmp_path):
+    path = tmp_path / "genes.tsv"
+    path.write_text(
+        "gene_id\tgene\tchr\tstart\tend\n"
+        "ENSG00000141736.13\tERBB2\t17\t39688094\t39728658\n"
+        "ENSG00000075624.16\tACTB\t7\t5526409\t5563902\n"
+    )
+    positions = read_gene_positions(path)
+    for names in (["ENSG00000141736", "ENSG00000075624.2"], ["ERBB2", "ENSG00000075624"]):
+        assert set(locate_genes(names, positions)["chromosome"]) == {"chr7", "chr17"}

@@ -7,14 +7,15 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import sparse
 
-from histogep.cnv_slides import choose_spots, measured_slide, write_profile
+from histogep.cnv_reference import choose_spots
+from histogep.cnv_slides import measured_slide, write_profile
 from histogep.features import Features, write_features
 from histogep.files import write_json, write_tsv
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.model_folder import FORMAT, folder_digest
 from histogep.plots_cnv import profile_figure
-from histogep.positions import assign_arms
+from histogep.positions import assign_arms, read_arms
 from histogep.preparation import Tiles
 from histogep.ridge import fit_ridge
 
@@ -25,8 +26,9 @@ N_ROWS, N_COLS = 14, 12
 
 @pytest.fixture(scope="module")
 def genome():
+    length_mb = read_arms()["length_mb"]
     rows = [
-        (f"c{number}g{i}", f"chr{number}", int(i / 90 * 130e6 + 21e6 * (number > 12)) + 1)
+        (f"c{number}g{i}", f"chr{number}", int((i + 0.5) / 90 * length_mb[f"chr{number}"] * 1e6))
         for number in range(1, 23)
         for i in range(90)
     ]

@@ -8,7 +8,8 @@ from sklearn.metrics import adjusted_rand_score
 from histogep.clones import call_arms, call_clones, join_clones, measure_distances
 from histogep.cnv import infer_profiles
 from histogep.cnv_controls import COLUMNS, compare_arms, name_result, run_controls
-from histogep.cnv_slides import join_labels, profile_slide, tile_labels, write_profile
+from histogep.cnv_reference import join_labels, tile_labels
+from histogep.cnv_slides import profile_slide, write_profile
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.plots_cnv import profile_figure, subtype_figure
@@ -163,6 +164,8 @@ def test_a_prediction_without_place_on_the_genome_is_no_copy_number(genome):
     assert "expression subtype" in _text(profile_figure(result, arms))
     assert "clone" not in _text(profile_figure(result, arms)).lower()
     assert set(arms["name"]) == {"expression subtype"}
+    assert "group" in arms
+    assert not {"clone", "gain", "loss"} & {*arms.columns, *arms["call"]}
 
 
 def test_agreement_over_arms_is_told_from_agreement_of_genes(genome):
@@ -353,6 +356,8 @@ def test_like_tumours_are_one_subtype(genome, tmp_path):
     assert subtypes.name == "expression subtype"
     for table in (subtypes.spots, subtypes.patients):
         assert set(table["name"]) == {"expression subtype"}
+    assert subtypes.patients["expression_burden"].notna().all()
+    assert "cnv_burden" not in subtypes.patients
     slides = subtypes.controls[subtypes.controls["slide"] != "cohort"]
     assert set(slides["name"]) == {"expression subtype"}
 
@@ -369,7 +374,10 @@ def test_small_cohorts_and_refused_slides(cohort, chosen):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("reference", "needs 20 reference"),
+        ("tumour everywhere", "no spot is labelled non-malignant (234 malignant)"),
+        ("tumour map", "the predicted tumour map calls every tile tumour"),
+        ("undetermined", "the label of all 234 spots is undetermined"),
+        ("few reference", "needs 20 reference"),
         ("genes", "needs 1000 genes"),
         ("build", "genome build"),
         ("constant", "vary, here are 0 of"),
@@ -380,8 +388,11 @@ def test_a_refused_slide_is_listed_with_its_reason_and_the_cohort_goes_on(
 ):
     values, truth, row, col = section
     labels, positions = None, genome
-    if what == "reference":
+    if what in ("tumour everywhere", "tumour map", "few reference"):
         labels = np.full(len(truth), "malignant", dtype=object)
+        labels[:5] = "non-malignant" if what == "few reference" else "malignant"
+    elif what == "undetermined":
+        labels = np.full(len(truth), "undetermined", dtype=object)
     elif what == "genes":
         values = values[:, :900]
         positions = genome[:900]
@@ -393,7 +404,7 @@ def test_a_refused_slide_is_listed_with_its_reason_and_the_cohort_goes_on(
         genome[: values.shape[1]],
         (values, truth, row, col),
         slide="bad",
-        measured=False,
+        measured=what in ("tumour everywhere", "undetermined"),
         labels=labels,
         positions=positions,
     )
@@ -409,12 +420,27 @@ def test_a_refused_slide_is_listed_with_its_reason_and_the_cohort_goes_on(
     assert subtypes.patients.set_index("patient").loc["p9", "n_tumour_spots"] == 0
 
 
+def test_a_slide_without_tumour_has_no_clone_and_says_so(genome, section, cohort, tmp_path):
+    labels = np.full(len(section[1]), "undetermined", dtype=object)
+    labels[section[1] < 0] = "non-malignant"
+    result, _ = _slide(genome, section, slide="normal", labels=labels)
+    assert result.uns["refused"] == ""
+    write_profile(result, tmp_path / "a.h5ad")
+    normal = read_profile(tmp_path / "a.h5ad", slide="normal", patient="p8")
+    subtypes = subtype_cohort([normal, cohort[0]])
+    notes = subtypes.controls.set_index("slide").loc["normal", "note"]
+    assert notes.str.contains("no malignant spot, so no clone").all()
+    assert set(subtypes.spots["slide"]) == {"s1"}
+
+
 def test_a_slide_without_reference_is_refused_not_lost(genome, section, tmp_path):
     labels = np.full(len(section[1]), "malignant", dtype=object)
     result, arms = _slide(genome, section, labels=labels)
-    assert "needs 20 reference" in result.uns["refused"]
+    assert "no spot is labelled non-malignant" in result.uns["refused"]
     assert arms.empty
-    assert "needs 20 reference" in _text(profile_figure(result, arms)).replace("\n", " ")
+    assert "no spot is labelled non-malignant" in _text(profile_figure(result, arms)).replace(
+        "\n", " "
+    )
     write_profile(result, tmp_path / "a.h5ad")
     back = anndata.read_h5ad(tmp_path / "a.h5ad")
     assert back.obsm["X_cnv"].shape == (len(labels), 0)

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -78,6 +79,33 @@ def test_loupe_categories_and_rounded_coordinates(tmp_path):
     assert tumour.read_annotation(loupe).to_dict() == {"0x0": "stroma", "1x1": "Tumor"}
     array = _write(tmp_path / "b.tsv", "Row.names\tx\ty\tlabel\n10x20\t0.98\t1.03\tTumor\n")
     assert tumour.read_annotation(array).to_dict() == {"1x1": "Tumor"}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.csv.gz"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_separator_is_found_in_the_file_and_not_in_its_name(tmp_path, name, separator):
+    # As Loupe exports categories, and spreadsheets save them: byte order mark, quotes, CRLF.
+    rows = [("Barcode", '"Region, by Dr. X; 2nd look"'), ("0x0", "stroma"), ('"1x1"', '"Tumor"')]
+    text = "\ufeff" + "\r\n".join(separator.join(row) for row in rows) + "\r\n"
+    opened = gzip.open if name.endswith(".gz") else open
+    with opened(tmp_path / name, "wt", encoding="utf-8", newline="") as handle:
+        handle.write(text)
+    assert tumour.read_annotation(tmp_path / name).to_dict() == {"0x0": "stroma", "1x1": "Tumor"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"barcode label\n0x0 Tumor\n", "'barcode label'.*tab, comma or semicolon"),
+        ("barcode\tlabel\n0x0\tTumor\n".encode("utf-16"), "is no table"),
+        (b"", "is empty"),
+        (b"barcode,label\n0x0,a,b,Tumor,c\n1x0,x,y,z\n2x0,1,2,3,4,5,6,7\n", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_table_of_annotations_is_refused(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        tumour.read_annotation(tmp_path / "a.csv")
 
 
 COTTRAZM = """"","orig.ident","CNVLabel","CNVScores","Label","LabelNew","Location"

@@ -64,6 +64,13 @@ def planned_rules(done):
     return {rule: count for rule, count in rules.items() if rule not in {"total", "all"}}
 
 
+def copied_repository(folder):
+    """Return a copy of the repository in another place: moving it must rerun nothing."""
+    ignore = shutil.ignore_patterns(".git", ".venv", "results", "data", ".snakemake", "__pycache__")
+    shutil.copytree(REPOSITORY, folder, ignore=ignore)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory, worker_id):
     """The finished default study, made once for all workers of pytest-xdist. Nothing is written to it."""
@@ -165,7 +172,7 @@ def test_planted_clones_and_arms_are_found_on_measured_spots(demo, truth):
                     called += 1
                     right += (row["value"].iloc[0] > 0) == (ratio > 1)
     assert len(scores) >= 4
-    assert sum(scores) / len(scores) >= 0.8
+    assert min(scores) >= 0.8
     assert right / called >= 0.95
 
 
@@ -290,12 +297,10 @@ def test_a_second_run_has_nothing_to_do_even_after_touching_every_file(demo):
 
 
 def test_editing_a_module_reruns_only_what_reaches_it(demo, tmp_path):
-    copy = tmp_path / "code"
-    ignore = shutil.ignore_patterns(".git", ".venv", "results", "data", ".snakemake", "__pycache__")
-    shutil.copytree(REPOSITORY, copy, ignore=ignore)
+    copy = copied_repository(tmp_path / "code")
     module = copy / "histogep/enrichment.py"
     module.write_text(module.read_text() + "\n# changed\n")
-    done = snakemake(demo, "--dry-run", "--rerun-triggers", "params", "mtime", repository=copy)
+    done = snakemake(demo, "--dry-run", repository=copy)
     assert set(planned_rules(done)) == {"enrich_genes"}, done.said[-3000:]
 
 
@@ -529,6 +534,13 @@ def test_measured_expression_goes_through_without_a_slide(tmp_path):
     gsea = table(tmp_path, "enrichment/bulk/survival/gsea.tsv").iloc[0]
     assert gsea["fdr"] < 0.05
     assert gsea["nes"] > 0
+    moved = copied_repository(tmp_path / "moved")
+    again = ("--dry-run", "--configfile", tmp_path / "study.yaml")
+    assert "Nothing to be done" in snakemake(tmp_path, *again, repository=moved).said
+    with open(moved / "resources/signatures.yaml", "a") as shipped:
+        shipped.write("\n# changed\n")
+    planned = planned_rules(snakemake(tmp_path, *again, repository=moved))
+    assert {"copy_resource", "summarise_patients"} <= set(planned)
     stages = table(tmp_path, "provenance/stages.tsv")
     left_out = stages[stages["state"] == "left out"].set_index("stage")["reason"]
     assert left_out["model"] == "no slides: nothing to train on"

@@ -1,0 +1,113 @@
+"""How well planted clones and arms are found on measured spots, over seeds of the simulation.
+
+The counts of the default study's sections are drawn (no images), labelled by their annotation, and
+profiled as infer_cnv does. Clones are compared with the clone that prevails in each spot, over all
+spots that are mostly tumour; those that the annotation leaves undetermined count as one more group.
+
+    .venv/bin/python benchmarks_suite/planted_clones.py --seeds 1 6 7
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from histogep.clones import call_arms, call_clones
+from histogep.cnv import infer_profiles
+from histogep.mixtures import adjusted_rand
+from histogep.normalise import log_cp10k
+from histogep.settings import complete_settings
+from histogep.simulate_cohort import patient_id, slide_composition, stream
+from histogep.simulate_counts import Expression
+from histogep.simulate_genes import bundled_positions, plant_truth
+from histogep.simulate_slides import (
+    DEFAULTS,
+    LATTICE,
+    _annotation,
+    _array,
+    _measure,
+    _tissue,
+    _truth_table,
+)
+from histogep.tumour import map_texts
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = [f"{patient_id('P', number, 6)}-1" for number in range(6)] + ["P01-2"]
+
+
+def score_section(
+    section: str,
+    *,
+    seed: int,
+    positions: pd.DataFrame,
+    truth: dict[str, Any],
+    settings: dict[str, Any],
+) -> list[object]:
+    """Return spots, clones, adjusted Rand index, and arms with the right sign of those planted."""
+    rows, cols = settings["simulation"]["section_rows"], settings["simulation"]["section_cols"]
+    tissue = _tissue(section, slide_composition(seed, section), rows, cols, seed=seed)
+    spots = _array(tissue, rows, cols, rng=stream(seed, "barcodes", section))
+    spots = spots[spots["in_tissue"] == 1].sort_values("barcode", ignore_index=True)
+    counts, shares = _measure(
+        tissue,
+        spots,
+        Expression.from_truth(positions, truth),
+        depth=float(settings["simulation"].get("depth", DEFAULTS["depth"])),
+        rng=stream(seed, "counts", section),
+    )
+    planted = _truth_table(spots["barcode"], shares)
+    texts = _annotation(planted)["label"]
+    label = map_texts(texts, settings["labels"], path="the simulated annotation").to_numpy(object)
+    reference, malignant = label == "non-malignant", label == "malignant"
+    profiles = infer_profiles(
+        log_cp10k(counts), positions, reference, genes=list(positions["gene"]), engine="weights"
+    )
+    neighbours = LATTICE.neighbours(
+        spots["array_row"].to_numpy(), spots["array_col"].to_numpy() // 2
+    )
+    clones = call_clones(profiles, malignant, neighbours=neighbours, seed=seed)
+    arms = call_arms(profiles, clones.labels, neighbours=neighbours, seed=seed)
+    tumour = ~reference & (planted["clone"] != "").to_numpy()
+    score = adjusted_rand(planted["clone"][tumour].to_numpy(str), clones.labels[tumour].astype(str))
+    right = []
+    for name in clones.names:
+        clone = planted["clone"][clones.labels == name].mode()[0]
+        value = arms[arms["clone"] == name].set_index("arm")["value"]
+        right += [
+            (value[arm] > 0) == (factor > 1)
+            for arm, factor in truth["arms"].get(clone, {}).items()
+            if arm in value
+        ]
+    return [len(spots), len(clones.names), f"{score:.3f}", f"{np.sum(right)} of {len(right)}"]
+
+
+def main() -> None:
+    """Print one line per section, and the mean and the least of each seed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    seeds = parser.parse_args().seeds
+    schema = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())
+    settings = complete_settings(yaml.safe_load((ROOT / "config/config.yaml").read_text()), schema)
+    positions = bundled_positions()
+    print("seed", "section", "spots", "clones", "adjusted_rand", "arms right", sep="\t")
+    for seed in seeds:
+        truth = plant_truth(positions, seed=seed)
+        scores = []
+        for section in SECTIONS:
+            row = score_section(
+                section, seed=seed, positions=positions, truth=truth, settings=settings
+            )
+            scores.append(float(row[2]))
+            print(seed, section, *row, sep="\t", flush=True)
+        print(seed, f"mean {np.mean(scores):.3f}", f"least {min(scores):.3f}", sep="\t", flush=True)
+
+
+if __name__ == "__main__":
+    main()

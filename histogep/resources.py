@@ -1,0 +1,40 @@
+"""The small references that the project ships, in the folder `resources/` beside the library.
+
+The workflow copies each into `results/resources/` and reads the copy: what a rule depends on is then
+the content of a reference, whatever the place of the repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from histogep.files import complete
+
+FOLDER = Path(__file__).resolve().parents[1] / "resources"
+
+
+def digest_resource(name: str) -> str:
+    """Return a digest of the content of a shipped reference.
+
+    Parameters
+    ----------
+    name
+        Name of a file in `resources/`.
+    """
+    return hashlib.sha256((FOLDER / name).read_bytes()).hexdigest()[:16]
+
+
+def copy_resource(name: str, path: str | Path) -> None:
+    """Copy a shipped reference.
+
+    Parameters
+    ----------
+    name
+        Name of a file in `resources/`.
+    path
+        Where to write it.
+    """
+    with complete(path) as temporary:
+        shutil.copyfile(FOLDER / name, temporary)
