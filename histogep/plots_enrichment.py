@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,14 +11,19 @@ from matplotlib.figure import Figure
 from histogep.enrichment import running_sum
 from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, figure
 
-#: What a reader must know of every p and FDR here; patients are not permuted.
+#: What a reader must know of every p and FDR where patients are not permuted.
 CAVEAT = "genes taken as independent: no evidence of an association across patients"
+_PERMUTED = "FDR against outcomes permuted over {n:.0f} patients"
 _MIN_FDR = 1e-10
 _MAX_NAME = 46
 
 
-def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12) -> Figure:
+def dot_plot(
+    gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12, reason: str = ""
+) -> Figure:
     """Draw the gene sets with the smallest p of each collection.
+
+    FDR is that over permuted patients where there is one, else that of gseapy.
 
     Parameters
     ----------
@@ -28,26 +35,30 @@ def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12)
         How many genes the ranking has.
     n_sets
         Gene sets per collection, at most.
+    reason
+        Why nothing was ranked, where nothing was.
     """
     if gsea.empty:
         fig = figure(width_mm=120, height_mm=40)
         axes = fig.subplots()
         axes.set_axis_off()
         message = f"No gene set has enough of its genes\namong the {n_ranked} ranked ones."
+        message = "\n".join(textwrap.wrap(reason, 60)) or message
         axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)
         axes.set_title(title)
         return fig
+    gsea, caveat = _with_fdr(gsea)
     parts = [part.head(n_sets) for _, part in gsea.groupby("collection", sort=False)]
     rows = sum(map(len, parts))
     fig = figure(width_mm=165, height_mm=32 + 5.5 * rows + 6 * len(parts))
     all_axes = fig.subplots(
         len(parts), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": [*map(len, parts)]}
     )[:, 0]
-    strongest = max(2.0, float(-np.log10(gsea["fdr"].clip(lower=_MIN_FDR).min())))
+    strongest = max(2.0, float(-np.log10(gsea["shown"].clip(lower=_MIN_FDR).min())))
     for axes, part in zip(all_axes, parts, strict=True):
         part = part.sort_values(["nes", "gene_set"], kind="stable")
         y = np.arange(len(part))
-        strength = -np.log10(part["fdr"].clip(lower=_MIN_FDR))
+        strength = -np.log10(part["shown"].clip(lower=_MIN_FDR))
         dots = axes.scatter(
             part["nes"],
             y,
@@ -56,7 +67,7 @@ def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12)
             cmap="viridis_r",
             vmin=0,
             vmax=strongest,
-            edgecolors=["#000000" if fdr < 0.05 else "none" for fdr in part["fdr"]],
+            edgecolors=["#000000" if fdr < 0.05 else "none" for fdr in part["shown"]],
             linewidths=0.9,
             zorder=3,
         )
@@ -67,7 +78,7 @@ def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12)
         axes.set_ylim(-0.8, len(part) - 0.2)
         axes.set_title(str(part["collection"].iloc[0]), fontsize=8)
     all_axes[-1].set_xlabel(
-        f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)\n{CAVEAT}"
+        f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)\n{caveat}"
     )
     fig.colorbar(dots, ax=list(all_axes), label="-log10 FDR", shrink=0.6, aspect=15)
     fig.suptitle(title, fontsize=9, fontweight="bold")
@@ -81,6 +92,7 @@ def running_sums(
     *,
     title: str,
     n_sets: int = 6,
+    reason: str = "",
 ) -> Figure:
     """Draw the running sums of the gene sets with the smallest p, their genes as ticks below.
 
@@ -97,10 +109,13 @@ def running_sums(
         where the highest rank stands.
     n_sets
         Gene sets over all collections, at most.
+    reason
+        As for `dot_plot`.
     """
-    strongest = gsea.sort_values(["p", "gene_set"], kind="stable").head(n_sets)
-    if strongest.empty:
-        return dot_plot(gsea, title=title, n_ranked=len(ranking))
+    if gsea.empty:
+        return dot_plot(gsea, title=title, n_ranked=len(ranking), reason=reason)
+    gsea, caveat = _with_fdr(gsea)
+    strongest = gsea.sort_values(["shown", "p", "gene_set"], kind="stable").head(n_sets)
     columns = min(3, len(strongest))
     lines = -(-len(strongest) // columns)
     fig = figure(width_mm=60 * columns, height_mm=14 + 46 * lines)
@@ -116,15 +131,26 @@ def running_sums(
         colour = CATEGORY_COLOURS[1] if row.nes > 0 else CATEGORY_COLOURS[0]
         axes.plot(place, path, color=colour, lw=1.2)
         axes.axhline(0, color=NULL_COLOUR, lw=0.8)
-        axes.set_title(f"{_short(row.gene_set)}\nNES {row.nes:.2f}, FDR {row.fdr:.2g}", fontsize=7)
+        axes.set_title(
+            f"{_short(row.gene_set)}\nNES {row.nes:.2f}, FDR {row.shown:.2g}", fontsize=7
+        )
         axes.tick_params(labelbottom=False, labelsize=6)
         ticks.vlines(place[members], 0, 1, color=colour, lw=0.5)
         ticks.set_yticks([])
         ticks.tick_params(labelsize=6)
     ticks.set_xlabel(f"rank of {len(genes)} genes")
-    fig.supxlabel(f"FDR: {CAVEAT}", fontsize=7)
+    fig.supxlabel(caveat if caveat != CAVEAT else f"FDR: {CAVEAT}", fontsize=7)
     fig.suptitle(title.replace(": right,", ": left,"), fontsize=9, fontweight="bold")
     return fig
+
+
+def _with_fdr(gsea: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the table with the FDR to show as `shown`, and what must be said of it."""
+    tested = "fdr_patients" in gsea and gsea["fdr_patients"].notna().all()
+    if not tested:
+        return gsea.assign(shown=gsea["fdr"]), CAVEAT
+    shown = gsea["fdr_patients"].astype(float)
+    return gsea.assign(shown=shown), _PERMUTED.format(n=gsea["n_patients"].iloc[0])
 
 
 def _short(name: str) -> str:

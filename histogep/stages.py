@@ -173,6 +173,7 @@ def plan_stages(
         compared = has_positions and wide.get("kind") == "ridge"
         plan("cnv agreement", [f"results/cnv/{study}/agreement.tsv"] if compared else [], reason)
     gene_sets = config["references"]["gene_sets"]
+    subtype = config.get("enrichment", {}).get("subtype")
     for cohort, members in slides.groupby("cohort"):
         predicted = members.index.intersection(to_predict)
         reason = "references.gene_positions is given"
@@ -188,6 +189,9 @@ def plan_stages(
         elif known is not None and len(predicted):
             plan("patients", [f"results/patients/{cohort}.parquet"], "has predicted slides", cohort)
         contrasts += plan_outcomes(cohort, known, "" if len(predicted) else _ONLY_SPOTS)
+        summarised = any(s.name == "patients" and s.cohort == cohort and s.runs for s in planned)
+        if subtype is not None and has_positions and summarised:
+            contrasts.append("subtype")
         plan_enrichment(cohort, contrasts)
     for cohort, rows in sorted((measured or {}).items()):
         plan("cnv", [], "measured bulk expression: there is no slide to infer it from", cohort)

@@ -152,7 +152,7 @@ wildcard_constraints:
     study=one_of([STUDY]),
     fold=one_of(FOLDS),
     model=one_of(MODELS),
-    contrast="tumour|survival|response",
+    contrast="tumour|survival|response|subtype",
 
 
 # With `on_bad_slide: skip` which slides can be used is known only when all have been encoded. So
@@ -467,10 +467,14 @@ def predicted_patient_ids(wildcards):
 
 def ranking_inputs(wildcards):
     """Return what ranks the genes of {cohort} for {contrast}."""
-    if wildcards.contrast == "survival":
-        return {"cox": f"results/survival/{wildcards.cohort}/cox.tsv"}
-    if wildcards.contrast == "response":
-        return {"response_genes": f"results/response/{wildcards.cohort}/genes.tsv"}
+    cohort, contrast = wildcards.cohort, wildcards.contrast
+    patients = {"patients": f"results/patients/{cohort}.parquet"}
+    if contrast == "survival":
+        return {"cox": f"results/survival/{cohort}/cox.tsv", **patients}
+    if contrast == "response":
+        return {"response_genes": f"results/response/{cohort}/genes.tsv", **patients}
+    if contrast == "subtype":
+        return patients
     sections = cohort_slides(wildcards, spots=True)
     if sections:
         return {

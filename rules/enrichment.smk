@@ -1,6 +1,6 @@
-"""Enrichment: GSEA on the genes ranked by survival, response, or tumour against the rest.
+"""Enrichment: GSEA on genes ranked by survival, response, subtype, or tumour against the rest.
 
-Needs:  gene sets (GMT paths in the config) and a ranking for the contrast.
+Needs:  gene sets (GMT paths in the config), a ranking for the contrast, and its patients.
 Writes: results/enrichment/{cohort}/{contrast}/
 """
 
@@ -45,6 +45,7 @@ rule enrich_genes:
         code=code_digest("enrich_genes.py"),
         collections=GENE_SET_NAMES,
         enrichment=lookup("enrichment", within=config),
+        gene_scale=config["survival"]["gene_scale"],
         seed=config["seed"],
     message:
         "Enrichment of {wildcards.contrast} in cohort {wildcards.cohort}"

@@ -184,9 +184,11 @@ def test_planted_hazard_is_found_and_an_irrelevant_set_is_not(demo, truth):
     gsea = table(demo, "enrichment/hospital/survival/gsea.tsv").set_index("gene_set")
     assert gsea.loc["PLANTED_HAZARD", "fdr"] < 0.05
     assert gsea.loc["PLANTED_HAZARD", "nes"] > 0
+    assert gsea.loc["PLANTED_HAZARD", "significant"]
     irrelevant = gsea[gsea.index.str.startswith("PLANTED_IRRELEVANT")]
     assert len(irrelevant) >= 1
     assert (irrelevant["fdr"] > 0.05).all()
+    assert not irrelevant["significant"].any()
 
 
 def test_the_image_adds_to_the_clinical_model(demo):
