@@ -114,7 +114,12 @@ def resource(name):
 
 try:
     SETTINGS, FILES, SLIDES, PATIENTS, MEASURED_PATIENTS = read_study()
-    STAGES = stages.plan_stages(SETTINGS, SLIDES, PATIENTS, MEASURED_PATIENTS)
+    APPLIED = None
+    if FILES["model"]:
+        APPLIED = read_json(Path(FILES["model"]) / "settings.json")
+    STAGES = stages.plan_stages(
+        SETTINGS, SLIDES, PATIENTS, MEASURED_PATIENTS, applied_model=APPLIED
+    )
 except InputError as error:
     raise WorkflowError(str(error)) from None
 config.clear()
@@ -137,7 +142,7 @@ MODEL_FOLDER = FILES["model"] or f"results/model/{STUDY}"
 # A model that is applied brings its lattice: other slides are sampled as it was trained.
 LATTICE = config["lattice"]
 if FILES["model"]:
-    LATTICE = read_json(Path(MODEL_FOLDER) / "settings.json")["lattice"]
+    LATTICE = APPLIED["lattice"]
 ENCODERS = config["encoders"]
 GENE_POSITIONS = FILES["gene_positions"]
 GENE_SET_NAMES = list(FILES["gene_sets"])
@@ -178,7 +183,11 @@ def study_stages():
         return STAGES
     try:
         return stages.plan_stages(
-            config, SLIDES.loc[usable(SLIDES.index)], PATIENTS, MEASURED_PATIENTS
+            config,
+            SLIDES.loc[usable(SLIDES.index)],
+            PATIENTS,
+            MEASURED_PATIENTS,
+            applied_model=APPLIED,
         )
     except InputError as error:
         raise WorkflowError(f"after bad slides were left out: {error}") from None
@@ -450,6 +459,13 @@ def summary_inputs(wildcards):
     return inputs
 
 
+def training_patients(wildcards):
+    """Return the patients that the model of the predicted slides of {cohort} was trained on."""
+    if wildcards.cohort in MEASURED:
+        return []
+    return stages.trained_on(SLIDES.loc[usable(SECTIONS)], APPLIED)
+
+
 def measured_scale(wildcards):
     """Return the scale of the measured expression of {cohort}; None for predicted slides."""
     return config["measured"].get(wildcards.cohort, {}).get("scale")
@@ -482,4 +498,7 @@ def ranking_inputs(wildcards):
             "labels": [f"results/labels/{slide}.tsv" for slide in sections],
         }
     slides = cohort_slides(wildcards, spots=False)
+    if config["summary"]["training_patients"] == "exclude":
+        seen = set(training_patients(wildcards))
+        slides = [s for s in slides if barcodes.patient_of(patient_of(s)) not in seen]
     return {"expression": [f"results/expression/{slide}.h5ad" for slide in slides]}

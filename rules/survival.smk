@@ -30,6 +30,7 @@ rule summarise_patients:
         code=code_digest("summarise_patients.py"),
         slides=predicted_slide_ids,
         slide_patients=predicted_patient_ids,
+        training=training_patients,
         scale=measured_scale,
         settings=lookup("summary", within=config),
     message:
