@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -140,12 +141,33 @@ def map_texts(
     return label
 
 
+def _read_spot_table(path: Path) -> pd.DataFrame:
+    """Return a table as text; its first lines, not its name, tell tabs, commas or semicolons.
+
+    A tab anywhere settles it, as labels may hold commas.
+    """
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
+            # Two: with row names and one column, the header of R's write.table has no separator.
+            head = lines.readline() + lines.readline()
+        separator = next((found for found in ("\t", ",", ";") if found in head), None)
+        if separator is None:
+            raise InputError(
+                f"{path}, line 1: {head.splitlines()[:1]} has no tab, comma or semicolon, so no "
+                "column of labels beside that of the spots; separate the columns by tabs"
+            )
+        return pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise InputError(f"{path} cannot be read as a table of annotated spots: {error}") from None
+
+
 def read_annotation(path: str | Path) -> pd.Series:
     """Return the text of each annotated spot (index barcode) of a table."""
     path = Path(path)
-    name = path.name.lower().removesuffix(".gz")
-    separator = "," if name.endswith(".csv") else "\t"
-    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    table = _read_spot_table(path)
     if not isinstance(table.index, pd.RangeIndex):  # row names of R's write.table
         table = table.rename_axis("").reset_index()
     columns = {column.strip().lower(): column for column in table.columns}

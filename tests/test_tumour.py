@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -86,6 +87,30 @@ COTTRAZM = """"","orig.ident","CNVLabel","CNVScores","Label","LabelNew","Locatio
 "0x1","CRC1","3",350.0,NA,"Bdy","Bdy"
 "1x1","CRC1","Normal",341.7,"Normal","Normal","nMal"
 """
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", ";"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.csv.gz"])
+def test_the_separator_is_read_from_the_table_and_not_from_its_name(tmp_path, separator, name):
+    text = f"\ufeffbarcode{separator}label\n0x0{separator}stroma\n1x1{separator}Tumor\n"
+    (tmp_path / name).write_bytes(
+        gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    )
+    labels = tumour.read_annotation(tmp_path / name)
+    assert labels.to_dict() == {"0x0": "stroma", "1x1": "Tumor"}
+
+
+def test_commas_inside_labels_are_no_separators(tmp_path):
+    text = "barcode\tlabel\n0x0\tcarcinoma, invasive, high grade\n"
+    labels = tumour.read_annotation(_write(tmp_path / "a.csv", text))
+    assert labels.to_dict() == {"0x0": "carcinoma, invasive, high grade"}
+
+
+def test_a_table_without_columns_says_what_is_wrong(tmp_path):
+    for content in (b"barcode label\n0x0 stroma\n", b"", b"\x89PNG\xff\xfe\x00\n"):
+        (tmp_path / "a.tsv").write_bytes(content)
+        with pytest.raises(InputError, match="a.tsv"):
+            tumour.read_annotation(tmp_path / "a.tsv")
 
 
 @pytest.mark.parametrize("writer", ["write.csv", "write.table"])
