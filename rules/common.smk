@@ -157,6 +157,7 @@ wildcard_constraints:
     study=one_of([STUDY]),
     fold=one_of(FOLDS),
     model=one_of(MODELS),
+    outcome="survival|response",
     contrast="tumour|survival|response|subtype",
 
 
@@ -479,6 +480,29 @@ def predicted_slide_ids(wildcards):
 def predicted_patient_ids(wildcards):
     """Return the patient of each slide without spots of {cohort}."""
     return [patient_of(slide) for slide in cohort_slides(wildcards, spots=False)]
+
+
+def predicted_maps(wildcards):
+    """Return the predicted slides of {cohort}, in the order of `predicted_slide_ids`."""
+    slides = cohort_slides(wildcards, spots=False)
+    return [f"results/expression/{slide}.h5ad" for slide in slides]
+
+
+def outcome_settings(wildcards):
+    """Return the settings of {outcome}."""
+    return config[wildcards.outcome]
+
+
+def map_scores(outcome):
+    """Return an input function that gives the map network's scores of {cohort}, where wanted."""
+
+    def files(wildcards):
+        cohort = wildcards.cohort
+        if outcome not in config["maps"]["outcomes"] or cohort in MEASURED:
+            return []
+        return [f"results/maps/{cohort}/{outcome}{end}.tsv" for end in ("", ".hist")]
+
+    return files
 
 
 def ranking_inputs(wildcards):

@@ -42,6 +42,7 @@ rule summarise_patients:
 rule fit_survival:
     input:
         patients="results/patients/{cohort}.parquet",
+        maps=map_scores("survival"),
     output:
         cox="results/survival/{cohort}/cox.tsv",
         concordance="results/survival/{cohort}/concordance.tsv",
