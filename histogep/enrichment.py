@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "permutations": 1000,
     "patient_permutations": 1000,
     "subtype": None,
+    "activity": False,
 }
 COLUMNS = ["collection", "gene_set", "es", "nes", "p", "fdr", "n_genes", "leading_edge"]
 #: A subtype needs this many patients on either side.
@@ -266,6 +267,7 @@ def enrich_contrast(
     settings = DEFAULTS | settings
     patients, subtype = sources.get("patients"), settings.pop("subtype")
     permutations = settings.pop("patient_permutations")
+    settings.pop("activity")
     try:
         ranking, title = rank_contrast(**sources, subtype=subtype)
     except NothingToRankError as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import textwrap
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from histogep.enrichment import running_sum
-from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, figure
+from histogep.plots import CATEGORY_COLOURS, EXPRESSION_MAP, NULL_COLOUR, figure
 
 #: What a reader must know of every p and FDR where patients are not permuted.
 CAVEAT = "genes taken as independent: no evidence of an association across patients"
@@ -141,6 +142,51 @@ def running_sums(
     ticks.set_xlabel(f"rank of {len(genes)} genes")
     fig.supxlabel(caveat if caveat != CAVEAT else f"FDR: {CAVEAT}", fontsize=7)
     fig.suptitle(title.replace(": right,", ": left,"), fontsize=9, fontweight="bold")
+    return fig
+
+
+def activity_maps(
+    table: pd.DataFrame, maps: ad.AnnData, *, n_sets: int = 4, n_slides: int = 3
+) -> Figure:
+    """Draw the sets whose maps have most structure beyond that of random genes, on a few slides.
+
+    Parameters
+    ----------
+    table, maps
+        From `histogep.activity.score_activity`; empty ones give a figure that says so.
+    n_sets, n_slides
+        Rows and columns at most; the slides are those with most tiles.
+    """
+    if table.empty:
+        return dot_plot(table, title="Activity", n_ranked=0, reason="no gene set could be scored")
+    mean = table.groupby(["collection", "gene_set"], sort=False)[["moran_i", "moran_null"]].mean()
+    excess = (mean["moran_i"] - mean["moran_null"]).sort_values(ascending=False, kind="stable")
+    sets = list(excess.index[:n_sets])
+    slides = list(
+        maps.obs["slide"].astype(str).value_counts().sort_index().nlargest(n_slides).index
+    )
+    fig = figure(width_mm=25 + 50 * len(slides), height_mm=15 + 45 * len(sets))
+    cells = fig.subplots(len(sets), len(slides), squeeze=False)
+    for line, (collection, name) in zip(cells, sets, strict=True):
+        scores = maps[:, f"{collection}:{name}"].X.ravel()
+        low, high = np.nanquantile(scores, [0.01, 0.99])
+        for axes, slide in zip(line, slides, strict=True):
+            here = (maps.obs["slide"] == slide).to_numpy()
+            obs = maps.obs[here]
+            side = max(np.ptp(obs["row"]), np.ptp(obs["col"])) + 1
+            points = axes.scatter(
+                obs["col"] + 0.5 * (obs["row"] % 2), obs["row"], c=scores[here], s=(110 / side) ** 2,
+                vmin=low, vmax=high, cmap=EXPRESSION_MAP, marker="s", lw=0, rasterized=True,
+            )  # fmt: skip
+            axes.invert_yaxis()
+            axes.set_aspect("equal")
+            axes.set_axis_off()
+            axes.set_title(slide, fontsize=7, fontweight="normal")
+        own, null = mean.loc[(collection, name)]
+        line[0].set_title(
+            f"{_short(name)}\nI {own:.2f}, random sets {null:.2f}\n{slides[0]}", fontsize=7
+        )
+        fig.colorbar(points, ax=list(line), shrink=0.7)
     return fig
 
 

@@ -183,6 +183,7 @@ def plan_stages(
         plan("cnv agreement", [f"results/cnv/{study}/agreement.tsv"] if compared else [], reason)
     gene_sets = config["references"]["gene_sets"]
     subtype = config.get("enrichment", {}).get("subtype")
+    activity = config.get("enrichment", {}).get("activity", False)
     excluded: set[str] = set()
     if config.get("summary", {}).get("training_patients", "exclude") == "exclude":
         excluded = set(trained_on(slides.loc[sections], applied_model))
@@ -214,6 +215,8 @@ def plan_stages(
             contrasts.append("subtype")
         nothing = "no outcome to rank genes by" if mapped else _NO_MAP
         plan_enrichment(cohort, contrasts, nothing)
+        if activity and gene_sets:
+            plan("activity", [f"results/activity/{cohort}.tsv"], "enrichment.activity", cohort)
     for cohort, rows in sorted((measured or {}).items()):
         plan("cnv", [], "measured bulk expression: there is no slide to infer it from", cohort)
         plan(

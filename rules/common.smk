@@ -505,6 +505,24 @@ def map_scores(outcome):
     return files
 
 
+def activity_slide_ids(wildcards):
+    """Return the slides of {cohort} whose gene sets are mapped: the predicted ones, or sections."""
+    return cohort_slides(wildcards, spots=False) or cohort_slides(wildcards, spots=True)
+
+
+def activity_patient_ids(wildcards):
+    """Return the patient of each of `activity_slide_ids`."""
+    return [patient_of(slide) for slide in activity_slide_ids(wildcards)]
+
+
+def activity_slides(wildcards):
+    """Return the expression, predicted or measured, of each of `activity_slide_ids`."""
+    return [
+        f"results/{'spots' if slide in SECTIONS else 'expression'}/{slide}.h5ad"
+        for slide in activity_slide_ids(wildcards)
+    ]
+
+
 def ranking_inputs(wildcards):
     """Return what ranks the genes of {cohort} for {contrast}."""
     cohort, contrast = wildcards.cohort, wildcards.contrast
