@@ -202,6 +202,8 @@ def test_planted_response_is_found(demo):
     performance = table(demo, "response/hospital/performance.tsv")
     auroc = performance[(performance["metric"] == "auroc") & (performance["model"] == "image")]
     assert auroc["value"].iloc[0] > 0.7
+    gsea = table(demo, "enrichment/hospital/response/gsea.tsv").set_index("gene_set")
+    assert gsea.index[gsea["significant"]].tolist() == ["PLANTED_RESPONSE"]
 
 
 def test_leak_audit_passed_and_lists_what_it_checked(demo):
