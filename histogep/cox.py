@@ -287,6 +287,54 @@ def scan_genes(
     return table
 
 
+def permuted_score_z(
+    values: np.ndarray,
+    time: np.ndarray,
+    event: np.ndarray,
+    *,
+    outcome_of: np.ndarray,
+    scale: str = "as_given",
+) -> np.ndarray:
+    """Return each gene's score statistic under outcomes that were dealt out anew, (D, genes).
+
+    z of the score test of a Cox model with one gene (Efron ties): the gradient at 0 over the root
+    of the information there. It needs no iteration, and near 0 it is Wald's z of `scan_genes`.
+
+    Parameters
+    ----------
+    values
+        Patients x genes.
+    time, event
+        Outcome, (n,).
+    outcome_of
+        Whose outcome each patient gets, (D, n): `arange(n)` leaves it as it is.
+    scale
+        As for `scan_genes`.
+    """
+    values = normal_scores(values) if scale == "normal_scores" else np.asarray(values, float)
+    n, n_genes = values.shape
+    values = values - values.mean(axis=0)
+    sets = RiskSets(time, event)
+    ones = np.ones((1, n))
+    s0 = sets._at_events(ones)[0]
+    counted = sets._at_events(np.eye(n)[None])[0] / s0[:, None]  # events x ordered patients
+    exposure, residual = counted.sum(axis=0), -counted.sum(axis=0)
+    residual[sets.rows] += 1
+    result = np.full((len(outcome_of), n_genes), np.nan)
+    chunk = max(1, _SCAN_FLOATS * 8 // max(1, n * n_genes))
+    for start in range(0, len(outcome_of), chunk):
+        # Row of the patient who holds each place of the ordered outcome.
+        holder = np.argsort(outcome_of[start : start + chunk], axis=1)[:, sets.order]
+        x = values[holder]
+        gradient = np.einsum("bng,n->bg", x, residual)
+        squares = np.einsum("bng,n->bg", x**2, exposure)
+        means = sets._at_events(x) / s0[None, :, None]
+        information = squares - (means**2).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            result[start : start + chunk] = gradient / np.sqrt(information)
+    return result
+
+
 def normal_scores(values: np.ndarray) -> np.ndarray:
     """Return van der Waerden's normal scores of each column: ranks, ties averaged, as quantiles."""
     return stats.norm.ppf(stats.rankdata(values, axis=0) / (len(values) + 1))

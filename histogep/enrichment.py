@@ -15,13 +15,34 @@ from histogep.files import read_labels, read_tsv
 from histogep.jobs import InputError
 from histogep.matrices import read_h5ad
 from histogep.normalise import log_cp10k
+from histogep.patient_null import (
+    against_permuted_patients,
+    not_tested,
+    outcome_statistic,
+    subtype_labels,
+    welch_t,
+)
+from histogep.patients import GENE, SHARE
 
 log = logging.getLogger(__name__)
 
-DEFAULTS: dict[str, Any] = {"min_size": 5, "max_size": 500, "permutations": 1000}
+DEFAULTS: dict[str, Any] = {
+    "min_size": 5,
+    "max_size": 500,
+    "permutations": 1000,
+    "patient_permutations": 1000,
+    "subtype": None,
+    "activity": False,
+}
 COLUMNS = ["collection", "gene_set", "es", "nes", "p", "fdr", "n_genes", "leading_edge"]
+#: A subtype needs this many patients on either side.
+MIN_PATIENTS = 3
 #: A section (or slide) with fewer tiles on either side of the contrast says nothing about it.
 MIN_SPOTS = 5
+
+
+class NothingToRankError(InputError):
+    """The data do not hold the contrast: something to be told, not a mistake to be mended."""
 
 
 def read_gmt(path: str | Path) -> dict[str, list[str]]:
@@ -128,16 +149,60 @@ def rank_predicted(
         Probability from which a tile is a tumour tile.
     """
     scores: list[pd.Series] = []
+    unmapped = 0
     for path in expression:
         data = read_h5ad(path)
         predictable = data.var["predictable"].to_numpy(bool)
-        tumour = data.obs["tumour"].to_numpy(float) >= tumour_threshold
+        probability = data.obs["tumour"].to_numpy(float)
+        unmapped += bool(np.isnan(probability).all())
+        tumour = probability >= tumour_threshold
         if min(tumour.sum(), (~tumour).sum()) < MIN_SPOTS:
             log.info("%s has tiles of one kind only; left out", path)
             continue
         score = _difference(sp.csr_matrix(data.X)[:, predictable], tumour, ~tumour)
         scores.append(pd.Series(score, index=data.var_names[predictable].astype(str)))
-    return _mean_ranking(scores, "no slide has both tumour and other tiles")
+    reason = "no slide has both tumour and other tiles"
+    if unmapped == len(expression):
+        reason = "no slide has a tumour map, as the model has none"
+    return _mean_ranking(scores, reason)
+
+
+def rank_by_subtype(table: pd.DataFrame, subtype: str) -> pd.DataFrame:
+    """Rank the genes by Welch's t of the patients of a copy-number subtype against the others.
+
+    A patient is of the subtype that most tumour spots with a clone have.
+
+    Parameters
+    ----------
+    table
+        Patients of the cohort, with the shares of `results/cnv/{cohort}/patients.tsv`.
+    subtype
+        Name of the subtype.
+
+    Raises
+    ------
+    InputError
+        No subtype of that name.
+    NothingToRankError
+        Fewer than `MIN_PATIENTS` patients with it or with another one.
+    """
+    names = [name.removeprefix(SHARE) for name in table if name.startswith(SHARE)]
+    if subtype not in names:
+        raise InputError(
+            f"enrichment.subtype: no subtype is called {subtype!r}; this cohort has "
+            f"{', '.join(names) or 'none'}"
+        )
+    labels = subtype_labels(table, subtype)
+    known = labels.notna().to_numpy()
+    flags = labels[known].to_numpy() == 1
+    if min(flags.sum(), (~flags).sum()) < MIN_PATIENTS:
+        raise NothingToRankError(
+            f"{flags.sum()} patients of subtype {subtype} and {(~flags).sum()} of others: "
+            f"{MIN_PATIENTS} of each are needed"
+        )
+    genes = [name for name in table if name.startswith(GENE)]
+    t = welch_t(table.loc[known, genes].to_numpy(float), flags[None])[0]
+    return _ranking(np.array([name.removeprefix(GENE) for name in genes], str), t)
 
 
 def rank_contrast(
@@ -147,6 +212,8 @@ def rank_contrast(
     spots: Sequence[str | Path] | None = None,
     labels: Sequence[str | Path] | None = None,
     expression: Sequence[str | Path] | None = None,
+    patients: pd.DataFrame | None = None,
+    subtype: str | None = None,
 ) -> tuple[pd.DataFrame, str]:
     """Rank genes by whichever source is given; return the ranking and what it is ranked by."""
     if cox:
@@ -159,7 +226,71 @@ def rank_contrast(
     if expression:
         title = "Predicted slides: right, higher in tumour tiles than in others"
         return rank_predicted(expression), title
+    if patients is not None and subtype is not None:
+        title = f"Ranked by t: right, higher in patients of subtype {subtype} than in others"
+        return rank_by_subtype(patients, subtype), title
     raise ValueError("no source of a ranking was given")
+
+
+def enrich_contrast(
+    contrast: str,
+    sources: dict[str, Any],
+    gene_sets: dict[str, dict[str, list[str]]],
+    *,
+    settings: dict[str, Any],
+    gene_scale: str,
+    seed: int,
+) -> tuple[pd.DataFrame, pd.DataFrame, str, str]:
+    """Rank, enrich, and compare with permuted patients where the contrast is one of patients.
+
+    Parameters
+    ----------
+    contrast
+        tumour, survival, response or subtype.
+    sources
+        Arguments of `rank_contrast`; `patients` is the table of the cohort's patients, without
+        which nothing is permuted.
+    gene_sets
+        Collection -> gene set -> genes.
+    settings
+        Keys of `DEFAULTS`.
+    gene_scale
+        survival: as for `histogep.cox.scan_genes`.
+    seed
+        Of all permutations.
+
+    Returns
+    -------
+    ranking, gsea, title, reason
+        `reason` says why there is nothing to rank, and is empty where there is.
+    """
+    settings = DEFAULTS | settings
+    patients, subtype = sources.get("patients"), settings.pop("subtype")
+    permutations = settings.pop("patient_permutations")
+    settings.pop("activity")
+    try:
+        ranking, title = rank_contrast(**sources, subtype=subtype)
+    except NothingToRankError as error:
+        log.warning("contrast %s: %s", contrast, error)
+        empty = pd.DataFrame(columns=["gene", "score"])
+        return empty, not_tested(pd.DataFrame(columns=COLUMNS)), f"Contrast {contrast}", str(error)
+    gsea = enrich(ranking, gene_sets, seed=seed, **settings)
+    if patients is None or gsea.empty or not permutations:
+        return ranking, not_tested(gsea), title, ""
+    genes, statistic, n_patients = outcome_statistic(
+        patients, contrast, gene_scale=gene_scale, subtype=subtype
+    )
+    tested = against_permuted_patients(
+        gsea,
+        ranking,
+        gene_sets,
+        genes=genes,
+        statistic=statistic,
+        n_patients=n_patients,
+        permutations=permutations,
+        seed=seed,
+    )
+    return ranking, tested, title, ""
 
 
 def enrich(
@@ -175,7 +306,8 @@ def enrich(
 
     The test is competitive: a set is compared with random sets of the ranked genes. On a small
     panel, most of which follows the contrast one way, a set without any relation stands out by
-    that. Sets of genes that follow each other also have smaller p than patients would support.
+    that. Sets of genes that follow each other also have smaller p than patients would support:
+    `histogep.patient_null` permutes the patients instead.
 
     Parameters
     ----------
@@ -286,7 +418,7 @@ def _difference(values: sp.csr_matrix, first: np.ndarray, second: np.ndarray) ->
 
 def _mean_ranking(scores: list[pd.Series], nothing: str) -> pd.DataFrame:
     if not scores:
-        raise InputError(f"{nothing}: {MIN_SPOTS} of each are needed; drop this contrast")
+        raise NothingToRankError(f"{nothing}: {MIN_SPOTS} of each are needed")
     mean = pd.concat(scores, axis=1).mean(axis=1)
     return _ranking(mean.index.to_numpy(str), mean.to_numpy(float))
 

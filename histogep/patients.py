@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ GENE, SIGNATURE, SHARE = "gene:", "signature:", "share_"
 CLINICAL = ("age", "sex", "stage")
 #: Strength of a patient's profile, as copy number and as an expression subtype.
 BURDENS = ("cnv_burden", "expression_burden")
+#: Why a patient was left out whose sections taught the model.
+IN_TRAINING = "the model was trained on this patient's sections: not out of sample"
 #: Columns that describe the image besides genes, signatures and subtype shares.
 COMPOSITION = ("tumour_fraction", "heterogeneity", *BURDENS)
 
@@ -55,6 +57,8 @@ def summarise_patients(
     min_tumour_tiles: int = 5,
     max_distant: float = 0.5,
     sample_types: Sequence[str] = PRIMARY,
+    training: Collection[str] = (),
+    training_patients: str = "exclude",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return one row per patient, and the patients that were dropped with the reason.
 
@@ -79,6 +83,11 @@ def summarise_patients(
     sample_types
         TCGA sample types that count; a slide of another type, and a frozen section of a patient
         who has a diagnostic slide, describes nobody (`histogep.barcodes.leave_out`).
+    training
+        Patients whose sections the model was trained on: what it predicts of their other slides is
+        not out of sample.
+    training_patients
+        `exclude` drops them, `keep` keeps them flagged in the column in_training.
 
     Returns
     -------
@@ -90,6 +99,7 @@ def summarise_patients(
         - all_tiles: genes are means over all tiles, as there are too few tumour tiles;
         - distant_fraction: share of tiles far from the training features; distant: above
           `max_distant`;
+        - in_training: the model was trained on sections of the patient;
         - tumour_fraction: share of tumour tiles; NaN without a tumour map;
         - heterogeneity: mean over genes of the standard deviation between the tumour tiles of a
           slide (predicted log1p CP10k);
@@ -123,9 +133,12 @@ def summarise_patients(
     rows: list[dict[str, Any]] = []
     clinical = None if patients is None else clinical_numbers(patients)
     known = set() if clinical is None else set(clinical.index[has_outcome(clinical)])
+    trained_on = set(map(patient_of, training))
     for patient, part in sorted(sums.items()):
         reason = ""
-        if part.tiles == 0:
+        if patient in trained_on and training_patients == "exclude":
+            reason = IN_TRAINING
+        elif part.tiles == 0:
             reason = "no tile on any slide"
         elif clinical is not None and patient not in clinical.index:
             reason = "no row in the patient sheet"
@@ -136,6 +149,7 @@ def summarise_patients(
             continue
         row = _describe(part, min_tumour_tiles, max_distant)
         row["patient"] = patient
+        row["in_training"] = patient in trained_on
         row.update({} if clinical is None else clinical.loc[patient].to_dict())
         rows.append(row)
     if clinical is not None:
@@ -310,6 +324,9 @@ def count_patients(table: pd.DataFrame, dropped: pd.DataFrame) -> pd.DataFrame:
         part (patients, stage, left out), what, n.
     """
     rows = [("patients", "in the table", len(table))]
+    if "in_training" in table and table["in_training"].any():
+        told = "that the model was trained on (kept: not out of sample)"
+        rows.append(("patients", told, int(table["in_training"].sum())))
     if {"time", "event"} <= set(table):
         known = table["time"].notna() & table["event"].notna()
         rows.append(("patients", "with a survival time", int(known.sum())))
@@ -347,6 +364,12 @@ def _report(table: pd.DataFrame, n_genes: int) -> None:
         log.warning(
             "too few tumour tiles, described by all tiles: %s",
             ", ".join(table.loc[table["all_tiles"], "patient"]),
+        )
+    if table["in_training"].any():
+        log.warning(
+            "the model was trained on these patients, who stay in as summary.training_patients is "
+            "keep; what follows is not out of sample for them: %s",
+            ", ".join(table.loc[table["in_training"], "patient"]),
         )
     if table["distant"].any():
         log.warning(

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import textwrap
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from histogep.enrichment import running_sum
-from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, figure
+from histogep.plots import CATEGORY_COLOURS, EXPRESSION_MAP, NULL_COLOUR, figure
 
-#: What a reader must know of every p and FDR here; patients are not permuted.
+#: What a reader must know of every p and FDR where patients are not permuted.
 CAVEAT = "genes taken as independent: no evidence of an association across patients"
+_PERMUTED = "FDR against outcomes permuted over {n:.0f} patients"
 _MIN_FDR = 1e-10
 _MAX_NAME = 46
 
 
-def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12) -> Figure:
+def dot_plot(
+    gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12, reason: str = ""
+) -> Figure:
     """Draw the gene sets with the smallest p of each collection.
+
+    FDR is that over permuted patients where there is one, else that of gseapy.
 
     Parameters
     ----------
@@ -28,26 +36,30 @@ def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12)
         How many genes the ranking has.
     n_sets
         Gene sets per collection, at most.
+    reason
+        Why nothing was ranked, where nothing was.
     """
     if gsea.empty:
         fig = figure(width_mm=120, height_mm=40)
         axes = fig.subplots()
         axes.set_axis_off()
         message = f"No gene set has enough of its genes\namong the {n_ranked} ranked ones."
+        message = "\n".join(textwrap.wrap(reason, 60)) or message
         axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)
         axes.set_title(title)
         return fig
+    gsea, caveat = _with_fdr(gsea)
     parts = [part.head(n_sets) for _, part in gsea.groupby("collection", sort=False)]
     rows = sum(map(len, parts))
     fig = figure(width_mm=165, height_mm=32 + 5.5 * rows + 6 * len(parts))
     all_axes = fig.subplots(
         len(parts), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": [*map(len, parts)]}
     )[:, 0]
-    strongest = max(2.0, float(-np.log10(gsea["fdr"].clip(lower=_MIN_FDR).min())))
+    strongest = max(2.0, float(-np.log10(gsea["shown"].clip(lower=_MIN_FDR).min())))
     for axes, part in zip(all_axes, parts, strict=True):
         part = part.sort_values(["nes", "gene_set"], kind="stable")
         y = np.arange(len(part))
-        strength = -np.log10(part["fdr"].clip(lower=_MIN_FDR))
+        strength = -np.log10(part["shown"].clip(lower=_MIN_FDR))
         dots = axes.scatter(
             part["nes"],
             y,
@@ -56,7 +68,7 @@ def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12)
             cmap="viridis_r",
             vmin=0,
             vmax=strongest,
-            edgecolors=["#000000" if fdr < 0.05 else "none" for fdr in part["fdr"]],
+            edgecolors=["#000000" if fdr < 0.05 else "none" for fdr in part["shown"]],
             linewidths=0.9,
             zorder=3,
         )
@@ -67,7 +79,7 @@ def dot_plot(gsea: pd.DataFrame, *, title: str, n_ranked: int, n_sets: int = 12)
         axes.set_ylim(-0.8, len(part) - 0.2)
         axes.set_title(str(part["collection"].iloc[0]), fontsize=8)
     all_axes[-1].set_xlabel(
-        f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)\n{CAVEAT}"
+        f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)\n{caveat}"
     )
     fig.colorbar(dots, ax=list(all_axes), label="-log10 FDR", shrink=0.6, aspect=15)
     fig.suptitle(title, fontsize=9, fontweight="bold")
@@ -81,6 +93,7 @@ def running_sums(
     *,
     title: str,
     n_sets: int = 6,
+    reason: str = "",
 ) -> Figure:
     """Draw the running sums of the gene sets with the smallest p, their genes as ticks below.
 
@@ -97,10 +110,13 @@ def running_sums(
         where the highest rank stands.
     n_sets
         Gene sets over all collections, at most.
+    reason
+        As for `dot_plot`.
     """
-    strongest = gsea.sort_values(["p", "gene_set"], kind="stable").head(n_sets)
-    if strongest.empty:
-        return dot_plot(gsea, title=title, n_ranked=len(ranking))
+    if gsea.empty:
+        return dot_plot(gsea, title=title, n_ranked=len(ranking), reason=reason)
+    gsea, caveat = _with_fdr(gsea)
+    strongest = gsea.sort_values(["shown", "p", "gene_set"], kind="stable").head(n_sets)
     columns = min(3, len(strongest))
     lines = -(-len(strongest) // columns)
     fig = figure(width_mm=60 * columns, height_mm=14 + 46 * lines)
@@ -116,15 +132,71 @@ def running_sums(
         colour = CATEGORY_COLOURS[1] if row.nes > 0 else CATEGORY_COLOURS[0]
         axes.plot(place, path, color=colour, lw=1.2)
         axes.axhline(0, color=NULL_COLOUR, lw=0.8)
-        axes.set_title(f"{_short(row.gene_set)}\nNES {row.nes:.2f}, FDR {row.fdr:.2g}", fontsize=7)
+        axes.set_title(
+            f"{_short(row.gene_set)}\nNES {row.nes:.2f}, FDR {row.shown:.2g}", fontsize=7
+        )
         axes.tick_params(labelbottom=False, labelsize=6)
         ticks.vlines(place[members], 0, 1, color=colour, lw=0.5)
         ticks.set_yticks([])
         ticks.tick_params(labelsize=6)
     ticks.set_xlabel(f"rank of {len(genes)} genes")
-    fig.supxlabel(f"FDR: {CAVEAT}", fontsize=7)
+    fig.supxlabel(caveat if caveat != CAVEAT else f"FDR: {CAVEAT}", fontsize=7)
     fig.suptitle(title.replace(": right,", ": left,"), fontsize=9, fontweight="bold")
     return fig
+
+
+def activity_maps(
+    table: pd.DataFrame, maps: ad.AnnData, *, n_sets: int = 4, n_slides: int = 3
+) -> Figure:
+    """Draw the sets whose maps have most structure beyond that of random genes, on a few slides.
+
+    Parameters
+    ----------
+    table, maps
+        From `histogep.activity.score_activity`; empty ones give a figure that says so.
+    n_sets, n_slides
+        Rows and columns at most; the slides are those with most tiles.
+    """
+    if table.empty:
+        return dot_plot(table, title="Activity", n_ranked=0, reason="no gene set could be scored")
+    mean = table.groupby(["collection", "gene_set"], sort=False)[["moran_i", "moran_null"]].mean()
+    excess = (mean["moran_i"] - mean["moran_null"]).sort_values(ascending=False, kind="stable")
+    sets = list(excess.index[:n_sets])
+    slides = list(
+        maps.obs["slide"].astype(str).value_counts().sort_index().nlargest(n_slides).index
+    )
+    fig = figure(width_mm=25 + 50 * len(slides), height_mm=15 + 45 * len(sets))
+    cells = fig.subplots(len(sets), len(slides), squeeze=False)
+    for line, (collection, name) in zip(cells, sets, strict=True):
+        scores = maps[:, f"{collection}:{name}"].X.ravel()
+        low, high = np.nanquantile(scores, [0.01, 0.99])
+        for axes, slide in zip(line, slides, strict=True):
+            here = (maps.obs["slide"] == slide).to_numpy()
+            obs = maps.obs[here]
+            side = max(np.ptp(obs["row"]), np.ptp(obs["col"])) + 1
+            points = axes.scatter(
+                obs["col"] + 0.5 * (obs["row"] % 2), obs["row"], c=scores[here], s=(110 / side) ** 2,
+                vmin=low, vmax=high, cmap=EXPRESSION_MAP, marker="s", lw=0, rasterized=True,
+            )  # fmt: skip
+            axes.invert_yaxis()
+            axes.set_aspect("equal")
+            axes.set_axis_off()
+            axes.set_title(slide, fontsize=7, fontweight="normal")
+        own, null = mean.loc[(collection, name)]
+        line[0].set_title(
+            f"{_short(name)}\nI {own:.2f}, random sets {null:.2f}\n{slides[0]}", fontsize=7
+        )
+        fig.colorbar(points, ax=list(line), shrink=0.7)
+    return fig
+
+
+def _with_fdr(gsea: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the table with the FDR to show as `shown`, and what must be said of it."""
+    tested = "fdr_patients" in gsea and gsea["fdr_patients"].notna().all()
+    if not tested:
+        return gsea.assign(shown=gsea["fdr"]), CAVEAT
+    shown = gsea["fdr_patients"].astype(float)
+    return gsea.assign(shown=shown), _PERMUTED.format(n=gsea["n_patients"].iloc[0])
 
 
 def _short(name: str) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from histogep.plots import CATEGORY_COLOURS, DIVERGING_MAP, NULL_COLOUR, figure
 
-SOURCES = ("image", "expression")
+SOURCES = ("image", "expression", "maps")
 _GROUP_COLOURS = {"high": CATEGORY_COLOURS[1], "low": CATEGORY_COLOURS[0]}
 _N_GENES = 15
 
@@ -103,13 +103,15 @@ def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
         The tables of a cohort.
     """
     genes = cox.dropna(subset=["p"]).head(_N_GENES).iloc[::-1]
-    fig = figure(width_mm=180, height_mm=85)
-    left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [1.15, 1]})
     models = concordance[~concordance["model"].str.contains(" - ")].iloc[::-1]
+    height = max(85, 20 + 10 * len(models))
+    fig = figure(width_mm=180, height_mm=height)
+    left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [1.15, 1]})
     y = np.arange(len(models))
-    is_null = models["model"].str.contains("shuffled").to_numpy()
+    is_null = models["model"].str.contains("shuffled|noise").to_numpy()
     for at, row, null in zip(y, models.itertuples(), is_null, strict=True):
-        colour = NULL_COLOUR if null else CATEGORY_COLOURS[0]
+        hist = getattr(row, "protocol", "honest") == "hist"
+        colour = NULL_COLOUR if null else CATEGORY_COLOURS[1 if hist else 0]
         left.plot([row.ci_low, row.ci_high], [at, at], color=colour, lw=1.5)
         left.plot(row.c_index, at, "o", color=colour, ms=4)
         if not null:
@@ -127,12 +129,11 @@ def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
     first = concordance.iloc[0]
     left.set_title(f"Models ({first['n']} patients, {first['events']} events)")
     gain = concordance[concordance["model"].str.endswith(" - clinical")]
-    if len(gain):
-        row = gain.iloc[0]
-        source = row["model"].removeprefix("clinical+").removesuffix(" - clinical")
+    for line, row in enumerate(gain.itertuples()):
+        source = row.model.removeprefix("clinical+").removesuffix(" - clinical")
         left.text(
             0.0,
-            -0.24,
+            -0.24 * 85 / height - 0.05 * line,
             f"{source} beyond clinical: {row.c_index:+.3f} "
             f"({row.ci_low:+.3f} to {row.ci_high:+.3f}), p = {row.p:.2g}",
             transform=left.transAxes,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from histogep.discrimination import (
     response_pairs,
 )
 from histogep.jobs import InputError
+from histogep.map_scores import MapScores, read_map_scores
 from histogep.nested import LogisticLearner, NestedScores, nested_scores
 from histogep.patients import CLINICAL, GENE, SIGNATURE, image_columns, source_name
 from histogep.stages import MIN_CLASS
@@ -64,7 +67,13 @@ class ResponseResult:
     genes: pd.DataFrame
 
 
-def predict_response(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) -> ResponseResult:
+def predict_response(
+    table: pd.DataFrame,
+    *,
+    settings: dict[str, Any],
+    seed: int,
+    maps: Sequence[str | Path] = (),
+) -> ResponseResult:
     """Score the patients' response from signatures alone and from penalised logistic models.
 
     A signature has nothing to learn: its value is the score, and a higher one speaks for a
@@ -81,6 +90,8 @@ def predict_response(table: pd.DataFrame, *, settings: dict[str, Any], seed: int
         Keys of `DEFAULTS`.
     seed
         Of folds, permutations and bootstrap draws.
+    maps
+        Scores of the map network (`histogep.map_scores.MapScores.write`), where it was trained.
 
     Raises
     ------
@@ -92,11 +103,7 @@ def predict_response(table: pd.DataFrame, *, settings: dict[str, Any], seed: int
     response = table["response"].to_numpy(int)
     n, positives = len(table), int(response.sum())
     rarer = min(positives, n - positives)
-    folds = min(settings["folds"], rarer)
-    if folds < settings["folds"]:
-        log.warning(
-            "%d folds instead of %d: one per patient of the rarer class", folds, settings["folds"]
-        )
+    folds = response_folds(response, settings["folds"])
     clinical = table[[name for name in settings["covariates"] if name in table]]
     clinical = clinical.loc[:, [np.isfinite(clinical[c].to_numpy(float)).any() for c in clinical]]
     genes, others = image_columns(table)
@@ -125,9 +132,19 @@ def predict_response(table: pd.DataFrame, *, settings: dict[str, Any], seed: int
         )
         for repeat in range(settings["repeats"])
     ]
-    performance, scores = _performance(table, response, signatures, repeats, settings, seed)
+    scored = [read_map_scores(path, list(table["patient"].astype(str))) for path in maps]
+    performance, scores = _performance(table, response, signatures, repeats, settings, seed, scored)
     names = [name.removeprefix(GENE) for name in genes]
     return ResponseResult(performance, scores, compare_genes(image[0], response, genes=names))
+
+
+def response_folds(response: np.ndarray, folds: int) -> int:
+    """Return the number of folds: no more than there are patients of the rarer class."""
+    positives = int(np.sum(response))
+    possible = min(folds, positives, len(response) - positives)
+    if possible < folds:
+        log.warning("%d folds instead of %d: one per patient of the rarer class", possible, folds)
+    return possible
 
 
 def compare_genes(values: np.ndarray, response: np.ndarray, *, genes: list[str]) -> pd.DataFrame:
@@ -210,6 +227,7 @@ def _performance(
     repeats: list[NestedScores],
     settings: dict[str, Any],
     seed: int,
+    maps: Sequence[MapScores],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     n, positives = len(response), int(response.sum())
     pairs = response_pairs(response).astype(float)
@@ -255,15 +273,22 @@ def _performance(
         add(name, "auprc", auprc, average_precision(values, labels, np.ones_like(labels, float)))
         scores[name] = values
     unit = np.ones((1, n))
-    for name in repeats[0].scores:
-        auroc, auprc = both([r.scores[name] for r in repeats], weights)
+    # Model -> scores of its repeats, and of the shuffles of each.
+    learnt = {
+        name: ([r.scores[name] for r in repeats], [r.shuffled[name] for r in repeats])
+        for name in repeats[0].scores
+    }
+    for of_maps in maps:
+        learnt |= {m: (list(of_maps.scores[m]), list(of_maps.shuffled[m])) for m in of_maps.scores}
+    for name, (observed, shuffled) in learnt.items():
+        auroc, auprc = both(observed, weights)
         null = [
-            both([r.shuffled[name][shuffle] for r in repeats], unit)
-            for shuffle in range(settings["permutations"])
+            both([of_repeat[shuffle] for of_repeat in shuffled], unit)
+            for shuffle in range(len(shuffled[0]))
         ]
         add(name, "auroc", auroc, np.array([a[0] for a, _ in null]))
         add(name, "auprc", auprc, np.array([b[0] for _, b in null]))
-        scores[name] = np.mean([r.scores[name] for r in repeats], axis=0)
+        scores[name] = np.mean(observed, axis=0)
     for row in rows:
         log.info("%s of %s: %.3f, p %.3g", row["metric"], row["model"], row["value"], row["p"])
     return pd.DataFrame(rows), scores.sort_values("patient", ignore_index=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ MIN_PATIENTS = 10
 #: Survival needs this many events (and one for each fold), response this many of each kind.
 MIN_EVENTS = 3
 MIN_CLASS = 3
+_NO_MAP = "the model folder has no tumour map, and there is no outcome to rank genes by"
+_ONLY_TRAINED = "the model was trained on every patient with a slide to predict"
 _ONLY_SPOTS = "no slides without spots (scores of training patients would leak)"
 
 
@@ -75,6 +78,8 @@ def plan_stages(
     slides: pd.DataFrame,
     patients: pd.DataFrame | None,
     measured: dict[str, pd.DataFrame] | None = None,
+    *,
+    applied_model: Mapping[str, Any] | None = None,
 ) -> Stages:
     """Return the stages that a study runs.
 
@@ -88,6 +93,8 @@ def plan_stages(
         The patient sheet, or None.
     measured
         Cohort with measured bulk expression -> the rows of its clinical table that have a sample.
+    applied_model
+        The settings of the model folder that `model` names, where it names one.
 
     Raises
     ------
@@ -153,11 +160,13 @@ def plan_stages(
                 planned_outcomes.append(outcome)
         return planned_outcomes
 
-    def plan_enrichment(cohort: str, contrasts: list[str]) -> None:
+    def plan_enrichment(
+        cohort: str, contrasts: list[str], nothing: str = "no outcome to rank genes by"
+    ) -> None:
         if not gene_sets:
             plan("enrichment", [], "references.gene_sets is empty", cohort)
         elif not contrasts:
-            plan("enrichment", [], "no outcome to rank genes by", cohort)
+            plan("enrichment", [], nothing, cohort)
         else:
             targets = [f"results/enrichment/{cohort}/{name}/gsea.tsv" for name in contrasts]
             plan("enrichment", targets, f"gene sets: {', '.join(gene_sets)}", cohort)
@@ -173,6 +182,11 @@ def plan_stages(
         compared = has_positions and wide.get("kind") == "ridge"
         plan("cnv agreement", [f"results/cnv/{study}/agreement.tsv"] if compared else [], reason)
     gene_sets = config["references"]["gene_sets"]
+    subtype = config.get("enrichment", {}).get("subtype")
+    activity = config.get("enrichment", {}).get("activity", False)
+    excluded: set[str] = set()
+    if config.get("summary", {}).get("training_patients", "exclude") == "exclude":
+        excluded = set(trained_on(slides.loc[sections], applied_model))
     for cohort, members in slides.groupby("cohort"):
         predicted = members.index.intersection(to_predict)
         reason = "references.gene_positions is given"
@@ -181,14 +195,28 @@ def plan_stages(
         else:
             plan("cnv", [], "references.gene_positions is not given", cohort)
 
-        contrasts = ["tumour"]
+        unfit = "" if len(predicted) else _ONLY_SPOTS
+        if excluded:
+            # What the model predicts of its own training patients is not out of sample.
+            new = [s for s in predicted if patient_of(members.loc[s, "patient"]) not in excluded]
+            unfit = unfit or ("" if new else _ONLY_TRAINED)
+            predicted = members.index.intersection(new)
+        mapped = applied_model is None or "tumour" in applied_model.get("models", ())
+        measurable = bool(set(members.index) & set(sections)) or (len(predicted) and mapped)
+        contrasts = ["tumour"] if measurable else []
         known = _outcomes(members.loc[predicted], patients)
         if known is not None and len(predicted) and not _any_outcome(known):
             plan("patients", [], "no patient has an outcome in the patients sheet", cohort)
         elif known is not None and len(predicted):
             plan("patients", [f"results/patients/{cohort}.parquet"], "has predicted slides", cohort)
-        contrasts += plan_outcomes(cohort, known, "" if len(predicted) else _ONLY_SPOTS)
-        plan_enrichment(cohort, contrasts)
+        contrasts += plan_outcomes(cohort, known, unfit)
+        summarised = any(s.name == "patients" and s.cohort == cohort and s.runs for s in planned)
+        if subtype is not None and has_positions and summarised:
+            contrasts.append("subtype")
+        nothing = "no outcome to rank genes by" if mapped else _NO_MAP
+        plan_enrichment(cohort, contrasts, nothing)
+        if activity and gene_sets:
+            plan("activity", [f"results/activity/{cohort}.tsv"], "enrichment.activity", cohort)
     for cohort, rows in sorted((measured or {}).items()):
         plan("cnv", [], "measured bulk expression: there is no slide to infer it from", cohort)
         plan(
@@ -212,6 +240,23 @@ def plan_stages(
         "always",
     )
     return Stages(tuple(planned))
+
+
+def trained_on(sections: pd.DataFrame, applied_model: Mapping[str, Any] | None) -> list[str]:
+    """Return the patients that a study's model was fitted or chosen on, sorted.
+
+    Parameters
+    ----------
+    sections
+        Rows of the slide sheet that the study trains on.
+    applied_model
+        The settings of the model folder that is applied instead; None where none is.
+    """
+    patients = set(map(patient_of, sections["patient"]))
+    for model in ({} if applied_model is None else applied_model["models"]).values():
+        for role in ("train", "validation"):
+            patients |= {patient_of(str(name)) for name in model.get(f"{role}_patients", ())}
+    return sorted(patients)
 
 
 def _outcomes(members: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame | None:

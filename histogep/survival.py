@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from histogep.discrimination import (
 )
 from histogep.horizons import score_horizons
 from histogep.jobs import InputError
+from histogep.map_scores import MapScores, map_concordance, read_map_scores
 from histogep.nested import CoxLearner, NestedScores, nested_scores
 from histogep.patients import GENE, image_columns, source_name
 from histogep.stages import MIN_EVENTS
@@ -54,7 +57,8 @@ class SurvivalResult:
         the pooled out-of-fold C-index), ci_low, ci_high (95 %, bootstrap over patients; for the
         shuffled models, over the shuffles), p (one-sided permutation p over the shuffles: the
         covariates' for the clinical model, the images' for the others), null (mean over the
-        shuffles; .5 or 0 without shuffles), n, events.
+        shuffles; .5 or 0 without shuffles), protocol (honest; hist: the best epoch of the map
+        network picked on the test fold, beside noise through the same protocol), n, events.
     risk
         One row per patient: patient, fold (of each repeat, separated by commas), time, event,
         risk_clinical, risk_image, risk_clinical_image (mean over repeats of the out-of-fold risk,
@@ -73,7 +77,13 @@ class SurvivalResult:
     calibration: pd.DataFrame
 
 
-def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) -> SurvivalResult:
+def fit_survival(
+    table: pd.DataFrame,
+    *,
+    settings: dict[str, Any],
+    seed: int,
+    maps: Sequence[str | Path] = (),
+) -> SurvivalResult:
     """Relate the patients' images to their survival.
 
     Three models are fitted in nested patient folds (`histogep.nested`): the clinical covariates
@@ -95,6 +105,8 @@ def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) ->
         Keys of `DEFAULTS`.
     seed
         Of folds, shuffles and bootstrap draws.
+    maps
+        Scores of the map network (`histogep.map_scores.MapScores.write`), where it was trained.
 
     Raises
     ------
@@ -103,9 +115,9 @@ def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) ->
         or 1, nothing to model risk with.
     """
     settings = DEFAULTS | settings
-    table = _with_outcome(table, settings["folds"])
+    table = with_outcome(table, settings["folds"])
     time, event = table["time"].to_numpy(float), table["event"].to_numpy(int)
-    clinical = _covariates(table, settings["covariates"])
+    clinical = known_covariates(table, settings["covariates"])
     genes, others = image_columns(table)
     image = table[genes].to_numpy(float), table[others].to_numpy(float)
     if clinical.shape[1] == 0 and not genes and not others:
@@ -141,7 +153,8 @@ def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) ->
     ]
     for name, penalties in repeats[0].penalties.items():
         log.info("penalty of %s by fold (first repeat): %s", name, penalties)
-    concordance = _concordance(repeats, time, event, settings["bootstraps"], seed, source)
+    scored = [read_map_scores(path, list(table["patient"].astype(str))) for path in maps]
+    concordance = _concordance(repeats, time, event, settings["bootstraps"], seed, source, scored)
     horizons, calibration = score_horizons(
         repeats,
         time,
@@ -154,7 +167,7 @@ def fit_survival(table: pd.DataFrame, *, settings: dict[str, Any], seed: int) ->
     return SurvivalResult(cox, concordance, risk, horizons, calibration)
 
 
-def _with_outcome(table: pd.DataFrame, folds: int) -> pd.DataFrame:
+def with_outcome(table: pd.DataFrame, folds: int) -> pd.DataFrame:
     """Return the patients with an outcome that can be used, or refuse."""
     for column in ("time", "event"):
         if column not in table:
@@ -197,7 +210,7 @@ def _with_outcome(table: pd.DataFrame, folds: int) -> pd.DataFrame:
     return table
 
 
-def _covariates(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+def known_covariates(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """Return the clinical covariates that tell patients apart, the others are told in the log."""
     kept = {}
     for name in names:
@@ -219,6 +232,7 @@ def _concordance(
     draws: int,
     seed: int,
     source: str,
+    maps: Sequence[MapScores] = (),
 ) -> pd.DataFrame:
     """Return the C-index of every model with interval, null and p."""
     n, pairs = len(time), survival_pairs(time, event).astype(float)
@@ -264,6 +278,8 @@ def _concordance(
             None if null is None else null - by_model["clinical"][0],
             0.0,
         )
+    for scored in maps:
+        rows += map_concordance(scored, pairs, weights, clinical=by_model.get("clinical"))
     table = pd.DataFrame(rows)
     table["n"], table["events"] = n, int(event.sum())
     for row in rows:
@@ -284,6 +300,7 @@ def _row(
         "ci_high": high,
         "p": p,
         "null": null,
+        "protocol": "honest",
     }
 
 

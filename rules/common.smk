@@ -116,7 +116,12 @@ def one_of(names):
 
 try:
     SETTINGS, FILES, SLIDES, PATIENTS, MEASURED_PATIENTS = read_study()
-    STAGES = stages.plan_stages(SETTINGS, SLIDES, PATIENTS, MEASURED_PATIENTS)
+    APPLIED = None
+    if FILES["model"]:
+        APPLIED = read_json(Path(FILES["model"]) / "settings.json")
+    STAGES = stages.plan_stages(
+        SETTINGS, SLIDES, PATIENTS, MEASURED_PATIENTS, applied_model=APPLIED
+    )
 except InputError as error:
     raise WorkflowError(str(error)) from None
 config.clear()
@@ -139,7 +144,7 @@ MODEL_FOLDER = FILES["model"] or f"results/model/{STUDY}"
 # A model that is applied brings its lattice: other slides are sampled as it was trained.
 LATTICE = config["lattice"]
 if FILES["model"]:
-    LATTICE = read_json(Path(MODEL_FOLDER) / "settings.json")["lattice"]
+    LATTICE = APPLIED["lattice"]
 ENCODERS = config["encoders"]
 GENE_POSITIONS = FILES["gene_positions"]
 GENE_SET_NAMES = list(FILES["gene_sets"])
@@ -157,7 +162,8 @@ wildcard_constraints:
     study=one_of([STUDY]),
     fold=one_of(FOLDS),
     model=one_of(MODELS),
-    contrast="tumour|survival|response",
+    outcome="survival|response",
+    contrast="tumour|survival|response|subtype",
 
 
 # With `on_bad_slide: skip` which slides can be used is known only when all have been encoded. So
@@ -183,7 +189,11 @@ def study_stages():
         return STAGES
     try:
         return stages.plan_stages(
-            config, SLIDES.loc[usable(SLIDES.index)], PATIENTS, MEASURED_PATIENTS
+            config,
+            SLIDES.loc[usable(SLIDES.index)],
+            PATIENTS,
+            MEASURED_PATIENTS,
+            applied_model=APPLIED,
         )
     except InputError as error:
         raise WorkflowError(f"after bad slides were left out: {error}") from None
@@ -468,6 +478,13 @@ def summary_inputs(wildcards):
     return inputs
 
 
+def training_patients(wildcards):
+    """Return the patients that the model of the predicted slides of {cohort} was trained on."""
+    if wildcards.cohort in MEASURED:
+        return []
+    return stages.trained_on(SLIDES.loc[usable(SECTIONS)], APPLIED)
+
+
 def measured_scale(wildcards):
     """Return the scale of the measured expression of {cohort}; None for predicted slides."""
     return config["measured"].get(wildcards.cohort, {}).get("scale")
@@ -483,12 +500,57 @@ def predicted_patient_ids(wildcards):
     return [patient_of(slide) for slide in cohort_slides(wildcards, spots=False)]
 
 
+def predicted_maps(wildcards):
+    """Return the predicted slides of {cohort}, in the order of `predicted_slide_ids`."""
+    slides = cohort_slides(wildcards, spots=False)
+    return [f"results/expression/{slide}.h5ad" for slide in slides]
+
+
+def outcome_settings(wildcards):
+    """Return the settings of {outcome}."""
+    return config[wildcards.outcome]
+
+
+def map_scores(outcome):
+    """Return an input function that gives the map network's scores of {cohort}, where wanted."""
+
+    def files(wildcards):
+        cohort = wildcards.cohort
+        if outcome not in config["maps"]["outcomes"] or cohort in MEASURED:
+            return []
+        return [f"results/maps/{cohort}/{outcome}{end}.tsv" for end in ("", ".hist")]
+
+    return files
+
+
+def activity_slide_ids(wildcards):
+    """Return the slides of {cohort} whose gene sets are mapped: the predicted ones, or sections."""
+    return cohort_slides(wildcards, spots=False) or cohort_slides(wildcards, spots=True)
+
+
+def activity_patient_ids(wildcards):
+    """Return the patient of each of `activity_slide_ids`."""
+    return [patient_of(slide) for slide in activity_slide_ids(wildcards)]
+
+
+def activity_slides(wildcards):
+    """Return the expression, predicted or measured, of each of `activity_slide_ids`."""
+    return [
+        f"results/{'spots' if slide in SECTIONS else 'expression'}/{slide}.h5ad"
+        for slide in activity_slide_ids(wildcards)
+    ]
+
+
 def ranking_inputs(wildcards):
     """Return what ranks the genes of {cohort} for {contrast}."""
-    if wildcards.contrast == "survival":
-        return {"cox": f"results/survival/{wildcards.cohort}/cox.tsv"}
-    if wildcards.contrast == "response":
-        return {"response_genes": f"results/response/{wildcards.cohort}/genes.tsv"}
+    cohort, contrast = wildcards.cohort, wildcards.contrast
+    patients = {"patients": f"results/patients/{cohort}.parquet"}
+    if contrast == "survival":
+        return {"cox": f"results/survival/{cohort}/cox.tsv", **patients}
+    if contrast == "response":
+        return {"response_genes": f"results/response/{cohort}/genes.tsv", **patients}
+    if contrast == "subtype":
+        return patients
     sections = cohort_slides(wildcards, spots=True)
     if sections:
         return {
@@ -496,4 +558,7 @@ def ranking_inputs(wildcards):
             "labels": [f"results/labels/{slide}.tsv" for slide in sections],
         }
     slides = cohort_slides(wildcards, spots=False)
+    if config["summary"]["training_patients"] == "exclude":
+        seen = set(training_patients(wildcards))
+        slides = [s for s in slides if barcodes.patient_of(patient_of(s)) not in seen]
     return {"expression": [f"results/expression/{slide}.h5ad" for slide in slides]}

@@ -1,7 +1,7 @@
-"""Enrichment: GSEA on the genes ranked by survival, response, or tumour against the rest.
+"""Enrichment: GSEA on genes ranked by survival, response, subtype, or tumour against the rest.
 
-Needs:  gene sets (GMT paths in the config) and a ranking for the contrast.
-Writes: results/enrichment/{cohort}/{contrast}/
+Needs:  gene sets (GMT paths in the config), a ranking for the contrast, and its patients.
+Writes: results/enrichment/{cohort}/{contrast}/; with enrichment.activity also results/activity/{cohort}.*
 """
 
 
@@ -45,8 +45,45 @@ rule enrich_genes:
         code=code_digest("enrich_genes.py"),
         collections=GENE_SET_NAMES,
         enrichment=lookup("enrichment", within=config),
+        gene_scale=config["survival"]["gene_scale"],
         seed=config["seed"],
     message:
         "Enrichment of {wildcards.contrast} in cohort {wildcards.cohort}"
     script:
         "../workflow_scripts/enrich_genes.py"
+
+
+rule score_activity:
+    input:
+        slides=activity_slides,
+        gene_sets=GENE_SETS,
+    output:
+        table="results/activity/{cohort}.tsv",
+        maps="results/activity/{cohort}.h5ad",
+        figure=report(
+            "results/activity/{cohort}.png",
+            caption="../report/activity.rst",
+            category="8. Enrichment",
+            labels={"cohort": "{cohort}", "figure": "maps of gene-set activity"},
+        ),
+    log:
+        "logs/score_activity/{cohort}.log",
+    benchmark:
+        "benchmarks/score_activity/{cohort}.tsv"
+    conda:
+        "../envs/outcome.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        code=code_digest("score_activity.py"),
+        slides=activity_slide_ids,
+        slide_patients=activity_patient_ids,
+        collections=GENE_SET_NAMES,
+        enrichment=lookup("enrichment", within=config),
+        tumour_threshold=config["summary"]["tumour_threshold"],
+        seed=config["seed"],
+    message:
+        "Activity of the gene sets in every tile of cohort {wildcards.cohort}"
+    script:
+        "../workflow_scripts/score_activity.py"

@@ -8,6 +8,7 @@ Writes: results/response/{cohort}/, results/transfer/{study}/
 rule predict_response:
     input:
         patients="results/patients/{cohort}.parquet",
+        maps=map_scores("response"),
     output:
         performance="results/response/{cohort}/performance.tsv",
         scores="results/response/{cohort}/scores.tsv",

@@ -30,6 +30,7 @@ rule summarise_patients:
         code=code_digest("summarise_patients.py"),
         slides=predicted_slide_ids,
         slide_patients=predicted_patient_ids,
+        training=training_patients,
         scale=measured_scale,
         settings=lookup("summary", within=config),
     message:
@@ -41,6 +42,7 @@ rule summarise_patients:
 rule fit_survival:
     input:
         patients="results/patients/{cohort}.parquet",
+        maps=map_scores("survival"),
     output:
         cox="results/survival/{cohort}/cox.tsv",
         concordance="results/survival/{cohort}/concordance.tsv",

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from histogep.jobs import InputError
-from histogep.patients import image_columns, summarise_patients
+from histogep.patients import IN_TRAINING, count_patients, image_columns, summarise_patients
 from histogep.sheets import sex_number, stage_number
 from histogep.signatures import Signature
 
@@ -214,3 +214,27 @@ def test_frozen_and_normal_slides_of_tcga_describe_nobody(cohort, tmp_path):
     assert reasons == {
         names[1]: "frozen section", names[3]: "sample type 11", names[4]: "sample type 11",
     }  # fmt: skip
+
+
+def test_training_patients_are_left_out_with_the_reason_or_kept_with_a_flag(cohort, caplog):
+    paths, _, options = cohort
+    taught = options | {"training": ["007"]}
+    table, dropped = summarise_patients(paths, **taught)
+    assert list(table["patient"]) == ["B"]
+    assert not table["in_training"].any()
+    row = dropped.set_index("patient").loc["007"]
+    assert row["reason"] == IN_TRAINING
+    assert row["slides"] == "a1,a2"
+    counts = count_patients(table, dropped).set_index("what")["n"]
+    assert counts[IN_TRAINING] == 1
+    kept, _ = summarise_patients(paths, **taught, training_patients="keep")
+    assert kept.set_index("patient")["in_training"].to_dict() == {"007": True, "B": False}
+    assert "the model was trained on these patients" in caplog.text
+    counts = count_patients(kept, dropped).set_index("what")["n"]
+    assert counts["that the model was trained on (kept: not out of sample)"] == 1
+
+
+def test_a_cohort_of_training_patients_only_is_refused(cohort):
+    paths, _, options = cohort
+    with pytest.raises(InputError, match="007: the model was trained on this patient's sections"):
+        summarise_patients(paths, **options, training=["007", "B"])

@@ -71,6 +71,7 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
         params={
             "slides": [path.stem for path in study["slides"]],
             "slide_patients": [f"{i:03d}" for i in range(30)],
+            "training": [],
             "settings": {"min_tumour_tiles": 5, "tumour_threshold": 0.5, "endpoint": "OS"},
         },
     )  # fmt: skip
@@ -122,8 +123,8 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
     assert response["roc"].stat().st_size > 5000
 
     for contrast, source, planted in (
-        ("survival", {"cox": survival["cox"]}, "HAZARD"),
-        ("response", {"response_genes": response["genes"]}, "RESPONSE"),
+        ("survival", {"cox": survival["cox"], "patients": table}, "HAZARD"),
+        ("response", {"response_genes": response["genes"], "patients": table}, "RESPONSE"),
     ):
         out = tmp_path / contrast
         run_script(
@@ -135,13 +136,16 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
             },
             params={
                 "collections": ["planted"], "enrichment": {"min_size": 5, "permutations": 1000},
-                "seed": 1,
+                "gene_scale": "normal_scores", "seed": 1,
             },
+            wildcards={"cohort": "c", "contrast": contrast},
         )  # fmt: skip
         gsea = read(out / "gsea.tsv").set_index("gene_set")
         assert gsea.loc[planted, "fdr"] < 0.01
         assert gsea.loc[planted, "nes"] > 0
         assert gsea.loc["IRRELEVANT", "fdr"] > 0.05
+        assert gsea["significant"].to_dict()[planted]
+        assert not gsea.loc["IRRELEVANT", "significant"]
         assert (out / "g.svg").read_text().startswith("<?xml")
         assert (out / "running.svg").stat().st_size > 5000
 
@@ -177,11 +181,37 @@ def test_measured_sections_are_enriched(run_script, tmp_path):
             "ranking": tmp_path / "r.tsv", "gsea": tmp_path / "gsea.tsv", "dotplot": tmp_path / "d.svg",
             "running": tmp_path / "running.svg",
         },
-        params={"collections": ["planted"], "enrichment": {}, "seed": 1},
+        params={"collections": ["planted"], "enrichment": {}, "gene_scale": "as_given", "seed": 1},
+        wildcards={"cohort": "c", "contrast": "tumour"},
     )  # fmt: skip
     assert len(read(tmp_path / "r.tsv")) == 40
     row = read(tmp_path / "gsea.tsv").iloc[0]
     assert (row["gene_set"], row["fdr"] < 0.001, row["nes"] > 0) == ("UP", True, True)
+    assert row[["p_patients", "significant"]].isna().all()  # patients are not permuted here
+
+
+def test_slides_without_a_tumour_map_end_in_a_page_that_says_so(run_script, study, tmp_path):
+    slides = []
+    for path in study["slides"][:3]:
+        data = ad.read_h5ad(path)
+        data.obs["tumour"] = np.float32(np.nan)
+        slides.append(tmp_path / path.name)
+        data.write_h5ad(slides[-1])
+    output = {name: tmp_path / name for name in ("ranking", "gsea", "dotplot.svg", "running.svg")}
+    output = {name.removesuffix(".svg"): path for name, path in output.items()}
+    said = run_script(
+        "enrich_genes.py",
+        input={"expression": slides, "gene_sets": [study["gmt"]]},
+        output=output,
+        params={"collections": ["planted"], "enrichment": {}, "gene_scale": "as_given", "seed": 1},
+        wildcards={"cohort": "c", "contrast": "tumour"},
+    )
+    assert "no slide has a tumour map, as the model has none" in said
+    assert "fdr_patients" in read(output["gsea"])
+    assert read(output["gsea"]).empty
+    assert read(output["ranking"]).empty
+    for figure in ("dotplot", "running"):
+        assert "no slide has a tumour map" in output[figure].read_text()
 
 
 def test_a_refusal_stands_in_the_log_and_leaves_no_file(run_script, tmp_path):

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from histogep.jobs import InputError
-from histogep.stages import plan_stages
+from histogep.stages import plan_stages, trained_on
 
 CONFIG = {
     "study": "s",
@@ -137,3 +137,56 @@ def test_a_cohort_without_a_row_in_the_patient_sheet_has_no_patients_stage():
     assert stages.runs("patients", "h")
     assert not stages.runs("patients", "other")
     assert "results/expression/X.h5ad" in stages.targets()
+
+
+def test_patients_that_the_model_learnt_from_are_no_out_of_sample_patients():
+    """Slides without spots of the training patients: their prediction is not out of sample."""
+    patients = _patients(12, time=1.0, event=1.0)
+    taught = tuple((f"T{i}", f"P{i}", "v", "x") for i in range(4))
+    slides = _slides(*taught, *HOSPITAL)
+    stages = plan_stages(CONFIG, slides, patients)
+    reasons = {r["stage"]: r["reason"] for r in stages.rows() if r["cohort"] == "h"}
+    assert reasons["survival"] == "time is known of 8 patients, at least 10 are needed"
+    kept = plan_stages({**CONFIG, "summary": {"training_patients": "keep"}}, slides, patients)
+    assert kept.runs("survival", "h")
+    everybody = tuple((f"T{i}", f"P{i}", "v", "x") for i in range(12))
+    stages = plan_stages(CONFIG, _slides(*everybody, *HOSPITAL), patients)
+    reasons = {r["stage"]: r["reason"] for r in stages.rows() if r["cohort"] == "h"}
+    assert reasons["survival"] == "the model was trained on every patient with a slide to predict"
+    assert not stages.runs("patients", "h")
+    assert not stages.runs("enrichment", "h")
+
+
+def test_an_applied_model_brings_the_patients_that_it_learnt_from():
+    model = {"models": {"expression": {"train_patients": ["P0"], "validation_patients": ["P1"]}}}
+    config = {**CONFIG, "model": "m"}
+    patients = _patients(12, time=1.0, event=1.0)
+    slides = _slides(*HOSPITAL)
+    assert trained_on(slides.head(0), model) == ["P0", "P1"]
+    stages = plan_stages(config, slides, patients, applied_model=model)
+    assert stages.runs("survival", "h")
+    reasons = {r["stage"]: r["reason"] for r in stages.rows() if r["cohort"] == "h"}
+    assert reasons["survival"] == "time is known of 10 patients"
+    model["models"]["tumour"] = {"train_patients": ["P2"]}
+    stages = plan_stages(config, slides, patients, applied_model=model)
+    assert not stages.runs("survival", "h")
+
+
+def test_without_a_tumour_map_there_is_no_contrast_of_tumour():
+    config, slides = {**CONFIG, "model": "m"}, _slides(*HOSPITAL)
+    without = {"models": {"expression": {}}}
+    stages = plan_stages(config, slides, None, applied_model=without)
+    rows = {r["stage"]: r for r in stages.rows() if r["cohort"] == "h"}
+    assert rows["enrichment"]["state"] == "left out"
+    assert rows["enrichment"]["reason"].startswith("the model folder has no tumour map")
+    with_map = {"models": {"expression": {}, "tumour": {}}}
+    stages = plan_stages(config, slides, None, applied_model=with_map)
+    assert stages.of("enrichment") == ["results/enrichment/h/tumour/gsea.tsv"]
+
+
+def test_a_named_subtype_is_a_contrast_of_its_own():
+    patients = _patients(12, time=1.0, event=1.0)
+    config = {**CONFIG, "enrichment": {"subtype": "A"}}
+    stages = plan_stages(config, _slides(*TRAINING, *HOSPITAL), patients)
+    assert "results/enrichment/h/subtype/gsea.tsv" in stages.targets()
+    assert "results/enrichment/v/subtype/gsea.tsv" not in stages.targets()

@@ -274,6 +274,16 @@ def test_missing_times_and_constant_covariates_are_told_and_left_out(caplog):
     assert "covariate sex is the same for all patients" in caplog.text
 
 
+def test_a_covariate_that_is_constant_in_a_fold_is_told_and_left_out_there(caplog):
+    """One man among women: the fold that holds him out has no sex to learn from."""
+    table = simulate().assign(sex=[1.0] + [0.0] * 29)
+    settings = {**QUICK, "repeats": 1, "shuffles": 0, "covariates": ["age", "sex"]}
+    result = fit_survival(table, settings=settings, seed=1)
+    told = [m for m in caplog.messages if "covariate sex is constant in a fold's training" in m]
+    assert len(told) == 1
+    assert np.isfinite(result.risk["risk_clinical"]).all()
+
+
 def test_a_permutation_p_is_never_zero():
     assert permutation_p(0.9, np.full(9, 0.5)) == pytest.approx(0.1)
     assert permutation_p(0.5, np.full(9, 0.5)) == 1

@@ -116,6 +116,19 @@ COTTRAZM = """"","orig.ident","CNVLabel","CNVScores","Label","LabelNew","Locatio
 """
 
 
+def test_commas_inside_labels_are_no_separators(tmp_path):
+    text = "barcode\tlabel\n0x0\tcarcinoma, invasive, high grade\n"
+    labels = tumour.read_annotation(_write(tmp_path / "a.csv", text))
+    assert labels.to_dict() == {"0x0": "carcinoma, invasive, high grade"}
+
+
+def test_a_table_without_columns_says_what_is_wrong(tmp_path):
+    for content in (b"barcode label\n0x0 stroma\n", b"", b"\x89PNG\xff\xfe\x00\n"):
+        (tmp_path / "a.tsv").write_bytes(content)
+        with pytest.raises(InputError, match="a.tsv"):
+            tumour.read_annotation(tmp_path / "a.tsv")
+
+
 @pytest.mark.parametrize("writer", ["write.csv", "write.table"])
 def test_spots_of_cottrazm_as_r_writes_them(tmp_path, writer):
     spots, _ = _spots(2, 2)

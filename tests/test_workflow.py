@@ -202,9 +202,11 @@ def test_planted_hazard_is_found_and_an_irrelevant_set_is_not(demo, truth):
     gsea = table(demo, "enrichment/hospital/survival/gsea.tsv").set_index("gene_set")
     assert gsea.loc["PLANTED_HAZARD", "fdr"] < 0.05
     assert gsea.loc["PLANTED_HAZARD", "nes"] > 0
+    assert gsea.loc["PLANTED_HAZARD", "significant"]
     irrelevant = gsea[gsea.index.str.startswith("PLANTED_IRRELEVANT")]
     assert len(irrelevant) >= 1
     assert (irrelevant["fdr"] > 0.05).all()
+    assert not irrelevant["significant"].any()
 
 
 def test_the_image_adds_to_the_clinical_model(demo):
@@ -218,6 +220,8 @@ def test_planted_response_is_found(demo):
     performance = table(demo, "response/hospital/performance.tsv")
     auroc = performance[(performance["metric"] == "auroc") & (performance["model"] == "image")]
     assert auroc["value"].iloc[0] > 0.7
+    gsea = table(demo, "enrichment/hospital/response/gsea.tsv").set_index("gene_set")
+    assert gsea.index[gsea["significant"]].tolist() == ["PLANTED_RESPONSE"]
 
 
 def test_leak_audit_passed_and_lists_what_it_checked(demo):

@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.enrichment import DEFAULTS, enrich, rank_contrast, read_gmt
+import pandas as pd
+
+from histogep.enrichment import enrich_contrast, read_gmt
 from histogep.files import write_tsv
 from histogep.jobs import job_log
 from histogep.plots import save
@@ -12,19 +14,22 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]):
-    settings = DEFAULTS | snakemake.params.enrichment
     paths = snakemake.input.gene_sets
-    names = snakemake.params.collections
-    collections = dict(zip(names, map(read_gmt, paths), strict=True))
-    ranking, title = rank_contrast(
-        cox=snakemake.input.get("cox"),
-        response_genes=snakemake.input.get("response_genes"),
-        spots=snakemake.input.get("spots"),
-        labels=snakemake.input.get("labels"),
-        expression=snakemake.input.get("expression"),
+    collections = dict(zip(snakemake.params.collections, map(read_gmt, paths), strict=True))
+    names = ("cox", "response_genes", "spots", "labels", "expression", "patients")
+    sources = {name: snakemake.input.get(name) for name in names if snakemake.input.get(name)}
+    if "patients" in sources:
+        sources["patients"] = pd.read_parquet(sources["patients"])
+    ranking, gsea, title, reason = enrich_contrast(
+        snakemake.wildcards.contrast,
+        sources,
+        collections,
+        settings=snakemake.params.enrichment,
+        gene_scale=snakemake.params.gene_scale,
+        seed=snakemake.params.seed,
     )
-    gsea = enrich(ranking, collections, seed=snakemake.params.seed, **settings)
     write_tsv(ranking, snakemake.output.ranking)
     write_tsv(gsea, snakemake.output.gsea)
-    save(dot_plot(gsea, title=title, n_ranked=len(ranking)), snakemake.output.dotplot)
-    save(running_sums(ranking, gsea, collections, title=title), snakemake.output.running)
+    shown = {"title": title, "reason": reason}
+    save(dot_plot(gsea, n_ranked=len(ranking), **shown), snakemake.output.dotplot)
+    save(running_sums(ranking, gsea, collections, **shown), snakemake.output.running)

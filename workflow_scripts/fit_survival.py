@@ -16,6 +16,7 @@ with job_log(snakemake.log[0]):
         read_parquet(snakemake.input.patients),
         settings=snakemake.params.survival,
         seed=snakemake.params.seed,
+        maps=snakemake.input.get("maps") or (),
     )
     write_tsv(result.cox, snakemake.output.cox)
     write_tsv(result.concordance, snakemake.output.concordance)

@@ -16,6 +16,7 @@ with job_log(snakemake.log[0]):
         read_parquet(snakemake.input.patients),
         settings=snakemake.params.response,
         seed=snakemake.params.seed,
+        maps=snakemake.input.get("maps") or (),
     )
     write_tsv(result.performance, snakemake.output.performance)
     write_tsv(result.scores, snakemake.output.scores)

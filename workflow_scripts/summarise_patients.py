@@ -35,6 +35,7 @@ with job_log(snakemake.log[0]):
             patients=patients,
             signatures=signatures,
             subtypes=snakemake.input.get("subtypes"),
+            training=snakemake.params.training,
             **settings,
         )
     counts = count_patients(table, dropped)

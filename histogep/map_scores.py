@@ -1,0 +1,174 @@
+"""Out-of-fold scores of the map network as a table, and their rows beside the other models'.
+
+No torch here: the network is trained in a job of its own, and what it scores is judged by those
+that judge the other models, on the same patients and the same bootstrap draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from histogep.discrimination import bootstrap_concordance, interval, permutation_p
+from histogep.files import read_tsv, write_tsv
+from histogep.jobs import InputError
+
+MAPS, CLINICAL_MAPS = "maps", "clinical+maps"
+#: What stands before the models of the paper's protocol.
+HIST = "hist "
+_COLUMNS = ["model", "repeat", "draw", "patient", "fold", "score"]
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """Scores of n patients.
+
+    Attributes
+    ----------
+    scores
+        Model -> repeats x patients.
+    shuffled
+        Model -> repeats x draws x patients: maps shuffled over the patients; under the paper's
+        protocol noise in their place.
+    fold
+        Repeats x patients, from 1.
+    """
+
+    scores: dict[str, np.ndarray]
+    shuffled: dict[str, np.ndarray]
+    fold: np.ndarray
+
+    def write(self, path: str | Path, patients: list[str]) -> None:
+        """Write model, repeat, draw (0: as observed), patient, fold, score."""
+        tables = []
+        for name, observed in self.scores.items():
+            values = np.concatenate([observed[:, None], self.shuffled[name]], axis=1)
+            repeats, draws, n = values.shape
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "model": name,
+                        "repeat": np.repeat(np.arange(1, repeats + 1), draws * n),
+                        "draw": np.tile(np.repeat(np.arange(draws), n), repeats),
+                        "patient": np.tile(patients, repeats * draws),
+                        "fold": np.repeat(self.fold, draws, axis=0).ravel(),
+                        "score": values.ravel(),
+                    }
+                )
+            )
+        table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_COLUMNS)
+        write_tsv(table[_COLUMNS], path)
+
+
+def read_map_scores(path: str | Path, patients: list[str]) -> MapScores:
+    """Return what `MapScores.write` wrote, in the order of some patients.
+
+    Raises
+    ------
+    InputError
+        Other patients than those.
+    """
+    table = read_tsv(path, dtype={"patient": str, "model": str})
+    if len(table) and set(table["patient"]) != set(patients):
+        raise InputError(
+            f"{path} is of other patients than the cohort's: remove it, so that it is made anew"
+        )
+    scores, shuffled, fold = {}, {}, np.zeros((0, len(patients)), int)
+    for name, rows in table.groupby("model", sort=False):
+        shape = rows["repeat"].nunique(), rows["draw"].nunique(), len(patients)
+        place = {patient: number for number, patient in enumerate(patients)}
+        ordered = rows.assign(place=rows["patient"].map(place))
+        ordered = ordered.sort_values(["repeat", "draw", "place"])
+        values = ordered["score"].to_numpy(float).reshape(shape)
+        fold = ordered["fold"].to_numpy(int).reshape(shape)[:, 0]
+        scores[str(name)], shuffled[str(name)] = values[:, 0], values[:, 1:]
+    return MapScores(scores, shuffled, fold)
+
+
+def map_concordance(
+    maps: MapScores,
+    pairs: np.ndarray,
+    weights: np.ndarray,
+    *,
+    clinical: np.ndarray | None,
+) -> list[dict[str, Any]]:
+    """Return rows of the concordance table: model, c_index, ci_low, ci_high, p, null, protocol.
+
+    Parameters
+    ----------
+    maps
+        Scores of both protocols.
+    pairs, weights
+        Comparable pairs, and bootstrap draws whose first row weighs all patients alike.
+    clinical
+        C-index of the clinical model under `weights`; None without one.
+
+    Returns
+    -------
+    list of dict
+        Honest models: pooled over the folds, mean over the repeats, `null` the mean of the
+        shuffled maps. Models of the paper's protocol: the C-index of each test fold at its best
+        epoch, mean over the folds, `null` the mean of noise through the same protocol, whose own
+        row has the range of its draws.
+    """
+    rows = []
+
+    def row(model: str, values: np.ndarray, null: np.ndarray, protocol: str) -> None:
+        low, high = interval(values[1:])
+        rows.append(
+            {
+                "model": model,
+                "c_index": float(values[0]),
+                "ci_low": low,
+                "ci_high": high,
+                "p": permutation_p(float(values[0]), null),
+                "null": float(null.mean()) if len(null) else np.nan,
+                "protocol": protocol,
+            }
+        )
+
+    for name, observed in maps.scores.items():
+        hist = name.startswith(HIST)
+        judge = _by_fold if hist else bootstrap_concordance
+        values, nulls = [], []
+        for repeat, scores in enumerate(observed):
+            extra = {"fold": maps.fold[repeat]} if hist else {}
+            values.append(judge(scores[None], pairs, weights, **extra)[0])
+            nulls.append(judge(maps.shuffled[name][repeat], pairs, weights[:1], **extra)[:, 0])
+        value, null = np.mean(values, axis=0), np.mean(nulls, axis=0)
+        row(name, value, null, "hist" if hist else "honest")
+        label = name.replace("maps", "noise" if hist else "shuffled maps")
+        if len(null):
+            low, high = interval(null)
+            rows.append(
+                {
+                    **rows[-1],
+                    "model": label,
+                    "c_index": float(null.mean()),
+                    "ci_low": low,
+                    "ci_high": high,
+                    "p": np.nan,
+                    "null": 0.5,
+                }
+            )
+        if name == CLINICAL_MAPS and clinical is not None:
+            row(f"{name} - clinical", value - clinical, null - clinical[0], "honest")
+    return rows
+
+
+def _by_fold(
+    scores: np.ndarray, pairs: np.ndarray, weights: np.ndarray, *, fold: np.ndarray
+) -> np.ndarray:
+    """Return the mean over the folds of the concordance within each, models x draws."""
+    values = []
+    for number in np.unique(fold):
+        rows = np.flatnonzero(fold == number)
+        values.append(
+            bootstrap_concordance(scores[:, rows], pairs[np.ix_(rows, rows)], weights[:, rows])
+        )
+    with np.errstate(invalid="ignore"):
+        return np.nanmean(np.stack(values), axis=0)

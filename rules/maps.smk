@@ -1,0 +1,36 @@
+"""Maps: a small network that reads the predicted maps of a slide as risk or response.
+
+Needs:  results/expression/{slide}.h5ad, results/patients/{cohort}.parquet; runs where `maps.outcomes` says so.
+Writes: results/maps/{cohort}/{outcome}.tsv and .hist.tsv, which fit_survival and predict_response judge
+"""
+
+
+rule train_map_net:
+    input:
+        patients="results/patients/{cohort}.parquet",
+        expression=predicted_maps,
+    output:
+        scores="results/maps/{cohort}/{outcome}.tsv",
+        hist="results/maps/{cohort}/{outcome}.hist.tsv",
+    log:
+        "logs/train_map_net/{cohort}/{outcome}.log",
+    benchmark:
+        "benchmarks/train_map_net/{cohort}/{outcome}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=480,
+    params:
+        code=code_digest("train_map_net.py"),
+        slides=predicted_slide_ids,
+        slide_patients=predicted_patient_ids,
+        sample_types=config["summary"]["sample_types"],
+        maps=lookup("maps", within=config),
+        outcome_settings=outcome_settings,
+        seed=config["seed"],
+    message:
+        "Train a network on the maps of cohort {wildcards.cohort} for {wildcards.outcome}"
+    script:
+        "../workflow_scripts/train_map_net.py"

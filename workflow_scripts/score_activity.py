@@ -1,0 +1,31 @@
+"""Score gene sets in every tile of the slides of a cohort."""
+
+from typing import TYPE_CHECKING
+
+from histogep.activity import score_activity
+from histogep.enrichment import read_gmt
+from histogep.files import complete, write_tsv
+from histogep.jobs import job_log
+from histogep.plots import save
+from histogep.plots_enrichment import activity_maps
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]):
+    params = snakemake.params
+    names = zip(params.collections, map(read_gmt, snakemake.input.gene_sets), strict=True)
+    table, maps = score_activity(
+        snakemake.input.slides,
+        slides=params.slides,
+        slide_patients=params.slide_patients,
+        gene_sets=dict(names),
+        min_size=params.enrichment["min_size"],
+        max_size=params.enrichment["max_size"],
+        tumour_threshold=params.tumour_threshold,
+        seed=params.seed,
+    )
+    write_tsv(table, snakemake.output.table)
+    with complete(snakemake.output.maps) as temporary:
+        maps.write_h5ad(temporary)
+    save(activity_maps(table, maps), snakemake.output.figure)

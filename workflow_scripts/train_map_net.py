@@ -1,0 +1,45 @@
+"""Train the network on the maps of a cohort's slides, patients held out."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from histogep.jobs import job_log
+from histogep.map_models import score_cohort
+from histogep.response import with_response
+from histogep.slide_maps import read_slide_maps
+from histogep.survival import with_outcome
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]):
+    torch.set_num_threads(snakemake.threads)
+    granted = snakemake.resources.get("gpu") and torch.cuda.is_available()
+    params, outcome = snakemake.params, snakemake.wildcards.outcome
+    table = pd.read_parquet(snakemake.input.patients)
+    if outcome == "survival":
+        table = with_outcome(table, params.outcome_settings["folds"])
+    else:
+        table = with_response(table)
+    patients = list(table["patient"].astype(str))
+    maps = read_slide_maps(
+        snakemake.input.expression,
+        slides=params.slides,
+        slide_patients=params.slide_patients,
+        patients=patients,
+        side=params.maps["side"],
+        sample_types=params.sample_types,
+    )
+    honest, hist = score_cohort(
+        table,
+        maps,
+        outcome=outcome,
+        settings=params.maps,
+        outcome_settings=params.outcome_settings,
+        seed=params.seed,
+        device="cuda" if granted else "cpu",
+    )
+    honest.write(snakemake.output.scores, patients)
+    hist.write(snakemake.output.hist, patients)
