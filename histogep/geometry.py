@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import openslide
 import pyvips
 
 from histogep.files import complete, file_sha256
 from histogep.jobs import BadSlide
+from histogep.tiff_layout import TIFF_STARTS, find_truncation
 
 log = logging.getLogger(__name__)
 # libvips tells of every thread it starts.
@@ -26,7 +26,6 @@ MPP_RANGE = (0.05, 5.0)
 MPP_TOLERANCE = 0.1
 _UM_PER_UNIT = {"centimeter": 1e4, "inch": 25400.0}
 _JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def describe_slide(
@@ -108,7 +107,7 @@ def check_source(slide: str, source: Path) -> Path:
         raise BadSlide(f"slide {slide}: {source} has zero bytes: fetch it again")
     with open(source, "rb") as handle:
         start = handle.read(8)
-        if start.startswith(_TIFF):
+        if start.startswith(TIFF_STARTS):
             problem = find_truncation(handle)
             if problem:
                 raise BadSlide(f"slide {slide}: {source} is truncated ({problem}): fetch it again")
@@ -121,82 +120,6 @@ def check_source(slide: str, source: Path) -> Path:
             "OpenSlide reads (svs, ndpi, mrxs, scn, bif, DICOM, tiled TIFF), a TIFF, JPEG or PNG"
         )
     return source
-
-
-def find_truncation(handle: BinaryIO) -> str | None:
-    """Return what lies beyond the end of a TIFF (classic or Big), or None if all is there.
-
-    Classic files above 4 GiB (Hamamatsu's NDPI) keep the high bits of their offsets elsewhere, and
-    are not checked.
-    """
-    size = handle.seek(0, 2)
-    handle.seek(0)
-    header = handle.read(16)
-    order = "<" if header[:2] == b"II" else ">"
-    big = header[2:4] in (b"+\0", b"\0+")
-    if not big and size >= 2**32:
-        return None
-    if len(header) < (16 if big else 8):
-        return "the header is cut"
-    queue = [struct.unpack(order + ("Q" if big else "I"), header[8:16] if big else header[4:8])[0]]
-    seen: set[int] = set()
-    while queue:
-        offset = queue.pop()
-        if offset == 0 or offset in seen:
-            continue
-        seen.add(offset)
-        try:
-            tags, following = _read_directory(handle, offset, order, big)
-        except (struct.error, EOFError):
-            return f"image directory {len(seen)} lies beyond the end of the file"
-        queue += [following, *tags.get(330, ())]
-        for offsets, counts, what in ((324, 325, "tile"), (273, 279, "strip")):
-            pairs = zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
-            lost = sum(start + count > size for start, count in pairs)
-            if lost:
-                return f"{lost} {what}s of image {len(seen)} lie beyond the end of the file"
-    return None
-
-
-_TAG_TYPES = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-_TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
-_LAYOUT_TAGS = (273, 279, 324, 325, 330)
-
-
-def _read_directory(
-    handle: BinaryIO, offset: int, order: str, big: bool
-) -> tuple[dict[int, tuple[int, ...]], int]:
-    """Return the layout tags of one TIFF directory and the offset of the next."""
-    word, entry_bytes, inline = ("Q", 20, 8) if big else ("I", 12, 4)
-    handle.seek(offset)
-    (n,) = struct.unpack(order + ("Q" if big else "H"), _exactly(handle, 8 if big else 2))
-    if n > 65535:
-        raise EOFError
-    entries = _exactly(handle, n * entry_bytes)
-    (following,) = struct.unpack(order + word, _exactly(handle, inline))
-    tags = {}
-    for place in range(0, n * entry_bytes, entry_bytes):
-        tag, kind, count = struct.unpack_from(order + "HH" + word, entries, place)
-        length = count * _TYPE_BYTES.get(kind, 1)
-        value = entries[place + entry_bytes - inline : place + entry_bytes]
-        if length > inline:
-            (start,) = struct.unpack(order + word, value)
-            if tag in _LAYOUT_TAGS:
-                handle.seek(start)
-                value = _exactly(handle, length)
-            elif start + length > handle.seek(0, 2):
-                raise EOFError
-        if tag in _LAYOUT_TAGS and kind in _TAG_TYPES:
-            tags[tag] = struct.unpack_from(f"{order}{count}{_TAG_TYPES[kind]}", value)
-    return tags, following
-
-
-def _exactly(handle: BinaryIO, n: int) -> bytes:
-    content = handle.read(n)
-    if len(content) < n:
-        raise EOFError
-    return content
 
 
 def settle_mpp(slide: str, estimates: dict[str, float]) -> dict[str, Any]:
