@@ -10,18 +10,16 @@ import copy
 import dataclasses
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
+from histogep.batches import encode_on_cpu, encode_on_gpu
 from histogep.descriptors import describe_tiles
 from histogep.encoders import Encoder, LoadedEncoder
 from histogep.features import FeatureWriter, tile_attributes
@@ -33,7 +31,6 @@ from histogep.slides import Slide
 from histogep.tile_pixels import read_tiles
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 #: Side in px at which tiles are read.
 TILE_PX = 224
@@ -203,7 +200,7 @@ def encode_slide(
             encoded: Iterable[list[np.ndarray]]
             if computed:
                 slide.handle  # noqa: B018 - opened once, before the threads
-                on_device = _encode_on_gpu if cuda else _encode_on_cpu
+                on_device = encode_on_gpu if cuda else encode_on_cpu
                 encoded = on_device(batches, read, encode, threads=threads)
             else:
                 encoded = ([np.zeros((rows.stop - rows.start, 0))] for rows in batches)
@@ -384,70 +381,3 @@ def _fold_children(module: nn.Module) -> bool:
             changed = True
         previous = child
     return changed
-
-
-def _encode_on_cpu(
-    batches: Iterable[slice],
-    read: Callable[[slice], list[_Prepared]],
-    start: Callable[[_Prepared], Callable[[], np.ndarray]],
-    *,
-    threads: int,
-) -> Iterator[list[np.ndarray]]:
-    """Give the features of the batches in order, one array for each view.
-
-    One thread reads ahead of `threads` that encode a batch each.
-    """
-    # A thread starts with as many threads of its own as there are cores.
-    settle = partial(torch.set_num_threads, 1)
-    with (
-        ThreadPoolExecutor(1, initializer=settle) as reading,
-        ThreadPoolExecutor(threads, initializer=settle) as encoding,
-    ):
-
-        def encode(views: Future[list[_Prepared]]) -> list[np.ndarray]:
-            return [start(view)() for view in views.result()]
-
-        def submit(rows: slice) -> Future[list[np.ndarray]]:
-            return encoding.submit(encode, reading.submit(read, rows))
-
-        yield from _in_order(submit, batches, ahead=threads + 1)
-
-
-def _encode_on_gpu(
-    batches: Iterable[slice],
-    read: Callable[[slice], list[_Prepared]],
-    start: Callable[[_Prepared], Callable[[], np.ndarray]],
-    *,
-    threads: int,
-) -> Iterator[list[np.ndarray]]:
-    """Give the features of the batches in order, one array for each view.
-
-    All threads read and describe; a batch is queued on the GPU before the last one is waited for.
-    """
-    settle = partial(torch.set_num_threads, 1)
-    with ThreadPoolExecutor(threads, initializer=settle) as reading:
-        running: list[Callable[[], np.ndarray]] = []
-        for views in _in_order(partial(reading.submit, read), batches, ahead=threads + 1):
-            started = [start(view) for view in views]
-            if running:
-                yield [finish() for finish in running]
-            running = started
-        if running:
-            yield [finish() for finish in running]
-
-
-def _in_order(
-    submit: Callable[[slice], Future[T]], batches: Iterable[slice], *, ahead: int
-) -> Iterator[T]:
-    """Give the results of the batches in order, with at most `ahead` + 1 of them under way."""
-    queue: deque[Future[T]] = deque()
-    try:
-        for rows in batches:
-            queue.append(submit(rows))
-            if len(queue) > ahead:
-                yield queue.popleft().result()
-        while queue:
-            yield queue.popleft().result()
-    finally:
-        for future in queue:
-            future.cancel()

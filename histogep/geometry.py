@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ MPP_RANGE = (0.05, 5.0)
 #: Share by which two estimates of the pixel size may differ before a warning.
 MPP_TOLERANCE = 0.1
 _UM_PER_UNIT = {"centimeter": 1e4, "inch": 25400.0}
+_UM_PER_OME_UNIT = {"\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 _JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 
 
@@ -59,6 +61,8 @@ def describe_slide(
         # libvips gives 1 px per mm when a file says nothing.
         if picture.xres > 0 and picture.xres != 1:
             estimates["tiff"] = 1000 / picture.xres
+        if "image-description" in picture.get_fields():
+            estimates |= _ome_mpp(str(picture.get("image-description")))
         settled = settle_mpp(slide, estimates)
         log.info("%s cannot be read by region: converting it to a pyramidal TIFF", source)
         image = folder / "pyramid.tiff"
@@ -215,7 +219,23 @@ def _metadata_mpp(properties: Any) -> dict[str, float]:
     resolution = _number(properties.get("tiff.XResolution"))
     if unit and resolution:
         estimates["tiff"] = unit / resolution
-    return estimates
+    return estimates | _ome_mpp(properties.get("tiff.ImageDescription", ""))
+
+
+def _ome_mpp(description: str) -> dict[str, float]:
+    """Return the pixel size in um that the OME-XML of an OME-TIFF gives for its first image."""
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description)
+    if pixels is None:
+        return {}
+    given = dict(re.findall(r'\b(PhysicalSize[XY](?:Unit)?)="([^"]*)"', pixels.group()))
+    sizes = []
+    for axis in "XY":
+        # The schema's default unit is the um.
+        unit = _UM_PER_OME_UNIT.get(given.get(f"PhysicalSize{axis}Unit", "\u00b5m"))
+        size = _number(given.get(f"PhysicalSize{axis}"))
+        if unit and size:
+            sizes.append(size * unit)
+    return {"metadata": sum(sizes) / len(sizes)} if sizes else {}
 
 
 def _number(text: str | None) -> float | None:

@@ -12,6 +12,7 @@ from scipy import ndimage
 from torch import nn
 
 from histogep import encoding
+from histogep.batches import encode_on_cpu, encode_on_gpu
 from histogep.descriptors import DESCRIPTOR_NAMES, describe_tiles
 from histogep.encoders import load_encoder
 from histogep.encoding import encode_slide
@@ -117,7 +118,7 @@ def test_batches_come_in_order_from_either_device():
         return finish
 
     batches = [slice(at, at + 3) for at in range(0, 30, 3)]
-    for way in (encoding._encode_on_cpu, encoding._encode_on_gpu):
+    for way in (encode_on_cpu, encode_on_gpu):
         events.clear()
         found = np.concatenate([view for (view,) in way(batches, read, start, threads=2)])
         np.testing.assert_array_equal(found[:, 0], np.arange(30))
