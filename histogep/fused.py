@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from itertools import pairwise
 
 import torch
 from torch import nn
@@ -17,6 +16,8 @@ log = logging.getLogger(__name__)
 
 #: Largest change that fusing may make, as a share of the features' spread.
 _TOLERANCE = 1e-3
+#: Convolutions that pad as TensorFlow does: timm's, and those of `histogep.lite0`.
+_LOPSIDED = ("Conv2dSame", "_SameConv2d")
 
 
 class FusedConv2d(nn.Module):
@@ -83,7 +84,7 @@ def _pad_within(network: nn.Module, example: torch.Tensor) -> None:
 
     With as much padding on all sides they then see the same pixels, and nothing is copied.
     """
-    lopsided = [m for m in network.modules() if type(m).__name__ == "Conv2dSame"]
+    lopsided = [m for m in network.modules() if type(m).__name__ in _LOPSIDED]
     sizes: dict[nn.Module, torch.Size] = {}
     hooks = [
         module.register_forward_pre_hook(lambda m, args: sizes.update({m: args[0].shape[2:]}))
@@ -127,21 +128,31 @@ def _padded_within(convolution: nn.Conv2d, size: torch.Size) -> nn.Conv2d:
 
 
 def _fuse_children(module: nn.Module) -> None:
-    """Join each convolution with the activation that its folded batch norm left behind."""
-    for (name, child), (following, rest) in pairwise(list(module.named_children())):
-        activation = _lone_activation(rest)
-        plain = type(child) is nn.Conv2d and not isinstance(child.padding, str)
-        if activation is None or not plain or child.padding_mode != "zeros":
+    """Join each convolution with the activation that follows it or its folded batch norm.
+
+    Children of a sequence follow each other; of other modules only what stands where the batch norm
+    was is known to.
+    """
+    children = list(module.named_children())
+    for place, (name, child) in enumerate(children):
+        if type(child) is not nn.Conv2d or isinstance(child.padding, str):
             continue
-        setattr(module, name, FusedConv2d(child, activation))
-        setattr(module, following, nn.Identity())
+        following = children[place + 1 :]
+        if isinstance(module, nn.Sequential):
+            while following and not _doing(following[0][1]):
+                following = following[1:]
+        if not following or child.padding_mode != "zeros":
+            continue
+        after, rest = following[0]
+        doing = _doing(rest)
+        direct = isinstance(module, nn.Sequential) or isinstance(rest, nn.Sequential)
+        if direct and len(doing) == 1 and isinstance(doing[0], nn.ReLU | nn.ReLU6):
+            setattr(module, name, FusedConv2d(child, doing[0]))
+            setattr(module, after, nn.Identity())
 
 
-def _lone_activation(module: nn.Module) -> nn.Module | None:
-    """Return the ReLU or ReLU6 in a sequence that holds nothing else that does something."""
-    if not isinstance(module, nn.Sequential):
-        return None
-    doing = [child for child in module if not isinstance(child, nn.Identity)]
-    if len(doing) == 1 and isinstance(doing[0], nn.ReLU | nn.ReLU6):
-        return doing[0]
-    return None
+def _doing(module: nn.Module) -> list[nn.Module]:
+    """Return the modules in a sequence, or the module itself, that do something."""
+    if isinstance(module, nn.Sequential):
+        return [part for child in module for part in _doing(child)]
+    return [] if isinstance(module, nn.Identity) else [module]

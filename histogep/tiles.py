@@ -22,6 +22,8 @@ SHARPNESS_UM = 1.0
 BLURRED = 20.0
 #: Side in um of the blocks that folds are looked for in, and the share of a tile that makes it folded.
 FOLD_BLOCK_UM, FOLDED = 8.0, 0.25
+#: Density, in shares of the median of a slide's tissue, from which on a block is folded.
+FOLD_DENSITY = 1.75
 #: Blocks up to this density (hundredths of the natural logarithm) are glass or lumen, not tissue.
 GLASS_DENSITY = 15
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
@@ -174,14 +176,15 @@ def measure_quality(slide: Slide, tiles: pd.DataFrame, *, tile_um: float) -> pd.
     -------
     pandas.DataFrame
         blur: variance of the Laplacian in grey levels squared, low where a tile is out of focus;
-        fold: share of its blocks of about 8 um that are more than twice as dense as tissue of this
-        slide is in the median. Light goes through a fold twice (Beer and Lambert), and blocks are
-        wider than a nucleus. Both float32.
+        fold: share of its blocks of about 8 um, wider than a nucleus, that are denser than
+        `FOLD_DENSITY` times the median of the slide's tissue. Light goes through a fold twice, so
+        it is about twice as dense (Beer and Lambert). Both float32.
     """
     side_px = tile_um / slide.mpp
     size = max(8, round(tile_um / max(SHARPNESS_UM, slide.mpp)))
     block = max(1, round(FOLD_BLOCK_UM * size / tile_um))
     n = size // block
+    starts = np.arange(n) * block
     sharpness = np.empty(len(tiles), np.float32)
     # Density of each block in hundredths: a byte for each.
     dense = np.empty((len(tiles), n * n), np.uint8)
@@ -190,12 +193,13 @@ def measure_quality(slide: Slide, tiles: pd.DataFrame, *, tile_um: float) -> pd.
         progress(centres, total=len(tiles), unit="tile", what="quality")
     ):
         corner = x_px - side_px / 2, y_px - side_px / 2
-        grey = slide.read(*corner, side_px, side_px, size=(size, size)) @ _GREY
-        sharpness[place] = ndimage.laplace(grey).var()
-        blocks = grey[: n * block, : n * block].reshape(n, block, n, block).mean(axis=(1, 3))
-        dense[place] = (-100 * np.log((blocks.ravel() + 1) / 256)).clip(0, 255)
+        rgb = slide.read(*corner, side_px, side_px, size=(size, size))
+        sharpness[place] = ndimage.laplace(rgb @ _GREY).var()
+        sums = np.add.reduceat(rgb[: n * block, : n * block], starts, axis=0, dtype=np.float32)
+        means = np.add.reduceat(sums, starts, axis=1) / block**2
+        dense[place] = (-100 * np.log((means + 1) / 256).mean(2).ravel()).clip(0, 255)
     median = np.median(dense[dense > GLASS_DENSITY]) if (dense > GLASS_DENSITY).any() else 255
-    share = (dense > 2 * median).mean(axis=1) if len(tiles) else np.zeros(0)
+    share = (dense > FOLD_DENSITY * median).mean(axis=1) if len(tiles) else np.zeros(0)
     return pd.DataFrame({"blur": sharpness, "fold": share.astype(np.float32)}, index=tiles.index)
 
 

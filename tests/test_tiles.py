@@ -147,7 +147,7 @@ def test_a_fold_is_tissue_that_light_goes_through_twice(tmp_path):
     assert list(quality.index) == list(tiles.index)
     plain, folded, half, clean, glass = quality["fold"]
     assert folded == pytest.approx(60 / 112, abs=0.08)
-    assert half == pytest.approx(56 / 112 / 2 + 0.02, abs=0.1)
+    assert half == pytest.approx(56 / 112, abs=0.08)
     assert max(plain, clean, glass) < 0.03
 
 
