@@ -146,7 +146,7 @@ def test_a_fold_is_tissue_that_light_goes_through_twice(tmp_path):
     quality = measure_quality(slide, tiles, tile_um=112)
     assert list(quality.index) == list(tiles.index)
     plain, folded, half, clean, glass = quality["fold"]
-    assert folded == pytest.approx(60 / 112, abs=0.08)
+    assert folded == pytest.approx(60 / 112, abs=0.12)
     assert half == pytest.approx(56 / 112, abs=0.08)
     assert max(plain, clean, glass) < 0.03
 
