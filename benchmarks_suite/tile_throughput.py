@@ -293,7 +293,10 @@ def in_turns(
     for number in range(rounds):
         order = list(variants)[:: 1 if number % 2 == 0 else -1]
         for name in order:
-            costs[name].append(measured(*variants[name])[1])
+            cost = measured(*variants[name])[1]
+            costs[name].append(cost)
+            figures = "\t".join(f"{what} {value:.2f}" for what, value in cost.items())
+            print(f"  round {number + 1}\t{name}\t{figures}", flush=True)
     return costs
 
 
