@@ -125,7 +125,7 @@ def _write_level(
     return end - 8
 
 
-def peak_mb(folder: Path, model: Path, target: str) -> float:
+def peak_mb(folder: Path, target: str) -> float:
     """Return the peak resident memory in MB of the largest process that makes a target."""
     command = [
         *(sys.executable, "-m", "snakemake", target, "--snakefile", ROOT / "Snakefile"),
@@ -149,11 +149,18 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="a trained model folder")
     parser.add_argument(
+        "--rules",
+        nargs="+",
+        choices=list(RULES),
+        default=list(RULES),
+        help="rules to run, in order",
+    )
+    parser.add_argument(
         "--sizes", type=int, nargs="+", default=[5000, 30000, 100000], help="sides in px"
     )
     options = parser.parse_args()
     print("rule", *(f"{size}x{size} (MB)" for size in options.sizes), "ratio", sep="\t")
-    peaks: dict[str, list[float]] = {rule: [] for rule in RULES}
+    peaks: dict[str, list[float]] = {rule: [] for rule in options.rules}
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -162,8 +169,8 @@ def main() -> None:
             (folder / "study.yaml").write_text(
                 f"study: memory\nslides: slides.tsv\nmodel: {options.model.resolve()}\n"
             )
-            for rule, target in RULES.items():
-                peaks[rule].append(peak_mb(folder, options.model, target))
+            for rule in options.rules:
+                peaks[rule].append(peak_mb(folder, RULES[rule]))
     for rule, values in peaks.items():
         print(
             rule,

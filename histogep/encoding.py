@@ -1,36 +1,41 @@
 """Encode the tiles of a slide: read ahead in the background, encode in batches, write as it goes.
 
-Memory depends on the batch, not on the slide.
+Memory depends on the batch, not on the slide. On the CPU each thread encodes batches of its own,
+small enough for the cache, so that the features do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
+from histogep.batches import encode_on_cpu, encode_on_gpu
 from histogep.descriptors import describe_tiles
 from histogep.encoders import Encoder, LoadedEncoder
 from histogep.features import FeatureWriter, tile_attributes
+from histogep.fused import fuse_convolutions
 from histogep.given_features import GivenFeatures, match_given
 from histogep.jobs import BadSlide, InputError, progress
 from histogep.lattice import Lattice
 from histogep.slides import Slide
+from histogep.tile_pixels import read_tiles
 
 log = logging.getLogger(__name__)
 
 #: Side in px at which tiles are read.
 TILE_PX = 224
+#: Tiles encoded at once: what a core's cache holds, and what keeps a GPU busy.
+CPU_BATCH, GPU_BATCH = 4, 256
 #: Largest difference that folding batch norms may make, as a share of the features' spread.
 _FOLD_TOLERANCE = 1e-3
 
@@ -99,15 +104,16 @@ def encode_slide(
     path
         The HDF5 file, complete or absent.
     lattice
-        Gives the side of a tile in um.
+        Gives the side of a tile in um, and wider squares around it that are encoded as well.
     encoders
-        Their features lie side by side, in this order; those of a `GivenBlock` are copied.
+        Their features lie side by side, in this order, those of wider squares after all of the tile;
+        those of a `GivenBlock` are copied, and are of the tile only.
     threads
         CPU threads.
     cuda
         Whether to use the GPU.
     batch_size
-        Tiles at once; 32 on the CPU and 256 on the GPU by default.
+        Tiles at once; `CPU_BATCH` or `GPU_BATCH` by default.
 
     Returns
     -------
@@ -122,40 +128,44 @@ def encode_slide(
     names = [encoder.name for encoder in encoders]
     if not names or len(set(names)) != len(names):
         raise InputError(f"encoders: name at least one, and each once (got {', '.join(names)})")
-    torch.set_num_threads(threads)
     device = torch.device("cuda" if cuda else "cpu")
+    torch.set_num_threads(threads if cuda else 1)
     torch.backends.cudnn.deterministic = True
-    batch_size = batch_size or (256 if cuda else 32)
+    batch_size = batch_size or (GPU_BATCH if cuda else CPU_BATCH)
     encoders = [
         encoder if isinstance(encoder, GivenBlock) else place_encoder(encoder, device)
         for encoder in encoders
     ]
     computed = [encoder for encoder in encoders if not isinstance(encoder, GivenBlock)]
-    side_px = lattice.tile_um / slide.mpp
-    x_px, y_px = (tiles[name].to_numpy(np.float64) for name in ("x_px", "y_px"))
-    corners = np.column_stack([x_px, y_px]) - side_px / 2
-    batches = [
-        (start, corners[start : start + batch_size]) for start in range(0, len(tiles), batch_size)
+    given = [encoder for encoder in encoders if isinstance(encoder, GivenBlock)]
+    views = lattice.views if computed else lattice.views[:1]
+    # (side of the square in um, what its names end in, encoders): one for each block of columns.
+    blocks = [
+        (um, suffix, encoder)
+        for um, suffix in views
+        for encoder in (computed if suffix else encoders)
     ]
+    sides_px = [um / slide.mpp for um, _ in views]
+    centres = np.column_stack([tiles[name].to_numpy(np.float64) for name in ("x_px", "y_px")])
     started = time.perf_counter()
     with FeatureWriter(
         path,
         slide=slide.slide,
         row=tiles["row"].to_numpy(),
         col=tiles["col"].to_numpy(),
-        coords=np.round(corners).astype(np.int64),
+        coords=np.round(centres - sides_px[0] / 2).astype(np.int64),
         barcode=tiles["barcode"].astype(str).tolist(),
-        blocks=[(encoder.name, encoder.dim) for encoder in encoders],
+        blocks=[(encoder.name + suffix, encoder.dim) for _, suffix, encoder in blocks],
         lattice=lattice.to_settings(),
         encoders=[
             {
-                "name": encoder.name,
+                "name": encoder.name + suffix,
                 "sha256": encoder.sha256,
                 "dim": encoder.dim,
-                "mpp": lattice.tile_um / encoder.input_px,
+                "mpp": um / encoder.input_px,
                 "precision": encoder.precision,
             }
-            for encoder in encoders
+            for um, suffix, encoder in blocks
         ],
         attributes=tile_attributes(
             slide=slide.slide,
@@ -169,31 +179,43 @@ def encode_slide(
         ),
     ) as writer:
         white = np.full((1, TILE_PX, TILE_PX, 3), 255, np.uint8)
-        means = {e.name: e.values.mean(0) for e in encoders if isinstance(e, GivenBlock)}
-        own = (
-            encode_batch(white, computed, device=device)
-            if computed
-            else np.zeros((1, 0), np.float32)
-        )
-        writer.set_white(_side_by_side(own, encoders, lambda block: means[block.name][None])[0])
-        pixels: Any = (None for _ in batches)
-        if computed:
-            pixels = _read_ahead(slide, batches, side_px, readers=threads if cuda else 1)
-        shown = progress(pixels, total=len(batches), unit="batch", what="encode")
-        for (start, part), batch in zip(batches, shown, strict=True):
-            rows = slice(start, start + len(part))
-            own = (
-                np.zeros((len(part), 0), np.float32)
-                if batch is None
-                else encode_batch(batch, computed, device=device)
-            )
-            # Bound now: the function is called before the next turn.
-            writer.append(_side_by_side(own, encoders, lambda block, r=rows: block.values[r]))
+        own = encode_batch(white, computed, device=device)
+        means = [block.values.mean(0)[None] for block in given]
+        writer.set_white(_side_by_side([own] * len(views), encoders, means)[0])
+
+        def read(rows: slice) -> list[_Prepared]:
+            return [
+                _prepare(
+                    read_tiles(slide, centres[rows] - side / 2, side, size=TILE_PX),
+                    computed,
+                    device=device,
+                )
+                for side in sides_px
+            ]
+
+        def written() -> Iterator[None]:
+            starts = range(0, len(tiles), batch_size)
+            batches = [slice(at, min(at + batch_size, len(tiles))) for at in starts]
+            encode = partial(_start, encoders=computed, device=device)
+            encoded: Iterable[list[np.ndarray]]
+            if computed:
+                slide.handle  # noqa: B018 - opened once, before the threads
+                on_device = encode_on_gpu if cuda else encode_on_cpu
+                encoded = on_device(batches, read, encode, threads=threads)
+            else:
+                encoded = ([np.zeros((rows.stop - rows.start, 0))] for rows in batches)
+            for rows, own in zip(batches, encoded, strict=True):
+                values = [block.values[rows] for block in given]
+                writer.append(_side_by_side(own, encoders, values))
+                yield from (None for _ in range(rows.stop - rows.start))
+
+        for _ in progress(written(), total=len(tiles), unit="tile", what="encode"):
+            pass
     speed = len(tiles) / (time.perf_counter() - started)
     log.info(
-        "%d tiles of %g um, %.1f tiles/s on %s (%s)",
+        "%d tiles of %s um, %.1f tiles/s on %s (%s)",
         len(tiles),
-        lattice.tile_um,
+        " and ".join(f"{um:g}" for um, _ in views),
         speed,
         device.type,
         ", ".join(f"{encoder.name} {encoder.precision}" for encoder in encoders),
@@ -202,48 +224,86 @@ def encode_slide(
 
 
 def _side_by_side(
-    computed: np.ndarray,
+    computed: Sequence[np.ndarray],
     encoders: Sequence[LoadedEncoder | GivenBlock],
-    given: Callable[[GivenBlock], np.ndarray],
+    given: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Return the columns of all encoders in order: computed ones, and those that are given."""
-    columns, start = [], 0
+    """Return the columns of all blocks in order, from those computed for each view and those given."""
+    first, *wider = computed
+    columns, start, waiting = [], 0, iter(given)
     for encoder in encoders:
         if isinstance(encoder, GivenBlock):
-            columns.append(given(encoder))
+            columns.append(next(waiting))
         else:
-            columns.append(computed[:, start : start + encoder.dim])
+            columns.append(first[:, start : start + encoder.dim])
             start += encoder.dim
-    return np.concatenate(columns, axis=1)
+    return np.concatenate([*columns, *wider], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A batch of tiles: pixels for the networks (pinned for a GPU), and their descriptors."""
+
+    pixels: torch.Tensor | None
+    described: np.ndarray | None
 
 
 def encode_batch(
     tiles: np.ndarray, encoders: Sequence[LoadedEncoder], *, device: torch.device
 ) -> np.ndarray:
     """Return the features (n, sum of dims) float32 of uint8 RGB tiles (n, height, width, 3)."""
-    columns = []
-    on_device: torch.Tensor | None = None
+    if not encoders:
+        return np.zeros((len(tiles), 0), np.float32)
+    return _start(_prepare(tiles, encoders, device=device), encoders=encoders, device=device)()
+
+
+def _prepare(
+    tiles: np.ndarray, encoders: Sequence[LoadedEncoder], *, device: torch.device
+) -> _Prepared:
+    pixels = None
+    if any(encoder.network is not None for encoder in encoders):
+        pixels = torch.from_numpy(tiles)
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()
+    described = any(encoder.network is None for encoder in encoders)
+    return _Prepared(pixels, describe_tiles(tiles) if described else None)
+
+
+def _start(
+    batch: _Prepared, *, encoders: Sequence[LoadedEncoder], device: torch.device
+) -> Callable[[], np.ndarray]:
+    """Start the networks on a batch; what is returned waits for them and gives the features.
+
+    On a GPU copies and networks are queued, so that the next batch can be queued behind them.
+    """
+    columns: list[torch.Tensor] = []
+    done = None
     with torch.inference_mode():
-        for encoder in encoders:
-            if encoder.network is None:
-                continue
-            if on_device is None:
-                on_device = torch.from_numpy(tiles)
-                if device.type == "cuda":
-                    on_device = on_device.pin_memory().to(device, non_blocking=True)
-            columns.append(encoder.network(on_device).float())
-        # The GPU works while the CPU describes.
-        described = describe_tiles(tiles) if any(e.network is None for e in encoders) else None
-        encoded = iter([values.cpu().numpy() for values in columns])
-    return np.concatenate(
-        [described if encoder.network is None else next(encoded) for encoder in encoders], axis=1
-    )
+        if batch.pixels is not None:
+            pixels = batch.pixels.to(device, non_blocking=True)
+            columns = [e.network(pixels).float() for e in encoders if e.network is not None]
+        if device.type == "cuda" and columns:
+            columns = [values.to("cpu", non_blocking=True) for values in columns]
+            done = torch.cuda.Event()
+            done.record()
+
+    def finish() -> np.ndarray:
+        if done is not None:
+            done.synchronize()
+        values = iter(columns)
+        return np.concatenate(
+            [batch.described if e.network is None else next(values).numpy() for e in encoders],
+            axis=1,
+        )
+
+    return finish
 
 
 def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder:
     """Return an encoder on a device: batch norms folded, channels last, bf16 where that is native.
 
-    The precision that is in use is recorded in the result.
+    On the CPU activations are fused into convolutions too. The precision that is in use is recorded
+    in the result.
     """
     if encoder.network is None:
         return encoder
@@ -251,6 +311,13 @@ def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder
     precision = encoder.precision
     if precision == "auto":
         precision = "bfloat16" if has_native_bf16(device) else "float32"
+    if device.type == "cpu" and (precision == "float32" or has_native_bf16(device)):
+        side = network.input_px
+        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        fused = fuse_convolutions(network.network, noise)
+        if fused is not network.network:
+            network = copy.copy(network)
+            network._modules = network._modules | {"network": fused}
     network = network.to(device, memory_format=torch.channels_last)
     if precision == "bfloat16":
         network = network.to(torch.bfloat16)
@@ -273,9 +340,7 @@ def fold_batch_norms(encoder: Encoder) -> Encoder:
 
     If the features of noise change by more than rounding, the encoder is returned as it was.
     """
-    from copy import deepcopy
-
-    folded = deepcopy(encoder)
+    folded = copy.deepcopy(encoder)
     changed = [_fold_children(module) for module in list(folded.network.modules())]
     if not any(changed):
         return encoder
@@ -316,31 +381,3 @@ def _fold_children(module: nn.Module) -> bool:
             changed = True
         previous = child
     return changed
-
-
-def _read_ahead(
-    slide: Slide, batches: Sequence[tuple[int, np.ndarray]], side_px: float, *, readers: int
-) -> Iterator[np.ndarray]:
-    """Give batches of pixels in order, read by threads at most `readers` + 1 batches ahead."""
-    slide.handle  # noqa: B018 - opened once, before the threads
-    with ThreadPoolExecutor(readers) as pool:
-        queue: deque[Any] = deque()
-        waiting = iter(batches)
-        try:
-            while True:
-                while len(queue) <= readers and (batch := next(waiting, None)) is not None:
-                    queue.append(pool.submit(_read_batch, slide, batch[1], side_px))
-                if not queue:
-                    return
-                yield queue.popleft().result()
-        finally:
-            for future in queue:
-                future.cancel()
-
-
-def _read_batch(slide: Slide, corners: np.ndarray, side_px: float) -> np.ndarray:
-    """Return tiles with their top left corners (level-0 px), uint8 (n, 224, 224, 3)."""
-    pixels = np.empty((len(corners), TILE_PX, TILE_PX, 3), np.uint8)
-    for place, (x0, y0) in enumerate(corners):
-        pixels[place] = slide.read(x0, y0, side_px, side_px, size=(TILE_PX, TILE_PX))
-    return pixels

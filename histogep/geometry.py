@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import struct
+import re
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import openslide
 import pyvips
@@ -14,6 +14,7 @@ import pyvips
 from histogep.files import complete
 from histogep.jobs import BadSlide
 from histogep.sources import source_files, source_sha256
+from histogep.tiff_layout import TIFF_STARTS, find_truncation
 
 log = logging.getLogger(__name__)
 # libvips tells of every thread it starts.
@@ -24,8 +25,8 @@ MPP_RANGE = (0.05, 5.0)
 #: Share by which two estimates of the pixel size may differ before a warning.
 MPP_TOLERANCE = 0.1
 _UM_PER_UNIT = {"centimeter": 1e4, "inch": 25400.0}
+_UM_PER_OME_UNIT = {"\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 _JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def describe_slide(
@@ -59,6 +60,8 @@ def describe_slide(
         # libvips gives 1 px per mm when a file says nothing.
         if picture.xres > 0 and picture.xres != 1:
             estimates["tiff"] = 1000 / picture.xres
+        if "image-description" in picture.get_fields():
+            estimates |= _ome_mpp(str(picture.get("image-description")))
         settled = settle_mpp(slide, estimates)
         log.info("%s cannot be read by region: converting it to a pyramidal TIFF", source)
         image = folder / "pyramid.tiff"
@@ -107,7 +110,7 @@ def check_source(slide: str, source: Path) -> Path:
         raise BadSlide(f"slide {slide}: {source} has zero bytes: fetch it again")
     with open(source, "rb") as handle:
         start = handle.read(8)
-        if start.startswith(_TIFF):
+        if start.startswith(TIFF_STARTS):
             problem = find_truncation(handle)
             if problem:
                 raise BadSlide(f"slide {slide}: {source} is truncated ({problem}): fetch it again")
@@ -120,82 +123,6 @@ def check_source(slide: str, source: Path) -> Path:
             "OpenSlide reads (svs, ndpi, mrxs, scn, bif, DICOM, tiled TIFF), a TIFF, JPEG or PNG"
         )
     return source
-
-
-def find_truncation(handle: BinaryIO) -> str | None:
-    """Return what lies beyond the end of a TIFF (classic or Big), or None if all is there.
-
-    Classic files above 4 GiB (Hamamatsu's NDPI) keep the high bits of their offsets elsewhere, and
-    are not checked.
-    """
-    size = handle.seek(0, 2)
-    handle.seek(0)
-    header = handle.read(16)
-    order = "<" if header[:2] == b"II" else ">"
-    big = header[2:4] in (b"+\0", b"\0+")
-    if not big and size >= 2**32:
-        return None
-    if len(header) < (16 if big else 8):
-        return "the header is cut"
-    queue = [struct.unpack(order + ("Q" if big else "I"), header[8:16] if big else header[4:8])[0]]
-    seen: set[int] = set()
-    while queue:
-        offset = queue.pop()
-        if offset == 0 or offset in seen:
-            continue
-        seen.add(offset)
-        try:
-            tags, following = _read_directory(handle, offset, order, big)
-        except (struct.error, EOFError):
-            return f"image directory {len(seen)} lies beyond the end of the file"
-        queue += [following, *tags.get(330, ())]
-        for offsets, counts, what in ((324, 325, "tile"), (273, 279, "strip")):
-            pairs = zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
-            lost = sum(start + count > size for start, count in pairs)
-            if lost:
-                return f"{lost} {what}s of image {len(seen)} lie beyond the end of the file"
-    return None
-
-
-_TAG_TYPES = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-_TYPE_BYTES |= {16: 8, 17: 8, 18: 8}
-_LAYOUT_TAGS = (273, 279, 324, 325, 330)
-
-
-def _read_directory(
-    handle: BinaryIO, offset: int, order: str, big: bool
-) -> tuple[dict[int, tuple[int, ...]], int]:
-    """Return the layout tags of one TIFF directory and the offset of the next."""
-    word, entry_bytes, inline = ("Q", 20, 8) if big else ("I", 12, 4)
-    handle.seek(offset)
-    (n,) = struct.unpack(order + ("Q" if big else "H"), _exactly(handle, 8 if big else 2))
-    if n > 65535:
-        raise EOFError
-    entries = _exactly(handle, n * entry_bytes)
-    (following,) = struct.unpack(order + word, _exactly(handle, inline))
-    tags = {}
-    for place in range(0, n * entry_bytes, entry_bytes):
-        tag, kind, count = struct.unpack_from(order + "HH" + word, entries, place)
-        length = count * _TYPE_BYTES.get(kind, 1)
-        value = entries[place + entry_bytes - inline : place + entry_bytes]
-        if length > inline:
-            (start,) = struct.unpack(order + word, value)
-            if tag in _LAYOUT_TAGS:
-                handle.seek(start)
-                value = _exactly(handle, length)
-            elif start + length > handle.seek(0, 2):
-                raise EOFError
-        if tag in _LAYOUT_TAGS and kind in _TAG_TYPES:
-            tags[tag] = struct.unpack_from(f"{order}{count}{_TAG_TYPES[kind]}", value)
-    return tags, following
-
-
-def _exactly(handle: BinaryIO, n: int) -> bytes:
-    content = handle.read(n)
-    if len(content) < n:
-        raise EOFError
-    return content
 
 
 def settle_mpp(slide: str, estimates: dict[str, float]) -> dict[str, Any]:
@@ -266,7 +193,23 @@ def _metadata_mpp(properties: Any) -> dict[str, float]:
     resolution = _number(properties.get("tiff.XResolution"))
     if unit and resolution:
         estimates["tiff"] = unit / resolution
-    return estimates
+    return estimates | _ome_mpp(properties.get("tiff.ImageDescription", ""))
+
+
+def _ome_mpp(description: str) -> dict[str, float]:
+    """Return the pixel size in um that the OME-XML of an OME-TIFF gives for its first image."""
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description)
+    if pixels is None:
+        return {}
+    given = dict(re.findall(r'\b(PhysicalSize[XY](?:Unit)?)="([^"]*)"', pixels.group()))
+    sizes = []
+    for axis in "XY":
+        # The schema's default unit is the um.
+        unit = _UM_PER_OME_UNIT.get(given.get(f"PhysicalSize{axis}Unit", "\u00b5m"))
+        size = _number(given.get(f"PhysicalSize{axis}"))
+        if unit and size:
+            sizes.append(size * unit)
+    return {"metadata": sum(sizes) / len(sizes)} if sizes else {}
 
 
 def _number(text: str | None) -> float | None:

@@ -38,11 +38,15 @@ class Lattice:
         Distance in um between the centres of a cell and its nearest neighbours.
     tile_um
         Side in um of the square tile cut around each centre.
+    context_um
+        Sides in um of the squares around each centre whose features lie side by side, `tile_um`
+        among them; empty for the tile alone.
     """
 
     kind: Literal["visium", "st", "square"] = "visium"
     pitch_um: float = 100.0
     tile_um: float = 112.0
+    context_um: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -52,18 +56,32 @@ class Lattice:
             if not (isinstance(value, int | float) and np.isfinite(value) and value > 0):
                 raise InputError(f"lattice.{name} is {value!r}: it must be a length in um above 0")
             object.__setattr__(self, name, float(value))
+        sides = tuple(sorted({float(side) for side in self.context_um}))
+        if sides and (self.tile_um not in sides or sides[0] <= 0 or not np.isfinite(sides[-1])):
+            raise InputError(
+                f"lattice.context_um is {list(sides)}: it must hold lengths in um above 0, and "
+                f"tile_um ({self.tile_um:g}) among them"
+            )
+        object.__setattr__(self, "context_um", sides if sides != (self.tile_um,) else ())
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Lattice:
-        """Return the lattice of a dict with kind, pitch_um and tile_um."""
-        unknown = set(settings) - {"kind", "pitch_um", "tile_um"}
+        """Return the lattice of a dict with kind, pitch_um, tile_um and context_um."""
+        unknown = set(settings) - {"kind", "pitch_um", "tile_um", "context_um"}
         if unknown:
             raise InputError(f"lattice has unknown settings: {', '.join(sorted(unknown))}")
         return cls(**settings)
 
     def to_settings(self) -> dict[str, Any]:
-        """Return the plain dict that `from_settings` reads."""
-        return {"kind": self.kind, "pitch_um": self.pitch_um, "tile_um": self.tile_um}
+        """Return the plain dict that `from_settings` reads; context_um only where there is some."""
+        settings = {"kind": self.kind, "pitch_um": self.pitch_um, "tile_um": self.tile_um}
+        return settings | ({"context_um": list(self.context_um)} if self.context_um else {})
+
+    @property
+    def views(self) -> list[tuple[float, str]]:
+        """Sides in um of the squares that are encoded, `tile_um` first, and what blocks add for them."""
+        wider = [side for side in self.context_um if side != self.tile_um]
+        return [(self.tile_um, ""), *((side, f"@{side:g}um") for side in wider)]
 
     @property
     def hexagonal(self) -> bool:

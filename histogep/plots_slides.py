@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from histogep.plots import figure
-from histogep.tiles import BLURRED
+from histogep.tiles import BLURRED, FOLDED
 from histogep.tissue import TissueMask
 
 _OUTLINE, _TILE, _BLURRED, _PEN = "#009E73", "#0072B2", "#D55E00", "#F0E442"
@@ -19,12 +19,14 @@ _OUTLINE, _TILE, _BLURRED, _PEN = "#009E73", "#0072B2", "#D55E00", "#F0E442"
 def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
     """Draw a slide with its tissue's outline, the centres of its tiles, and pen marks.
 
+    Above it stands how much of it is blurred, folded or under pen.
+
     Parameters
     ----------
     mask
         Tissue, pen marks and overview.
     tiles
-        x_px and y_px (level-0 centres), and blur.
+        x_px and y_px (level-0 centres), blur and fold.
     title
         Of the figure.
     """
@@ -50,7 +52,10 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
     for chosen, colour in ((~blurred, _TILE), (blurred, _BLURRED)):
         axes.scatter(x_mm[chosen], y_mm[chosen], s=size, c=colour, linewidths=0)
     axes.set(xlabel="mm", ylabel="mm", xlim=extent[:2], ylim=extent[2:])
-    axes.set_title(title)
+    folded, n_pen = (tiles["fold"] > FOLDED).mean(), mask.pen.count()
+    marked = n_pen / max(1, n_pen + mask.mask.count())
+    quality = f"{blurred.mean():.1%} of tiles blurred, {folded:.1%} folded, {marked:.1%} under pen"
+    axes.set_title(f"{title}\n{quality}")
     axes.set_aspect("equal")
     entries = [
         Line2D([], [], color=_OUTLINE, lw=1, label="tissue"),

@@ -1,6 +1,7 @@
 """Read regions of a whole-slide image by physical size, in bounded memory.
 
-A slide is described by the JSON that `histogep.geometry` writes; OpenSlide reads its pixels.
+A slide is described by the JSON that `histogep.geometry` writes. OpenSlide reads its pixels, and
+libvips does where it gives the same ones.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import openslide
 from PIL import Image
 
 from histogep.bad_slides import refuse_failed
+from histogep.fast_tiff import FastTiff
 from histogep.files import read_json
 from histogep.jobs import BadSlide
 from histogep.sources import refuse_replaced
@@ -60,6 +62,7 @@ class Slide:
         self.height_px = int(height_px)
         self.objective = objective
         self._handle: openslide.OpenSlide | None = None
+        self._fast: FastTiff | None = None
 
     @classmethod
     def from_json(cls, path: str | Path) -> Slide:
@@ -85,7 +88,7 @@ class Slide:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_handle": None}
+        return self.__dict__ | {"_handle": None, "_fast": None}
 
     def __enter__(self) -> Slide:
         return self
@@ -97,7 +100,7 @@ class Slide:
         """Close the file; the next read opens it again."""
         if self._handle is not None:
             self._handle.close()
-            self._handle = None
+            self._handle = self._fast = None
 
     @property
     def handle(self) -> openslide.OpenSlide:
@@ -116,6 +119,7 @@ class Slide:
                     f"slide {self.slide}: {self.image} is {self._handle.dimensions} px, but was "
                     f"{(self.width_px, self.height_px)} when prepared; run prepare_slide again"
                 )
+            self._fast = FastTiff(self._handle, self.image)
         return self._handle
 
     def read(
@@ -150,10 +154,8 @@ class Slide:
             raise ValueError(f"a region of {width_px} x {height_px} px has no pixels")
         out_width, out_height = size or (max(1, round(width_px)), max(1, round(height_px)))
         scale = min(width_px / out_width, height_px / out_height)
-        level = self._level(scale)
-        # Levels are rounded to whole pixels, so each axis has its own exact downsample.
-        level_width, level_height = self.handle.level_dimensions[level]
-        down_x, down_y = self.width_px / level_width, self.height_px / level_height
+        level = self.level(scale)
+        down_x, down_y = self.downsample(level)
         left, top = x0_px / down_x, y0_px / down_y
         right, bottom = left + width_px / down_x, top + height_px / down_y
         pixels, origin, factor = self._pixels(level, (left, top, right, bottom), scale / down_x)
@@ -174,13 +176,22 @@ class Slide:
         size = (max(1, round(self.width_px / scale)), max(1, round(self.height_px / scale)))
         return self.read(0, 0, self.width_px, self.height_px, size=size)
 
-    def _level(self, scale: float) -> int:
+    def level(self, scale: float) -> int:
+        """Return the coarsest level that is still as fine as `scale` level-0 px per px."""
         fine = [
             level
             for level, downsample in enumerate(self.handle.level_downsamples)
             if downsample <= scale * _LEVEL_TOLERANCE
         ]
         return max(fine, default=0)
+
+    def downsample(self, level: int) -> tuple[float, float]:
+        """Return the level-0 px in a px of a level, along x and y.
+
+        Levels are rounded to whole pixels, so each axis has its own.
+        """
+        width, height = self.handle.level_dimensions[level]
+        return self.width_px / width, self.height_px / height
 
     def _pixels(
         self, level: int, edges: tuple[float, float, float, float], shrink: float
@@ -195,25 +206,40 @@ class Slide:
         height = math.ceil(edges[3] - 1e-6) - top
         factor = max(1, int(shrink))
         if width * height <= MAX_REGION_PX or factor == 1:
-            return self._region(level, left, top, width, height), (left, top), 1
+            region = self.region(level, left, top, width, height)
+            return Image.fromarray(region), (left, top), 1
         side = max(factor, math.isqrt(MAX_REGION_PX) // factor * factor)
         shrunk = Image.new("RGB", (-(-width // factor), -(-height // factor)))
         for y in range(0, height, side):
             for x in range(0, width, side):
                 size = min(side, width - x), min(side, height - y)
-                block = self._region(level, left + x, top + y, *size)
+                block = Image.fromarray(self.region(level, left + x, top + y, *size))
                 shrunk.paste(block.reduce(factor), (x // factor, y // factor))
         return shrunk, (left, top), factor
 
-    def _region(self, level: int, left: int, top: int, width: int, height: int) -> Image.Image:
-        """Return pixels of one level, pasted on white where the slide has none."""
-        level_width, level_height = self.handle.level_dimensions[level]
-        location = (
-            round(left * self.width_px / level_width),
-            round(top * self.height_px / level_height),
-        )
+    def region(self, level: int, left: int, top: int, width: int, height: int) -> np.ndarray:
+        """Return pixels of one level as they are, white where the slide has none.
+
+        Parameters
+        ----------
+        level
+            Its number.
+        left, top, width, height
+            In px of the level; may reach out of it.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8 RGB, (height, width, 3).
+        """
+        handle = self.handle
+        pixels = self._fast.read(level, left, top, width, height) if self._fast else None
+        if pixels is not None:
+            return pixels
+        down_x, down_y = self.downsample(level)
+        location = round(left * down_x), round(top * down_y)
         try:
-            region = self.handle.read_region(location, level, (width, height))
+            region = handle.read_region(location, level, (width, height))
         except openslide.OpenSlideError as error:
             self.close()  # one bad tile spoils the handle for all later reads
             raise BadSlide(
@@ -221,7 +247,7 @@ class Slide:
                 " fetch the file again or leave the slide out of the sheet"
             ) from error
         if region.getextrema()[3][0] == 255:
-            return region.convert("RGB")
+            return np.asarray(region.convert("RGB"))
         white = Image.new("RGB", region.size, "white")
         white.paste(region, mask=region.getchannel("A"))
-        return white
+        return np.asarray(white)

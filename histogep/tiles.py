@@ -20,6 +20,12 @@ from histogep.tissue import TissueMask
 SHARPNESS_UM = 1.0
 #: Variance of the Laplacian (grey levels squared, at 1 um per px) under which tissue is out of focus.
 BLURRED = 20.0
+#: Side in um of the blocks that folds are looked for in, and the share of a tile that makes it folded.
+FOLD_BLOCK_UM, FOLDED = 8.0, 0.25
+#: Density, in shares of the median of a slide's tissue, from which on a block is folded.
+FOLD_DENSITY = 1.75
+#: Blocks up to this density (hundredths of the natural logarithm) are glass or lumen, not tissue.
+GLASS_DENSITY = 15
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -123,7 +129,8 @@ def spot_tiles(
 def no_tiles() -> pd.DataFrame:
     """Return the table of a slide that cannot be used: the columns of every other, and no row."""
     kinds = dict.fromkeys(("row", "col"), np.int32) | dict.fromkeys(("x_px", "y_px"), np.float64)
-    kinds |= dict.fromkeys(("tissue", "pen"), np.float32) | {"barcode": object, "blur": np.float32}
+    kinds |= dict.fromkeys(("tissue", "pen"), np.float32) | {"barcode": object}
+    kinds |= dict.fromkeys(("blur", "fold"), np.float32)
     return pd.DataFrame({name: np.zeros(0, kind) for name, kind in kinds.items()})
 
 
@@ -151,8 +158,8 @@ def _table(
     )
 
 
-def measure_sharpness(slide: Slide, tiles: pd.DataFrame, *, tile_um: float) -> np.ndarray:
-    """Return the variance of each tile's Laplacian at 1 um per px: low where it is out of focus.
+def measure_quality(slide: Slide, tiles: pd.DataFrame, *, tile_um: float) -> pd.DataFrame:
+    """Return how sharp each tile is, and how much of it lies in folds, both at 1 um per px.
 
     Slides coarser than 1 um per px are measured as they are, and come out sharper than they look.
 
@@ -167,20 +174,33 @@ def measure_sharpness(slide: Slide, tiles: pd.DataFrame, *, tile_um: float) -> n
 
     Returns
     -------
-    numpy.ndarray
-        float32, in grey levels squared.
+    pandas.DataFrame
+        blur: variance of the Laplacian in grey levels squared, low where a tile is out of focus;
+        fold: share of its blocks of about 8 um, wider than a nucleus, that are denser than
+        `FOLD_DENSITY` times the median of the slide's tissue. Light goes through a fold twice, so
+        it is about twice as dense (Beer and Lambert). Both float32.
     """
     side_px = tile_um / slide.mpp
     size = max(8, round(tile_um / max(SHARPNESS_UM, slide.mpp)))
+    block = max(1, round(FOLD_BLOCK_UM * size / tile_um))
+    n = size // block
+    starts = np.arange(n) * block
     sharpness = np.empty(len(tiles), np.float32)
+    # Density of each block in hundredths: a byte for each.
+    dense = np.empty((len(tiles), n * n), np.uint8)
     centres = zip(tiles["x_px"], tiles["y_px"], strict=True)
     for place, (x_px, y_px) in enumerate(
-        progress(centres, total=len(tiles), unit="tile", what="sharpness")
+        progress(centres, total=len(tiles), unit="tile", what="quality")
     ):
         corner = x_px - side_px / 2, y_px - side_px / 2
         rgb = slide.read(*corner, side_px, side_px, size=(size, size))
         sharpness[place] = ndimage.laplace(rgb @ _GREY).var()
-    return sharpness
+        sums = np.add.reduceat(rgb[: n * block, : n * block], starts, axis=0, dtype=np.float32)
+        means = np.add.reduceat(sums, starts, axis=1) / block**2
+        dense[place] = (-100 * np.log((means + 1) / 256).mean(2).ravel()).clip(0, 255)
+    median = np.median(dense[dense > GLASS_DENSITY]) if (dense > GLASS_DENSITY).any() else 255
+    share = (dense > FOLD_DENSITY * median).mean(axis=1) if len(tiles) else np.zeros(0)
+    return pd.DataFrame({"blur": sharpness, "fold": share.astype(np.float32)}, index=tiles.index)
 
 
 def summarise_quality(
@@ -191,7 +211,7 @@ def summarise_quality(
     Parameters
     ----------
     slide, mask, tiles
-        The slide, its tissue, and the tiles that were kept, with blur.
+        The slide, its tissue, and the tiles that were kept, with blur and fold.
     lattice
         That was laid over it.
     """
@@ -206,6 +226,7 @@ def summarise_quality(
         "share_tissue": n_tissue / (mask.mask.shape[0] * mask.mask.shape[1]),
         "share_pen": n_pen / max(1, n_pen + n_tissue),
         "share_blurred": (tiles["blur"] < BLURRED).mean(),
+        "share_folded": (tiles["fold"] > FOLDED).mean(),
         "median_sharpness": tiles["blur"].median(),
         "mean_tissue": tiles["tissue"].mean(),
         "mpp": slide.mpp,

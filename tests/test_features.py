@@ -78,6 +78,26 @@ def test_the_layout_is_tridents(tmp_path, features):
     assert attributes["overlap"] == 24
 
 
+def test_readers_of_trident_and_clam_find_what_they_look_for(tmp_path, features):
+    """What TRIDENT's read_coords, its heatmaps and slide encoders, and CLAM's bags look up."""
+    write_features(features, tmp_path / "S1.h5")
+    with h5py.File(tmp_path / "S1.h5") as file:
+        values, coords = file["features"][:], file["coords"][:]
+        attributes = dict(file["coords"].attrs)
+    assert values.ndim == 2
+    assert values.shape[0] == coords.shape[0]
+    assert coords.shape[1] == 2
+    numbers = (
+        *("patch_size", "patch_size_level0", "level0_magnification", "target_magnification"),
+        *("overlap", "level0_width", "level0_height"),
+    )
+    assert all(isinstance(attributes[name], np.integer) for name in numbers)
+    assert isinstance(attributes["name"], str)
+    # A patch covers as much of the slide as its magnifications say, to rounding.
+    side = attributes["patch_size"] * attributes["level0_magnification"]
+    assert side // attributes["target_magnification"] == attributes["patch_size_level0"]
+
+
 def test_the_same_features_give_the_same_bytes(tmp_path, features):
     for name in ("a", "b"):
         write_features(features, tmp_path / f"{name}.h5")

@@ -59,6 +59,40 @@ def test_resolution_of_a_plain_tiff_is_used(tmp_path):
     assert found["mpp_source"] == "tiff"
 
 
+@pytest.mark.parametrize("tile", [(128, 128), None], ids=["tiled", "striped"])
+@pytest.mark.parametrize("unit", ["\u00b5m", "nm"])
+def test_ome_tiff_tells_its_pixel_size_in_xml(tmp_path, tile, unit):
+    source, size = tmp_path / "slide.ome.tif", 0.25 if unit == "\u00b5m" else 250
+    metadata = {"PhysicalSizeX": size, "PhysicalSizeY": size}
+    metadata |= {f"PhysicalSize{axis}Unit": unit for axis in "XY"} | {"axes": "YXS"}
+    tifffile.imwrite(source, _pixels(), tile=tile, photometric="rgb", metadata=metadata)
+    found = _describe(tmp_path, source)
+    assert (found["width"], found["height"]) == (900, 700)
+    assert found["mpp"] == pytest.approx(0.25)
+    assert found["mpp_source"] == "metadata"
+    # The sheet goes before it, and is compared with it.
+    told = _describe(tmp_path, source, mpp=0.5)
+    assert (told["mpp"], told["mpp_estimates"]["metadata"]) == (0.5, pytest.approx(0.25))
+    assert "metadata says 0.25" in told["mpp_warning"]
+
+
+@pytest.mark.parametrize("tile", [(128, 128), None], ids=["tiled", "striped"])
+def test_bigtiff_by_its_own_name(tmp_path, tile):
+    source = tmp_path / "slide.btf"
+    tifffile.imwrite(
+        source,
+        _pixels(),
+        tile=tile,
+        photometric="rgb",
+        bigtiff=True,
+        resolution=(20000, 20000),
+        resolutionunit="CENTIMETER",
+    )
+    found = _describe(tmp_path, source)
+    assert (found["width"], found["height"], found["mpp"]) == (900, 700, pytest.approx(0.5))
+    assert found["vendor"] == ("generic-tiff" if tile else "converted")
+
+
 def test_real_slides(tmp_path, shared_data):
     svs = _describe(tmp_path, shared_data / "wsi" / "CMU-1-Small-Region.svs")
     assert (svs["width"], svs["height"], svs["mpp"], svs["objective"]) == (2220, 2967, 0.499, 20)

@@ -95,3 +95,46 @@ def test_features_that_do_not_fit_are_refused(tmp_path):
     path.write_bytes(b"none")
     with pytest.raises(InputError, match="TRIDENT and CLAM"):
         read_given(path, slide=SLIDE, lattice=LATTICE)
+
+
+def _write_as_trident(path, features, coords, *, overlap):
+    """Write a file as TRIDENT's writers do: chunks of one row, growing tables, text for names.
+
+    `coords_to_h5` gives the attributes of coords; those of features are added when encoding.
+    """
+    attributes = TRIDENT | {"overlap": overlap, "savetodir": "features_uni_v1"}
+    with h5py.File(path, "w") as file:
+        for name, values in (("features", features), ("coords", coords)):
+            shape = values.shape
+            table = file.create_dataset(
+                name,
+                shape=shape,
+                maxshape=(None, *shape[1:]),
+                chunks=(1, *shape[1:]),
+                dtype=values.dtype,
+            )
+            table[:] = values
+        file["features"].attrs.update({"name": "S1", "savetodir": "features_uni_v1"})
+        file["coords"].attrs.update(attributes)
+    return path
+
+
+@pytest.mark.parametrize("overlap", [0, 56])
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_file_as_trident_writes_it_is_accepted(tmp_path, overlap, kind, batched):
+    step = 448 - 2 * overlap
+    x, y = np.meshgrid(np.arange(0, 7000, step), np.arange(0, 5000, step))
+    coords = np.column_stack([x.ravel(), y.ravel()]).astype(np.int64)
+    values = np.random.default_rng(0).normal(size=(len(coords), 5)).astype(kind)
+    path = _write_as_trident(
+        tmp_path / "S1.h5", values[None] if batched else values, coords, overlap=overlap
+    )
+    given = read_given(path, slide=SLIDE, lattice=LATTICE)
+    assert given.values.dtype == np.float32
+    np.testing.assert_array_equal(given.values, values.astype(np.float32))
+    np.testing.assert_array_equal(given.corners_px, coords)
+    assert (given.side_px, given.patch_px) == (448, 224)
+    centres = coords + 224
+    row = match_given(given, centres[:, 0], centres[:, 1], slide=SLIDE)
+    np.testing.assert_array_equal(row, np.arange(len(coords)))

@@ -103,7 +103,7 @@ def test_a_slide_without_spots_goes_from_image_to_features(tmp_path, prepare, ti
     assert list((tmp_path / "slides/S1").iterdir()) == []
     output, log = tile(slide)
     tiles = pd.read_parquet(output["tiles"])
-    assert {"row", "col", "x_px", "y_px", "tissue", "blur", "pen", "barcode"} == set(tiles)
+    assert {"row", "col", "x_px", "y_px", "tissue", "blur", "fold", "pen", "barcode"} == set(tiles)
     quality = read_tsv(output["quality"]).set_index("metric")["value"]
     assert quality["n_fragments"] == 2
     assert quality["n_tiles"] == len(tiles)
@@ -259,7 +259,7 @@ def test_a_bad_slide_hands_its_reason_on_to_the_list(
     slide, _ = prepare(image, mpp=mpp, skip=True)
     output, log = tile(slide, skip=True)
     assert "ERROR slide S1" in log
-    assert pd.read_parquet(output["tiles"]).shape == (0, 8)
+    assert pd.read_parquet(output["tiles"]).shape == (0, 9)
     assert Image.open(output["overview"]).size[0] > 500
     path, _ = encode(slide, output["tiles"], [{"name": "descriptors"}], skip=True)
     with pytest.raises(BadSlide, match=complaint):

@@ -78,7 +78,7 @@ def test_the_level_is_the_next_finer_one(shared_data):
         slide="S1", image=shared_data / "wsi" / "boxes.tiff", mpp=1, width_px=300, height_px=250
     )
     # Levels 1, 2, 4.016, 8.086.
-    assert [slide._level(scale) for scale in (0.5, 1, 1.9, 2, 3.9, 4.0, 5, 7.9, 8.05, 99)] == [
+    assert [slide.level(scale) for scale in (0.5, 1, 1.9, 2, 3.9, 4.0, 5, 7.9, 8.05, 99)] == [
         *(0, 0, 0, 1, 1, 2, 2, 2, 3, 3)
     ]
 
@@ -86,12 +86,12 @@ def test_the_level_is_the_next_finer_one(shared_data):
 def test_blocks_give_what_one_read_gives(checked, monkeypatch):
     _, slide = checked
     slide.handle  # noqa: B018
-    monkeypatch.setattr(slide, "_level", lambda scale: 0)
+    monkeypatch.setattr(slide, "level", lambda scale: 0)
     whole = slide.read(3, 5, 1390, 990, size=(46, 33))
     monkeypatch.setattr(slides, "MAX_REGION_PX", 100_000)
     areas = []
-    region = slide._region
-    monkeypatch.setattr(slide, "_region", lambda *a: areas.append(a[3] * a[4]) or region(*a))
+    region = slide.region
+    monkeypatch.setattr(slide, "region", lambda *a: areas.append(a[3] * a[4]) or region(*a))
     blocks = slide.read(3, 5, 1390, 990, size=(46, 33))
     assert len(areas) > 5
     assert max(areas) <= 100_000

@@ -74,6 +74,17 @@ def test_grey_dust_and_lines_are_no_tissue():
     assert _overlap(tissue, truth) > 0.9
 
 
+def test_a_black_border_is_no_tissue():
+    rgb, truth = _image([(150, 200, 80)])
+    border = np.ones(truth.shape, bool)
+    border[20:-20, 25:-25] = False
+    rgb[border] = np.random.default_rng(0).integers(0, 12, (border.sum(), 1))
+    tissue, pen = segment(rgb, um_per_px=8, min_fragment_mm2=0.02)
+    assert _overlap(tissue, truth) > 0.9
+    assert not (tissue & border).any()
+    assert (pen & border).sum() > 0.9 * border.sum()
+
+
 @pytest.mark.parametrize(
     ("colour", "is_pen"),
     [

@@ -34,7 +34,8 @@ with job_log(snakemake.log[0]) as log:
                 table = tiles.spot_tiles(slide, mask, lattice=lattice, spots=spots)
             else:
                 table = tiles.lattice_tiles(slide, mask, lattice=lattice, settings=settings)
-            table["blur"] = tiles.measure_sharpness(slide, table, tile_um=lattice.tile_um)
+            measured = tiles.measure_quality(slide, table, tile_um=lattice.tile_um)
+            table[["blur", "fold"]] = measured[["blur", "fold"]]
             quality = tiles.summarise_quality(slide, mask, table, lattice=lattice)
         pieces = "1 piece" if mask.n_fragments == 1 else f"{mask.n_fragments} pieces"
         title = f"{slide.slide}: {mask.tissue_mm2:.1f} mm² tissue, {pieces}"

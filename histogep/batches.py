@@ -1,0 +1,86 @@
+"""The order of work on the batches of a slide: reading overlaps encoding, results come in order.
+
+`read` gives what is to be encoded of a batch, one part for each view; `start` starts the work on a
+part, and gives the function that waits for its features.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Prepared = TypeVar("Prepared")
+T = TypeVar("T")
+
+
+def encode_on_cpu(
+    batches: Iterable[slice],
+    read: Callable[[slice], list[Prepared]],
+    start: Callable[[Prepared], Callable[[], np.ndarray]],
+    *,
+    threads: int,
+) -> Iterator[list[np.ndarray]]:
+    """Give the features of the batches in order, one array for each view.
+
+    One thread reads ahead of `threads` that encode a batch each.
+    """
+    # A thread starts with as many threads of its own as there are cores.
+    settle = partial(torch.set_num_threads, 1)
+    with (
+        ThreadPoolExecutor(1, initializer=settle) as reading,
+        ThreadPoolExecutor(threads, initializer=settle) as encoding,
+    ):
+
+        def encode(views: Future[list[Prepared]]) -> list[np.ndarray]:
+            return [start(view)() for view in views.result()]
+
+        def submit(rows: slice) -> Future[list[np.ndarray]]:
+            return encoding.submit(encode, reading.submit(read, rows))
+
+        yield from _in_order(submit, batches, ahead=threads + 1)
+
+
+def encode_on_gpu(
+    batches: Iterable[slice],
+    read: Callable[[slice], list[Prepared]],
+    start: Callable[[Prepared], Callable[[], np.ndarray]],
+    *,
+    threads: int,
+) -> Iterator[list[np.ndarray]]:
+    """Give the features of the batches in order, one array for each view.
+
+    All threads read and describe; a batch is queued on the GPU before the last one is waited for.
+    """
+    settle = partial(torch.set_num_threads, 1)
+    with ThreadPoolExecutor(threads, initializer=settle) as reading:
+        running: list[Callable[[], np.ndarray]] = []
+        for views in _in_order(partial(reading.submit, read), batches, ahead=threads + 1):
+            started = [start(view) for view in views]
+            if running:
+                yield [finish() for finish in running]
+            running = started
+        if running:
+            yield [finish() for finish in running]
+
+
+def _in_order(
+    submit: Callable[[slice], Future[T]], batches: Iterable[slice], *, ahead: int
+) -> Iterator[T]:
+    """Give the results of the batches in order, with at most `ahead` + 1 of them under way."""
+    queue: deque[Future[T]] = deque()
+    try:
+        for rows in batches:
+            queue.append(submit(rows))
+            if len(queue) > ahead:
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
+    finally:
+        for future in queue:
+            future.cancel()

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import pyvips
+import torch
+from PIL import Image
+from scipy import ndimage
+from torch import nn
+
+from histogep import encoding
+from histogep.batches import encode_on_cpu, encode_on_gpu
+from histogep.descriptors import DESCRIPTOR_NAMES, describe_tiles
+from histogep.encoders import load_encoder
+from histogep.encoding import encode_slide
+from histogep.features import read_features
+from histogep.fused import fuse_convolutions
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.model_folder import check_features
+from histogep.slides import Slide
+from histogep.tile_pixels import read_tiles
+
+SIZE = (2000, 1600)
+
+
+def _write(path, *, levels):
+    """Write one and the same picture with the levels (powers of 2) that are named."""
+    rng = np.random.default_rng(0)
+    picture = ndimage.gaussian_filter(rng.random((SIZE[1], SIZE[0], 3)), (6, 6, 0))
+    picture = ((picture - picture.min()) / np.ptp(picture) * 255).astype(np.uint8)
+    import tifffile
+
+    with tifffile.TiffWriter(path) as file:
+        for number, level in enumerate(levels):
+            image = Image.fromarray(picture).reduce(2**level) if level else picture
+            file.write(
+                np.asarray(image), tile=(128, 128), photometric="rgb", subfiletype=int(number > 0)
+            )
+    return Slide(slide="S1", image=path, mpp=0.25, width_px=SIZE[0], height_px=SIZE[1])
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    return _write(tmp_path_factory.mktemp("slide") / "S1.tiff", levels=range(4))
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    centre = np.array([[x, y] for y in range(300, 1500, 450) for x in range(300, 1800, 450)])
+    row, col = np.divmod(np.arange(len(centre)), 4)
+    return pd.DataFrame(
+        {"row": row, "col": col, "x_px": centre[:, 0], "y_px": centre[:, 1], "barcode": ""}
+    )
+
+
+@pytest.mark.parametrize("side", [312.5, 448.0, 300.0, 450.2, 1000.0])
+def test_tiles_are_pillows_within_a_grey_level(slide, side):
+    corners = np.array([[100.0, 200.0], [777.0, 100.0], [-60.0, 300.0]])
+    found = read_tiles(slide, corners, side, size=224)
+    assert found.shape == (3, 224, 224, 3)
+    level = slide.level(side / 224)
+    for tile, (x, y) in zip(found, corners, strict=True):
+        x, y = np.round([x / 2**level, y / 2**level]) * 2**level
+        expected = slide.read(x, y, side, side, size=(224, 224))
+        assert np.abs(tile.astype(int) - expected).max() <= 1 + (side == 450.2)
+
+
+def test_a_slide_coarser_than_the_tiles_keeps_fractions_of_a_px(slide):
+    coarse = Slide(slide="S1", image=slide.image, mpp=2, width_px=SIZE[0], height_px=SIZE[1])
+    (found,) = read_tiles(coarse, np.array([[100.4, 200.7]]), 56, size=224)
+    np.testing.assert_array_equal(found, coarse.read(100.4, 200.7, 56, 56, size=(224, 224)))
+
+
+@pytest.mark.parametrize("levels", [(0,), (0, 3)])
+def test_a_missing_level_is_read_from_the_next_finer_one(slide, tmp_path, levels):
+    gappy = _write(tmp_path / "gappy.tiff", levels=levels)
+    assert len(gappy.handle.level_dimensions) == len(levels)
+    assert gappy.level(4) == 0
+    corners = np.array([[100.0, 200.0], [500.0, 600.0]])
+    whole, found = (read_tiles(s, corners, 896, size=224).astype(int) for s in (slide, gappy))
+    assert np.abs(whole - found).max() <= 4
+    # Level 3 itself holds plain means, the other is averaged with the weights of a triangle.
+    whole, found = (s.read(0, 0, *SIZE, size=(250, 200)).astype(int) for s in (slide, gappy))
+    assert np.abs(whole - found).mean() < 4
+
+
+def test_features_do_not_depend_on_the_threads(slide, tiles, tmp_path):
+    encoders = [load_encoder({"name": name}) for name in ("descriptors", "lite0")]
+    for threads in (1, 3):
+        encode_slide(
+            slide,
+            tiles,
+            tmp_path / f"{threads}.h5",
+            lattice=Lattice(),
+            encoders=encoders,
+            threads=threads,
+        )
+    assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "3.h5").read_bytes()
+
+
+def test_batches_come_in_order_from_either_device():
+    """The queue of the GPU on the CPU: what was started is finished, in order, one batch late."""
+    events = []
+
+    def read(rows):
+        return [np.arange(rows.start, rows.stop)]
+
+    def start(view):
+        events.append(("start", int(view[0])))
+
+        def finish():
+            events.append(("finish", int(view[0])))
+            return view[:, None]
+
+        return finish
+
+    batches = [slice(at, at + 3) for at in range(0, 30, 3)]
+    for way in (encode_on_cpu, encode_on_gpu):
+        events.clear()
+        found = np.concatenate([view for (view,) in way(batches, read, start, threads=2)])
+        np.testing.assert_array_equal(found[:, 0], np.arange(30))
+    assert events[:4] == [("start", 0), ("start", 3), ("finish", 0), ("start", 6)]
+
+
+def test_an_error_while_reading_ends_the_work(slide, tiles, tmp_path, monkeypatch):
+    def read(*_, **__):
+        raise InputError("the disk is gone")
+
+    monkeypatch.setattr(encoding, "read_tiles", read)
+    with pytest.raises(InputError, match="disk"):
+        encode_slide(
+            slide,
+            tiles,
+            tmp_path / "S1.h5",
+            lattice=Lattice(),
+            encoders=[load_encoder({"name": "descriptors"})],
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wider_squares_multiply_the_features(slide, tiles, tmp_path):
+    lattice = Lattice("square", 112, 112, context_um=(224, 112))
+    encode_slide(
+        slide,
+        tiles,
+        tmp_path / "S1.h5",
+        lattice=lattice,
+        encoders=[load_encoder({"name": "descriptors"})],
+    )
+    features = read_features(tmp_path / "S1.h5")
+    n = len(DESCRIPTOR_NAMES)
+    assert features.blocks == [("descriptors", n), ("descriptors@224um", n)]
+    assert [(e["name"], e["mpp"]) for e in features.encoders] == [
+        ("descriptors", 0.5),
+        ("descriptors@224um", 1.0),
+    ]
+    for um in (112, 224):
+        side = um / slide.mpp
+        corners = tiles[["x_px", "y_px"]].to_numpy() - side / 2
+        expected = describe_tiles(read_tiles(slide, corners, side, size=224))
+        columns = features.block("descriptors" if um == 112 else "descriptors@224um")
+        np.testing.assert_allclose(columns, expected, rtol=1e-5)
+    white = describe_tiles(np.full((1, 224, 224, 3), 255, np.uint8))[0]
+    np.testing.assert_array_equal(features.white, np.tile(white, 2))
+    # A model that was trained on them takes these, and no slide without them or with others.
+    assert Lattice.from_settings(features.lattice) == lattice
+    model = {
+        "encoders": features.encoders,
+        "blocks": features.blocks,
+        "lattice": lattice.to_settings(),
+    }
+    check_features(features, model)
+    for context in ((), (112.0, 448.0)):
+        other = lattice.to_settings() | {"context_um": context}
+        with pytest.raises(InputError, match="lattice"):
+            check_features(features, model | {"lattice": other})
+    narrow = SimpleNamespace(**vars(features))
+    narrow.encoders, narrow.blocks = features.encoders[:1], features.blocks[:1]
+    with pytest.raises(InputError, match="encoded with descriptors, the model reads"):
+        check_features(narrow, model)
+
+
+def test_padding_and_activations_go_into_the_convolutions():
+    from timm.layers import Conv2dSame
+
+    torch.manual_seed(0)
+    clip = nn.Sequential(nn.Identity(), nn.ReLU6())
+    network = nn.Sequential(
+        Conv2dSame(3, 8, 3, stride=2),
+        clip,
+        Conv2dSame(8, 8, 5, stride=2, groups=8),
+        nn.Sequential(),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 1),
+        nn.Tanh(),
+        nn.Flatten(),
+    ).eval()
+    example = 3 * torch.randn(2, 3, 30, 44)
+    fused = fuse_convolutions(network, example)
+    kinds = [type(module).__name__ for module in fused]
+    assert kinds[:4] == ["FusedConv2d", "Identity", "FusedConv2d", "Sequential"]
+    assert kinds[4:6] == ["Identity", "Conv2d"]
+    with torch.no_grad():
+        torch.testing.assert_close(fused(example), network(example), atol=1e-5, rtol=1e-4)
+    # An activation that does not follow at once, though it is the next child, is found out.
+
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU())
+
+        def forward(self, x):
+            return self.act(self.conv(x) + 1)
+
+    apart = Apart()
+    assert fuse_convolutions(apart, example) is apart
+
+
+def test_the_default_encoder_is_fused():
+    placed = encoding.place_encoder(
+        load_encoder({"name": "lite0", "precision": "float32"}), torch.device("cpu")
+    )
+    kinds = [type(module).__name__ for module in placed.network.modules()]
+    assert kinds.count("FusedConv2d") > 30
+    assert not {"Conv2dSame", "_SameConv2d", "ReLU6"} & set(kinds)
+
+
+def test_libvips_and_the_level_are_in_use(slide):
+    assert slide.region(1, 0, 0, 10, 10).shape == (10, 10, 3)
+    assert slide._fast._opened[1] is not None
+    assert isinstance(slide._fast._opened[1], pyvips.Image)
