@@ -111,6 +111,7 @@ def fit_ensemble(
         "threshold": None,
         "validation_score": float(weights @ scores) if known.all() else None,
         "validation_metric": "mean of the members', by weight",
+        "scores": {"expression": float(weights @ scores)} if known.all() else {},
         "n_parameters": sum(int(record["n_parameters"]) for record in records),
         "members": {
             record["model"]: {**record, "weight": float(weight)}

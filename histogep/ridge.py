@@ -8,7 +8,7 @@ level + deviation. Encoders and penalties are weighed by leaving training patien
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from histogep.features import Features
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.model_folder import check_features, read_settings, tiles_of
-from histogep.preparation import Preparation, Tiles
+from histogep.preparation import Preparation, SlideMoments, Tiles, slide_moments
 from histogep.selection import inner_folds, mean_over_groups
+from histogep.tile_source import TileSource
 
 LOG = logging.getLogger(__name__)
 #: Penalties per spot, in units of the total variance of one encoder's prepared features.
@@ -82,9 +83,35 @@ class RidgeModel:
             values[part] += level
         return values, level
 
-    def within(self, tiles: Tiles) -> np.ndarray:
-        """Return what the deviation is predicted from, (n, p)."""
-        return self.preparation.transform(tiles, view="slide")
+    @property
+    def halo(self) -> int:
+        """Rows of the lattice beside a tile that its features look at."""
+        return 1
+
+    def within(self, tiles: Tiles, *, moments: SlideMoments | None = None) -> np.ndarray:
+        """Return what the deviation is predicted from, (n, p); `moments` as for `transform`."""
+        return self.preparation.transform(tiles, view="slide", moments=moments)
+
+    def add_to(self, source: TileSource, add: Callable[[np.ndarray, np.ndarray], None]) -> None:
+        """Give the predictions of a slide's tiles band by band; they are those of `predict`.
+
+        Parameters
+        ----------
+        source
+            ALL tiles of one slide; their features are read as they are needed, four times.
+        add
+            Called with indices of tiles and their values, (k, g) float32.
+        """
+        moments = slide_moments(lambda: (part for _, part in source.chunks()))
+        whole, within = 0.0, 0.0
+        for kept, part in source.bands(halo=self.halo):
+            whole = whole + self.preparation.transform(part, view="whole")[kept.rows].sum(0)
+            within = within + self.within(part, moments=moments)[kept.rows].sum(0)
+        shift = (whole / len(source) - self.level_mean) @ self.level.astype(float)
+        level = (self.target_mean + self.shrinkage * shift).astype(np.float32)
+        for kept, part in source.bands(halo=self.halo):
+            features = self.within(part, moments=moments)[kept.rows] - within / len(source)
+            add(kept.tiles, features.astype(np.float32) @ self.deviation + level)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return every number of the model, for a safetensors file."""
