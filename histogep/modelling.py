@@ -183,7 +183,8 @@ def _fit_tumour(
         odds = model.slope * left_out.discriminant + left_out.offset
         threshold = tumour_threshold(probability_of(odds), left_out.label > 0.5)
     slides = [section.slide for section in sections]
-    for what in ("scaler", "pca", "target", "alpha"):
+    # The probability is calibrated on what those left out in turn score.
+    for what in ("scaler", "pca", "target", "alpha", "calibration"):
         record[f"{what}_fitted_on"] = slides
     score = model.choice["score"]
     record |= {
