@@ -268,6 +268,12 @@ def panel_expression(
     return targets
 
 
+def both_classes(sections: Sequence[Section]) -> bool:
+    """Return whether spots labelled malignant and non-malignant are among those of sections."""
+    classes = {float(c) for s in sections for c in np.unique(s.targets[:, -1]) if np.isfinite(c)}
+    return classes == {0.0, 1.0}
+
+
 def tumour_labels(labels: str | Path, barcode: Sequence[str]) -> np.ndarray:
     """Return the tumour target (n, 1) float32 of spots: 1 malignant, 0 non-malignant, else NaN."""
     table = read_tsv(labels, dtype={"barcode": str, "label": str})

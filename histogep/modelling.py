@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from histogep import neighbours, tumour_head
-from histogep.datasets import Section
+from histogep.datasets import Section, both_classes
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.neighbours import fit_neighbours
@@ -208,10 +208,10 @@ def _unlabelled(
     """Return why no tumour map can be learned from these sections, or nothing."""
     # A network learns from the training sections alone, the light map from all of them.
     sections = list(train) + ([] if record["kind"] == "cmunet" else list(validation))
+    if both_classes(sections):
+        return ""
     label = np.concatenate([section.targets[:, -1] for section in sections])
     n_malignant, n_other = int((label == 1).sum()), int((label == 0).sum())
-    if n_malignant and n_other:
-        return ""
     return (
         f"fold {record['fold']}: its {len(sections)} training sections have {n_malignant} spots "
         f"labelled malignant and {n_other} non-malignant, so no tumour map can be learned; give "

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from histogep.checkpoints import Checkpoint, digest
-from histogep.datasets import Section
+from histogep.datasets import Section, both_classes
 from histogep.folds import MIN_TRAINING_PATIENTS
 from histogep.lattice import Lattice
 from histogep.network_inference import NetworkModel, network_features, raw_features
@@ -89,15 +89,18 @@ def fit_network(
         inner = []
         for out in inner_folds(patients):
             judges = [s for s in train if s.patient in out]
-            inner_model, trained = _train(
-                [s for s in train if s.patient not in out], judges, **common
-            )
+            rest = [s for s in train if s.patient not in out]
+            if record["task"] == "tumour" and not both_classes(rest):
+                LOG.warning("without %s the labels are of one class: no inner fold", out)
+                continue
+            inner_model, trained = _train(rest, judges, **common)
             inner.append(trained)
             maps += _tumour_maps(inner_model, judges, device)
-        stop_after = int(np.median([trained.best_epoch for trained in inner]))
-        scores = _mean_scores([trained.scores for trained in inner])
-        fitted_on = [section.slide for section in train]
-        LOG.info("inner folds chose epoch %d, scores %s", stop_after, scores)
+        if inner:
+            stop_after = int(np.median([trained.best_epoch for trained in inner]))
+            scores = _mean_scores([trained.scores for trained in inner])
+            fitted_on = [section.slide for section in train]
+            LOG.info("inner folds chose epoch %d, scores %s", stop_after, scores)
     model, trained = _train(train, validation, stop_after=stop_after, **common)
     if validation:
         scores, fitted_on = trained.scores, [section.slide for section in validation]

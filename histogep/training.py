@@ -291,7 +291,9 @@ def _scores_by_task(rows: Sequence[dict[str, float]], epoch: int, task: str) -> 
     columns = {task: "validation_score"}
     if task == "both":
         columns = {name: f"validation_{name}" for name in ("expression", "tumour")}
-    return {name: row[key] for name, key in columns.items() if math.isfinite(row[key])}
+    known = {name: row[key] for name, key in columns.items() if math.isfinite(row[key])}
+    # Where no AUROC was to be had, the epoch was chosen by the loss: a negative number, no score.
+    return {name: score for name, score in known.items() if name != "tumour" or score >= 0}
 
 
 @dataclass
