@@ -21,15 +21,14 @@ from scipy import linalg
 
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.preparation import Preparation, SlideMoments, Tiles
-from histogep.ridge import (
-    RidgeModel,
+from histogep.linear_fits import (
     candidate_sets,
-    fit_level,
     held_out_sections,
     sum_sections,
     weigh_candidates,
 )
+from histogep.preparation import Preparation, SlideMoments, Tiles
+from histogep.ridge import RidgeModel, fit_level
 from histogep.selection import mean_over_groups
 
 LOG = logging.getLogger(__name__)

@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -31,10 +30,12 @@ from histogep.checkpoints import (
     state_arrays,
     until_sigterm,
 )
-from histogep.datasets import TASKS, Grid, grid_of
+from histogep.datasets import Grid, grid_of
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.losses import Loss
 from histogep.networks import GRID_MULTIPLE, CMUNet
+from histogep.precision import autocast, determinism, memory_format_of
 from histogep.selection import area_under_roc, mean_over_groups, section_score
 
 LOG = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ def train_network(
         scale = (target_mean, target_sd)
         data = [_Resident(s, g, scale, device) for s, g in zip(train, grids, strict=True)]
         judges = [_Resident(s, g, scale, device) for s, g in zip(validation, held, strict=True)]
-        layout = _memory_format(settings.precision, device)
+        layout = memory_format_of(settings.precision, device)
         network = CMUNet(
             train[0].features.shape[1],
             len(target_mean),
@@ -201,7 +202,7 @@ def train_network(
         )
         shape = _common_shape(grids)
         whole = whole_grid is not None
-        loss = _Loss(task, whole=whole, correlation=0.0 if whole else settings.correlation)
+        loss = Loss(task, whole=whole, correlation=0.0 if whole else settings.correlation)
         dropout = 0.0 if whole else settings.feature_dropout
         progress = _Progress(rng=np.random.default_rng(seed))
         found = checkpoint.load() if checkpoint else None
@@ -339,48 +340,6 @@ class _Progress:
         return cls(**record | {"rng": rng})
 
 
-@contextlib.contextmanager
-def determinism(seed: int, device: str) -> Iterator[None]:
-    """Fix the seed and the algorithms for a block; CUDA only warns where it has no fixed one."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.get_deterministic_debug_mode()
-    torch.manual_seed(seed)
-    # Not torch.use_deterministic_algorithms: that imports the compiler, a second in every job.
-    torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before)
-
-
-def autocast(precision: str, device: str) -> Any:
-    """Return the context in which a network runs: bfloat16 where asked for, or where it is fast."""
-    if precision == "auto":
-        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device, dtype=torch.bfloat16)
-
-
-def _memory_format(precision: str, device: str) -> torch.memory_format:
-    """Return how convolutions' weights lie in memory: channels last, but not in float32 on a CPU.
-
-    There the gradients of channels-last convolutions cost twice as much (oneDNN with AVX2).
-    """
-    in_float32 = isinstance(autocast(precision, device), contextlib.nullcontext)
-    return torch.contiguous_format if in_float32 and device == "cpu" else torch.channels_last
-
-
-def _fast_bfloat16(device: str) -> bool:
-    """Return whether the device multiplies in bfloat16 (CUDA since Ampere; CPUs with AMX)."""
-    if device != "cpu":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(
-        getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-        or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    )
-
-
 class _Resident:
     """One section on the device: features and targets with a last row for the background."""
 
@@ -402,54 +361,6 @@ class _Resident:
         )
         self.grids = [torch.as_tensor(grid.index, device=device) for grid in grids]
         self.n = len(section.features)
-
-
-class _Loss:
-    """Loss of a batch, over in-tissue cells or over the whole grid; unknown targets are left out."""
-
-    def __init__(self, task: str, *, whole: bool, correlation: float):
-        if task not in TASKS:
-            raise InputError(f"task is {task!r}: it must be one of {', '.join(TASKS)}")
-        self.task, self.whole = task, whole
-        self.correlation = 0.0 if task == "tumour" else correlation
-
-    def __call__(self, output: Tensor, items: Sequence[_Resident], index: Tensor) -> Tensor:
-        predicted, measured, similarity = [], [], []
-        for grid, item, cells in zip(output.permute(0, 2, 3, 1), items, index, strict=True):
-            use = torch.ones_like(cells, dtype=torch.bool) if self.whole else cells < item.n
-            part, truth = grid[use], item.targets[cells[use]]
-            predicted.append(part)
-            measured.append(truth)
-            if self.correlation:
-                genes = slice(None, -1 if self.task == "both" else None)
-                similarity.append(_correlation(part[:, genes], truth[:, genes]))
-        part, truth = torch.cat(predicted), torch.cat(measured)
-        if self.task == "tumour":
-            return _cross_entropy(part, truth)
-        of_tumour = 0.0
-        if self.task == "both":
-            of_tumour = _cross_entropy(part[:, -1], truth[:, -1])
-            part, truth = part[:, :-1], truth[:, :-1]
-        value = functional.mse_loss(part, truth) + of_tumour
-        if self.correlation:
-            value = value + self.correlation * (1 - torch.stack(similarity).mean())
-        return value
-
-
-def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Return the mean cross-entropy where the label is known; 0 where none is."""
-    known = torch.isfinite(label)
-    total = functional.binary_cross_entropy_with_logits(
-        logits[known], label[known], reduction="sum"
-    )
-    return total / known.sum().clamp_min(1)
-
-
-def _correlation(predicted: Tensor, measured: Tensor) -> Tensor:
-    """Return the mean over genes of the correlation over the cells of one section."""
-    a, b = predicted - predicted.mean(0), measured - measured.mean(0)
-    norm = a.square().sum(0).clamp_min(1e-8).sqrt() * b.square().sum(0).clamp_min(1e-8).sqrt()
-    return ((a * b).sum(0) / norm).mean()
 
 
 def _target_scale(
@@ -535,7 +446,7 @@ def _cosine(epoch: int, settings: TrainingSettings) -> float:
 def _validate(
     network: CMUNet,
     judges: Sequence[_Resident],
-    loss: _Loss,
+    loss: Loss,
     task: str,
     precision: str,
     device: str,

@@ -21,9 +21,9 @@ from scipy import linalg
 
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.linear_fits import candidate_sets, held_out_sections, weigh_candidates
 from histogep.neighbours import RINGS, ring_columns, ring_features
 from histogep.preparation import VIEWS, Preparation, SlideMoments, Tiles, slide_moments
-from histogep.ridge import candidate_sets, held_out_sections, weigh_candidates
 from histogep.selection import area_under_roc, mean_over_groups
 from histogep.tile_source import TileSource
 

@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.linear_fits import sum_sections
 from histogep.neighbours import (
     NeighbourModel,
     _Basis,
@@ -19,7 +20,7 @@ from histogep.neighbours import (
     ring_features,
 )
 from histogep.preparation import Preparation, Tiles
-from histogep.ridge import fit_ridge, sum_sections
+from histogep.ridge import fit_ridge
 from histogep.selection import section_score
 
 HEX, SQUARE = Lattice("visium"), Lattice("st")
