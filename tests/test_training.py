@@ -8,7 +8,7 @@ from scipy import ndimage
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.losses import Loss, correlation_of
-from histogep.precision import autocast, determinism
+from histogep.precision import autocast, determinism, memory_format_of
 from histogep.selection import section_score
 from histogep.training import (
     NetworkSection,
