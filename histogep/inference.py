@@ -155,6 +155,8 @@ def build_model(
     arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any], *, name: str = "the weights"
 ) -> Model:
     """Return the model whose arrays and settings are given."""
+    if settings.get("absent"):
+        return AbsentModel.from_arrays(arrays, settings)
     kinds = {
         "ridge": RidgeModel,
         "neighbours": TumourModel if settings["task"] == "tumour" else NeighbourModel,
@@ -166,8 +168,6 @@ def build_model(
         kinds["cmunet"] = NetworkModel
     if settings["kind"] not in kinds:
         raise InputError(f"the settings of {name} are of an unknown kind {settings['kind']!r}")
-    if settings.get("absent"):
-        return AbsentModel.from_arrays(arrays, settings)
     try:
         return kinds[settings["kind"]].from_arrays(arrays, settings)
     except (KeyError, RuntimeError) as error:

@@ -463,7 +463,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
     tiles = json.loads(output["geojson"].read_text())["features"]
     assert len(tiles) == len(fields)
     assert output["map"].stat().st_size > 10_000
-    before = {name: path.read_bytes() for name, path in output.items()}
+    before = {name: path.read_bytes() for name, path in output.items() if name != "expression"}
     run_script("predict_slide.py", **arguments)
     assert before == {name: output[name].read_bytes() for name in before}
     write_json({"slide": "OTHER"}, tmp_path / "NEW.json")
