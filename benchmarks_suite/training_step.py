@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from histogep import training
 from histogep.lattice import Lattice
 from histogep.networks import CMUNet
-from histogep.training import NetworkSection, TrainingSettings, determinism, train_network
+from histogep.precision import determinism
+from histogep.training import NetworkSection, TrainingSettings, train_network
 
 N_GRIDS, ROWS, COLS, N_FEATURES, N_GENES = 5, 80, 64, 768, 346
 SEED = 1

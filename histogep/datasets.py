@@ -21,6 +21,9 @@ from histogep.normalise import log_cp10k
 from histogep.preparation import Tiles
 
 LOG = logging.getLogger(__name__)
+TASKS = ("expression", "tumour", "both")
+#: What the column of tumour labels and probabilities is called.
+TUMOUR = "tumour"
 #: What a spot's label means as a target; boundary and undetermined spots are no truth either way.
 TUMOUR_TARGETS = {"malignant": 1.0, "non-malignant": 0.0}
 
@@ -42,7 +45,8 @@ class Section:
     white
         Raw features of an all-white tile, (d,).
     targets
-        (n, t) float32: log1p CP10k of the panel, or the tumour label (1, 0, NaN where unknown).
+        (n, t) float32: log1p CP10k of the panel, the tumour label (1, 0, NaN where unknown), or
+        both, the label last.
     blocks, encoders, lattice
         How the features were made.
     """
@@ -84,7 +88,8 @@ def read_section(
     slide, patient
         Ids; the feature file must be of this slide.
     task
-        "expression" (log1p CP10k of `genes`, library size over all genes) or "tumour".
+        "expression" (log1p CP10k of `genes`, library size over all genes), "tumour", or "both"
+        (the tumour label is the last column).
     genes
         The panel, in the order of the target columns. A gene that the table of this section lacks
         was not detected and counts as 0.
@@ -117,12 +122,14 @@ def read_section(
             f"{features} and {spots} place the same barcodes on different cells of the lattice: "
             f"run tile_slide and encode_tiles of {slide} again"
         )
-    if task == "expression":
-        targets = panel_expression(table, genes, name=str(spots))
-    elif task == "tumour":
-        targets = tumour_labels(labels, barcode)
-    else:
-        raise InputError(f"task is {task!r}: it must be expression or tumour")
+    if task not in TASKS:
+        raise InputError(f"task is {task!r}: it must be {', '.join(TASKS[:-1])} or {TASKS[-1]}")
+    columns = []
+    if task != "tumour":
+        columns.append(panel_expression(table, genes, name=str(spots)))
+    if task != "expression":
+        columns.append(tumour_labels(labels, barcode))
+    targets = np.hstack(columns)
     return Section(
         slide=slide,
         patient=patient,
@@ -198,7 +205,7 @@ def read_training(
         As for `read_sections`.
     """
     chosen = panel[settings["panel"]].astype(str).str.lower() == "true"
-    genes = panel.loc[chosen, "gene"].tolist() if settings["task"] == "expression" else []
+    genes = panel.loc[chosen, "gene"].tolist() if settings["task"] != "tumour" else []
     sections = {
         role: read_sections(
             roles[role],
@@ -260,6 +267,12 @@ def panel_expression(
     targets = np.zeros((table.n_obs, len(genes)), np.float32)
     targets[:, known] = columns.toarray() if hasattr(columns, "toarray") else columns
     return targets
+
+
+def both_classes(sections: Sequence[Section]) -> bool:
+    """Return whether spots labelled malignant and non-malignant are among those of sections."""
+    classes = {float(c) for s in sections for c in np.unique(s.targets[:, -1]) if np.isfinite(c)}
+    return classes == {0.0, 1.0}
 
 
 def tumour_labels(labels: str | Path, barcode: Sequence[str]) -> np.ndarray:

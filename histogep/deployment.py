@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,29 +15,24 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
 
-from histogep.datasets import check_alike
 from histogep.distance import FeatureDistance
-from histogep.features import Features, read_features
-from histogep.files import complete, read_json, read_tsv, write_json, write_tsv
+from histogep.features import Features
+from histogep.files import read_tsv
 from histogep.inference import Model, build_model, predict_tiles
 from histogep.jobs import InputError
-from histogep.lattice import Lattice
-from histogep.model_card import model_card
 from histogep.model_folder import (
     DISTANCE,
-    FORMAT,
     GENES,
-    SETTINGS,
     check_features,
-    folder_digest,
+    columns_of,
     read_settings,
     tiles_of,
+    weights_file,
 )
+from histogep.weights import read_arrays
 
 LOG = logging.getLogger(__name__)
-ROLES = ("expression", "tumour", "wide")
 #: A slide with a larger share of distant tiles is flagged as a whole.
 DISTANT_SHARE = 0.5
 
@@ -53,7 +46,7 @@ class Prediction:
     features
         The features predicted from: slide, places, coordinates.
     expression
-        (n, g) float32 log1p CP10k, cut at 0, never shifted.
+        (n, g) float32 log1p CP10k, cut at 0, never shifted; an array, or an `h5py.Dataset`.
     genes
         Table of the g genes, index gene: predictable, half_width, score.
     tumour
@@ -80,11 +73,14 @@ class Prediction:
         side_px = self.uns["lattice"]["tile_um"] / self.uns["mpp"]
         return self.features.coords + side_px / 2
 
-    def to_anndata(self) -> anndata.AnnData:
-        """Return the table of results/expression/{slide}.h5ad."""
+    def of_gene(self, gene: str) -> np.ndarray:
+        """Return the expression (n,) of one gene."""
+        return self.expression[:, self.genes.index.get_loc(gene)]
+
+    def cells(self) -> pd.DataFrame:
+        """Return one row per tile: its place, tumour probability and distance."""
         row, col = self.features.row, self.features.col
-        cells = pd.Index([f"{r}x{c}" for r, c in zip(row, col, strict=True)], dtype=object)
-        obs = pd.DataFrame(
+        return pd.DataFrame(
             {
                 "row": row,
                 "col": col,
@@ -92,9 +88,12 @@ class Prediction:
                 "distance": self.distance,
                 "distant": self.distant,
             },
-            index=cells,
+            index=pd.Index([f"{r}x{c}" for r, c in zip(row, col, strict=True)], dtype=object),
         )
-        table = anndata.AnnData(self.expression, obs=obs, var=self.genes.copy())
+
+    def to_anndata(self) -> anndata.AnnData:
+        """Return the table of results/expression/{slide}.h5ad."""
+        table = anndata.AnnData(self.expression, obs=self.cells(), var=self.genes.copy())
         table.obsm["spatial"] = self.centres_px
         table.uns.update(self.uns)
         return table
@@ -125,13 +124,37 @@ class DeployedModel:
             Other encoders, other weights, or another lattice than the model's.
         """
         check_features(features, self.settings)
-        tiles = tiles_of(features)
-        panel = self.settings["models"]["expression"]["genes"]
-        expression = predict_tiles(self.models["expression"], tiles, device=device)[0]
-        tumour = np.full(len(features.row), np.nan, np.float32)
-        if "tumour" in self.models:
-            tumour = predict_tiles(self.models["tumour"], tiles, device=device)[0][:, 0]
-        distance = self.distances.distance(features.values)
+        tiles, said = tiles_of(features), {}
+        for role in ("expression", "tumour"):
+            record = self.settings["models"].get(role)
+            if record and record["model"] not in said:
+                model = self.models[role]
+                said[record["model"]] = predict_tiles(model, tiles, device=device)[0]
+        expression = self.of_role(said, "expression")
+        tumour = self.of_role(said, "tumour")
+        return self.told(
+            features,
+            expression=np.maximum(expression, 0.0),
+            tumour=np.full(len(features.row), np.nan, np.float32)
+            if tumour is None
+            else tumour[:, 0],
+            distance=self.distances.distance(features.values),
+        )
+
+    def of_role(self, said: dict[str, np.ndarray], role: str) -> np.ndarray | None:
+        """Return the columns of a role among what its model said, by name; None without a model."""
+        record = self.settings["models"].get(role)
+        return None if record is None else said[record["model"]][:, columns_of(record, role)]
+
+    def told(
+        self,
+        features: Features,
+        *,
+        expression: np.ndarray,
+        tumour: np.ndarray,
+        distance: np.ndarray,
+    ) -> Prediction:
+        """Return a prediction with what else is known of the slide; warn if it is distant."""
         distant = distance > self.distances.threshold
         share = float(distant.mean())
         if share > DISTANT_SHARE:
@@ -141,9 +164,10 @@ class DeployedModel:
                 features.slide,
                 100 * share,
             )
+        panel = self.settings["models"]["expression"]["genes"]
         return Prediction(
             features=features,
-            expression=np.maximum(expression, 0.0, out=expression),
+            expression=expression,
             genes=self.genes.loc[panel, ["predictable", "half_width", "score"]],
             tumour=tumour,
             distance=distance.astype(np.float32),
@@ -164,12 +188,12 @@ def load_model(folder: str | Path) -> DeployedModel:
     """Return the model of a folder, after checking that its files are those that were packed."""
     folder = Path(folder)
     settings = read_settings(folder)
-    models = {
-        role: build_model(
-            load_file(folder / f"{role}.safetensors"), record, name=f"{folder}/{role}"
-        )
-        for role, record in settings["models"].items()
-    }
+    models, loaded = {}, {}
+    for role, record in settings["models"].items():
+        file = weights_file(settings, role)
+        if file not in loaded:
+            loaded[file] = build_model(read_arrays(folder / file), record, name=f"{folder}/{file}")
+        models[role] = loaded[file]
     genes = read_tsv(
         folder / GENES, dtype={"gene": str}, keep_default_na=False, na_values=["", "nan"]
     )
@@ -177,147 +201,8 @@ def load_model(folder: str | Path) -> DeployedModel:
         settings=settings,
         models=models,
         genes=genes.set_index("gene"),
-        distances=FeatureDistance.from_arrays(load_file(folder / DISTANCE)),
+        distances=FeatureDistance.from_arrays(read_arrays(folder / DISTANCE)),
     )
-
-
-def package_model(
-    folder: str | Path,
-    *,
-    study: str,
-    weights: Sequence[str | Path],
-    settings: Sequence[str | Path],
-    fold_settings: Sequence[str | Path],
-    features: Sequence[str | Path],
-    calibration: str | Path,
-    scorecards: str | Path,
-    deploy: Mapping[str, str | None],
-    lattice: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Write the model folder of a study; return its settings.
-
-    Parameters
-    ----------
-    folder
-        Folder to write; complete or absent.
-    study
-        Name of the study.
-    weights, settings
-        Files of the models trained on all sections, in the same order.
-    fold_settings
-        Settings of the models of all folds that hold something out.
-    features
-        Features of all training sections.
-    calibration, scorecards
-        Tables of results/evaluation/{study}.
-    deploy
-        `expression` (a model name, or "auto": the best by the inner folds of the honest folds),
-        `tumour`, `wide` (model names).
-    lattice
-        Lattice settings of the study.
-    """
-    records = [read_json(path) for path in settings]
-    trained = {r["model"]: (r, path) for r, path in zip(records, weights, strict=True)}
-    honest = [r for r in map(read_json, fold_settings) if r["protocol"] == "honest"]
-    names, scores = choose_models(records, honest, deploy)
-    slides = [read_features(path) for path in features]
-    check_alike(slides, lattice=dict(lattice))
-    distances = FeatureDistance.fit([s.values for s in slides], blocks=slides[0].blocks)
-    chosen = {role: trained[name][0] for role, name in names.items()}
-    genes = gene_table(chosen, read_tsv(calibration, dtype={"gene": str, "model": str}))
-    record = {
-        "format": FORMAT,
-        "study": study,
-        "lattice": Lattice.from_settings(lattice).to_settings(),
-        "encoders": slides[0].encoders,
-        "blocks": [[name, int(width)] for name, width in slides[0].blocks],
-        "training_slides": [s.slide for s in slides],
-        "validation_scores": scores,
-        "distant_threshold": distances.threshold,
-        "models": chosen,
-    }
-    with complete(folder) as temporary:
-        temporary.mkdir()
-        for role, name in names.items():
-            shutil.copyfile(trained[name][1], temporary / f"{role}.safetensors")
-        save_file(distances.to_arrays(), temporary / DISTANCE)
-        write_tsv(genes, temporary / GENES)
-        card = model_card(record, genes, read_tsv(scorecards))
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        record["digest"] = folder_digest(temporary, record)
-        write_json(record, temporary / SETTINGS)
-    LOG.info("packed %s", ", ".join(f"{role}: {name}" for role, name in names.items()))
-    return record
-
-
-def choose_models(
-    records: Sequence[Mapping[str, Any]],
-    honest: Sequence[Mapping[str, Any]],
-    deploy: Mapping[str, str | None],
-) -> tuple[dict[str, str], dict[str, float]]:
-    """Return role -> model name, and the mean inner-fold score of each expression model.
-
-    The scores come from inside the training patients of the honest folds: the held-out patients
-    have no say in which model is deployed.
-    """
-    by_name = {record["model"]: record for record in records}
-    candidates = [r["model"] for r in records if r["task"] == "expression" and r["panel"] == "main"]
-    scores = {}
-    for name in candidates:
-        found = [
-            r["validation_score"]
-            for r in honest
-            if r["model"] == name and r["validation_score"] is not None
-        ]
-        if found:
-            scores[name] = float(np.mean(found))
-    wanted = dict(deploy)
-    if wanted.get("expression", "auto") == "auto":
-        if not candidates:
-            raise InputError("no model predicts the main panel: add one under `models`")
-        wanted["expression"] = max(candidates, key=lambda name: scores.get(name, -np.inf))
-    names = {}
-    for role in ROLES:
-        name = wanted.get(role)
-        if not name:
-            continue
-        if name not in by_name:
-            if role == "expression":
-                known = ", ".join(by_name)
-                raise InputError(f"deploy.expression names {name!r}; the models are {known}")
-            LOG.warning("deploy.%s: there is no model %r, so the folder has none", role, name)
-            continue
-        expected = ("tumour",) if role == "tumour" else ("expression",)
-        if by_name[name]["task"] not in expected:
-            raise InputError(f"deploy.{role}: model {name!r} is of task {by_name[name]['task']}")
-        names[role] = name
-    return names, scores
-
-
-def gene_table(models: Mapping[str, Mapping[str, Any]], calibration: pd.DataFrame) -> pd.DataFrame:
-    """Return gene, main, wide, predictable, score, null, half_width of the deployed panels.
-
-    Each gene's figures are those of the model that predicts it; a gene that no honest fold
-    evaluated is not predictable.
-    """
-    main = list(models["expression"]["genes"])
-    wide = list(models["wide"]["genes"]) if "wide" in models else []
-    genes = list(dict.fromkeys(main + wide))
-    table = pd.DataFrame({"gene": genes})
-    table["main"], table["wide"] = table["gene"].isin(main), table["gene"].isin(wide)
-    columns = ["predictable", "score", "null", "half_width"]
-    figures = pd.DataFrame(index=genes, columns=columns, dtype=object)
-    for role, members in (("wide", wide), ("expression", main)):
-        if role in models:
-            mine = calibration[calibration["model"] == models[role]["model"]]
-            mine = mine.drop_duplicates("gene").set_index("gene").reindex(columns=columns)
-            shared = [gene for gene in members if gene in mine.index]
-            figures.loc[shared] = mine.loc[shared].astype(object)
-    flags = figures["predictable"].map(lambda value: str(value).lower() in ("true", "1", "1.0"))
-    table["predictable"] = flags.to_numpy(bool)
-    for column in columns[1:]:
-        table[column] = pd.to_numeric(figures[column], errors="coerce").to_numpy(float)
-    return table
 
 
 def _mpp(features: Features) -> float:

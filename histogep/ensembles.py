@@ -1,7 +1,7 @@
 """Ensembles: a weighted mean of other models of the same fold (numpy; no torch).
 
 The weights come from the members' scores inside the training patients, so that no held-out patient
-has a say: exp(score / temperature), as in `histogep.ridge.weigh_candidates`. The scores of a
+has a say: exp(score / temperature), as in `histogep.linear_fits.weigh_candidates`. The scores of a
 network are those of its best epoch, a little optimistic, hence the members are averaged and none is
 chosen.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from histogep.jobs import InputError
-from histogep.ridge import weigh_candidates
+from histogep.linear_fits import weigh_candidates
 
 LOG = logging.getLogger(__name__)
 #: What the members of an ensemble must share.
@@ -111,6 +111,7 @@ def fit_ensemble(
         "threshold": None,
         "validation_score": float(weights @ scores) if known.all() else None,
         "validation_metric": "mean of the members', by weight",
+        "scores": {"expression": float(weights @ scores)} if known.all() else {},
         "n_parameters": sum(int(record["n_parameters"]) for record in records),
         "members": {
             record["model"]: {**record, "weight": float(weight)}

@@ -8,8 +8,9 @@ The attributes of `coords` are TRIDENT's; those of the file hold `blocks`, `enco
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ import numpy as np
 
 from histogep.bad_slides import refuse_failed
 from histogep.files import complete
-from histogep.jobs import BadSlide, InputError
+from histogep.jobs import InputError
 
 #: Magnification times um per px, by the convention that 20x is 0.5 um per px.
 MAGNIFICATION_UM = 10.0
@@ -251,12 +252,27 @@ def read_features(path: str | Path) -> Features:
         If the file cannot be read, or its tables do not agree in length; a BadSlide if the slide
         could not be used.
     """
-    try:
-        with h5py.File(path, "r") as file:
+    with open_features(path) as features, _readable(path):
+        features.values = features.values[()].astype(np.float32, copy=False)
+    return features
+
+
+@contextlib.contextmanager
+def open_features(path: str | Path) -> Iterator[Features]:
+    """Give the features of one slide with `values` still in the file, an open `h5py.Dataset`.
+
+    Raises
+    ------
+    InputError
+        As for `read_features`.
+    """
+    with contextlib.ExitStack() as stack:
+        with _readable(path):
+            file = stack.enter_context(h5py.File(path, "r"))
             refuse_failed(file.attrs)
             features = Features(
                 slide=str(file.attrs["slide"]),
-                values=file["features"][()].astype(np.float32, copy=False),
+                values=file["features"],
                 row=file["row"][()],
                 col=file["col"][()],
                 coords=file["coords"][()],
@@ -267,28 +283,39 @@ def read_features(path: str | Path) -> Features:
                 encoders=json.loads(file.attrs["encoders"]),
                 attributes={key: _plain(value) for key, value in file["coords"].attrs.items()},
             )
-    except BadSlide:
+            n, d = features.values.shape
+        lengths = {len(getattr(features, name)) for name in ("row", "col", "coords", "barcode")}
+        width = sum(width for _, width in features.blocks)
+        if lengths != {n} or len(features.white) != d or width != d:
+            raise InputError(
+                f"the tables of {path} do not agree: delete it, run encode_tiles again"
+            )
+        with _readable(path):
+            refuse_unfinished(features.values, path)
+        yield features
+
+
+@contextlib.contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Turn what goes wrong when a file is read into a message."""
+    try:
+        yield
+    except InputError:
         raise
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as features ({error}): delete it and run encode_tiles again"
         ) from error
-    n, d = features.values.shape
-    lengths = {len(features.row), len(features.col), len(features.coords), len(features.barcode)}
-    if lengths != {n} or len(features.white) != d or sum(w for _, w in features.blocks) != d:
-        raise InputError(f"the tables of {path} do not agree: delete it, run encode_tiles again")
-    refuse_unfinished(features.values, path)
-    return features
 
 
-def refuse_unfinished(values: np.ndarray, path: str | Path) -> None:
-    """Raise an InputError if the last row of features is all zero.
+def refuse_unfinished(values: Any, path: str | Path) -> None:
+    """Raise an InputError if the last row of features, an array or an open dataset, is all zero.
 
     HDF5 holds zeros where nothing was written yet, so a writer that died after a flush leaves a
     file that opens and reads like any other.
     """
     if values.size and not values[-1].any():
-        last = int(np.flatnonzero(values.any(axis=1)).max(initial=-1))
+        last = int(np.flatnonzero(np.any(values[()], axis=1)).max(initial=-1))
         raise InputError(
             f"{path}: the features of all tiles after number {last + 1} of {len(values)} are zero, "
             "so its writer was stopped: make the file anew"

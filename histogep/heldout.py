@@ -10,12 +10,11 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from histogep.datasets import Section, grid_of, read_sections
-from histogep.inference import Model, predict_tiles
+from histogep.datasets import TUMOUR, Section, grid_of, read_sections
+from histogep.inference import Model, Plain, predict_tiles
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.model_folder import check_features
-from histogep.ridge import RidgeModel
 
 
 def predict_held_out(
@@ -31,8 +30,11 @@ def predict_held_out(
     """Return the table of results/predictions for the test sections of a fold.
 
     X is the prediction (log1p CP10k, not cut; or probability), layers["truth"] the measurement
-    (NaN where a tumour label is unknown), layers["level"] the slide's level (ridge only),
-    uns["threshold"] the tumour threshold chosen inside the fold, where one was. `honest` folds have the in-tissue spots; `hist` folds the whole grid, whose background has truth 0.
+    (NaN where a tumour label is unknown), layers["level"] the slide's level (linear models of
+    expression), uns["threshold"] the tumour threshold chosen inside the fold, where one was. A model
+    of both tasks has the tumour as its last column, a model that could not be trained NaN and
+    uns["absent"], the reason. `honest` folds have the in-tissue spots; `hist` folds the whole grid,
+    whose background has truth 0.
 
     Parameters
     ----------
@@ -75,8 +77,11 @@ def predict_held_out(
         else:
             tables.append(_spots(model, section, device))
     table = anndata.concat(tables, merge="same")
-    table.var_names = pd.Index(settings["genes"], dtype=object)
+    columns = [*settings["genes"], *([TUMOUR] if settings["task"] == "both" else [])]
+    table.var_names = pd.Index(columns, dtype=object)
     table.uns = {key: settings[key] for key in ("protocol", "fold", "model", "task")}
+    if reason := settings.get("absent") or settings.get("absent_tumour"):
+        table.uns["absent"] = reason
     if settings["threshold"] is not None:
         table.uns["threshold"] = settings["threshold"]
     return table
@@ -95,9 +100,9 @@ def _spots(model: Model, section: Section, device: str) -> anndata.AnnData:
 def _whole_grid(
     model: Model, settings: Mapping[str, Any], section: Section, device: str
 ) -> anndata.AnnData:
-    """Return every cell of the paper's grid; a ridge says 0 where there is no tissue."""
+    """Return every cell of the paper's grid; a linear model says 0 where there is no tissue."""
     shape = settings["hist_grid"]
-    if isinstance(model, RidgeModel):
+    if isinstance(model, Plain):
         lattice = Lattice.from_settings(settings["lattice"])
         grid = grid_of(section.row, section.col, lattice, shape=shape)
         values = grid.lay(predict_tiles(model, section.tiles)[0])

@@ -327,7 +327,7 @@ def _check_model(
             else f"settings.json does not say what `{what}` was fitted on"
         )
         found.add(f"{what}_fitted_on", fold, problem, model=model)
-    if settings.get("task") == "expression" and fold in panels:
+    if settings.get("task") in ("expression", "both") and fold in panels:
         flag = str(settings.get("panel", "main"))
         panel = panels[fold]
         genes = sorted(panel.loc[_as_flag(panel[flag]), "gene"].astype(str))

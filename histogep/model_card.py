@@ -54,6 +54,7 @@ def model_card(settings: Mapping[str, Any], genes: pd.DataFrame, scorecards: pd.
         lines.append(
             f"| {role} | {record['model']} ({record['kind']}, {record['n_parameters']:,} parameters) |"
         )
+    lines += [f"| {name} | no tumour map: {why} |" for name, why in settings["absent"].items()]
     lines += ["", "## Measured on held-out patients (honest card)", ""]
     names = [record["model"] for record in settings["models"].values()]
     card = scorecards[(scorecards["protocol"] == "honest") & scorecards["model"].isin(names)]

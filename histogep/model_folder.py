@@ -64,6 +64,20 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     return settings
 
 
+def weights_file(settings: Mapping[str, Any], role: str) -> str:
+    """Return the file of a role's weights; roles that share a model share its file."""
+    name = settings["models"][role]["model"]
+    first = next(r for r, record in settings["models"].items() if record["model"] == name)
+    return f"{first}.safetensors"
+
+
+def columns_of(record: Mapping[str, Any], role: str) -> slice:
+    """Return which outputs of a model serve a role: of both tasks the tumour is the last."""
+    if record["task"] != "both":
+        return slice(None)
+    return slice(-1, None) if role == "tumour" else slice(None, -1)
+
+
 def check_features(features: Features | Any, settings: Mapping[str, Any]) -> None:
     """Raise InputError unless a slide was encoded as the model's training slides were.
 

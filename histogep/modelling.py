@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from histogep import neighbours
-from histogep.checkpoints import Checkpoint, digest
-from histogep.datasets import Section
-from histogep.folds import MIN_TRAINING_PATIENTS
-from histogep.inference import NetworkModel, network_features, raw_features
+from histogep import neighbours, tumour_head
+from histogep.datasets import Section, both_classes
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.metrics import best_dice_threshold
 from histogep.neighbours import fit_neighbours
-from histogep.networks import count_parameters
-from histogep.preparation import Preparation
 from histogep.ridge import ALPHAS, fit_ridge
-from histogep.selection import inner_folds
-from histogep.training import NetworkSection, Trained, TrainingSettings, train_network
+from histogep.selection import METRICS, tumour_threshold
+from histogep.tumour_head import fit_tumour, probability_of
 
 LOG = logging.getLogger(__name__)
 COMPONENTS = 64
@@ -95,7 +88,7 @@ def fit_model(
         "protocol": protocol,
         "fold": fold,
         "seed": int(seed),
-        "genes": list(genes) if task == "expression" else ["tumour"],
+        "genes": list(genes) if task != "tumour" else ["tumour"],
         "lattice": lattice.to_settings(),
         "encoders": train[0].encoders,
         "blocks": [[block, int(width)] for block, width in train[0].blocks],
@@ -104,13 +97,26 @@ def fit_model(
     for role, members in (("train", train), ("validation", validation)):
         record |= _who(role, {section.slide: section.patient for section in members})
     record |= _who("test", test)
-    if kind in ("ridge", "neighbours"):
-        return _fit_linear(train + validation, record, settings, lattice)
+    reason = _unlabelled(train, validation, record) if task in ("tumour", "both") else ""
+    if reason and task == "tumour":
+        return _absent(record, reason)
     if kind == "cmunet":
+        from histogep import network_modelling  # torch: seconds in every job
+
+        if reason:
+            record["absent_tumour"] = reason
+            LOG.warning("%s: only expression is learned", reason)
         state = None
         if checkpoints is not None:
-            state = (checkpoints, digest(record, dict(settings), code, device, torch.__version__))
-        return _fit_network(train, validation, record, settings, lattice, honest, state, device)
+            state = (checkpoints, (record, dict(settings), code, device))
+        arrays, history = network_modelling.fit_network(
+            train, validation, record, settings, lattice, honest, state, device
+        )
+        return FittedModel(arrays, record, history)
+    if kind == "neighbours" and task == "tumour":
+        return _fit_tumour(train + validation, record, settings, lattice)
+    if kind in ("ridge", "neighbours"):
+        return _fit_linear(train + validation, record, settings, lattice)
     raise InputError(f"models.{name}.kind is {kind!r}: it must be cmunet, ridge or neighbours")
 
 
@@ -119,7 +125,8 @@ def _fit_linear(
 ) -> FittedModel:
     if record["task"] != "expression":
         raise InputError(
-            f"models.{record['model']}: {record['kind']} predicts expression, not the tumour map"
+            f"models.{record['model']}: {record['kind']} cannot predict {record['task']}; use "
+            "cmunet, or neighbours for the tumour map alone"
         )
     by_section = record["protocol"] == "hist"
     fit, alphas, options = fit_ridge, ALPHAS, {}
@@ -144,7 +151,8 @@ def _fit_linear(
         "choice": model.choice,
         "alpha": model.choice["alpha"],
         "validation_score": model.choice["score"],
-        "validation_metric": "in-section Pearson, inner folds",
+        "validation_metric": f"{METRICS['expression']}, inner folds",
+        "scores": {"expression": model.choice["score"]},
         "epoch_fitted_on": [],
         "best_epoch": None,
         "threshold_fitted_on": [],
@@ -154,205 +162,79 @@ def _fit_linear(
     return FittedModel(model.to_arrays(), record, pd.DataFrame(model.choice["candidates"]))
 
 
-def _fit_network(
-    train: list[Section],
-    validation: list[Section],
-    record: dict[str, Any],
-    settings: Mapping[str, Any],
-    lattice: Lattice,
-    honest: Sequence[Mapping[str, Any]],
-    state: tuple[str | Path, str] | None,
-    device: str,
+def _fit_tumour(
+    sections: list[Section], record: dict[str, Any], settings: Mapping[str, Any], lattice: Lattice
 ) -> FittedModel:
-    options = training_settings(settings)
-    paper = record["protocol"] == "hist"
-    if record["task"] == "tumour":
-        train, validation = _labelled(train), _labelled(validation)
-        if not train:
-            raise InputError(
-                f"fold {record['fold']}: no training section has labelled spots; give labels "
-                "(slides.tsv, column labels) or leave the tumour model out"
-            )
-    common = {
-        "record": record,
-        "components": settings.get("components", COMPONENTS),
-        "lattice": lattice,
-        "options": options,
-        "state": state,
-        "device": device,
-    }
-    patients = list(dict.fromkeys(section.patient for section in train))
-    stop_after, score, fitted_on = None, None, []
-    maps: list[tuple[np.ndarray, np.ndarray]] = []
+    """Fit the light tumour map; the patients left out in turn choose the threshold too."""
+    options = {key: settings[key] for key in ("rings",) if key in settings}
+    model, left_out = fit_tumour(
+        [section.tiles for section in sections],
+        [section.targets for section in sections],
+        [section.patient for section in sections],
+        blocks=sections[0].blocks,
+        lattice=lattice,
+        components=settings.get("components", COMPONENTS),
+        alphas=settings.get("alphas") or tumour_head.ALPHAS,
+        encoder_sets=settings.get("encoder_sets", ()),
+        **options,
+    )
     threshold = None
-    if record["protocol"] == "all":
-        epochs = [int(other["best_epoch"]) for other in honest if other["best_epoch"]]
-        if epochs:
-            stop_after = int(np.median(epochs))
-            scores = [other["validation_score"] for other in honest]
-            score = float(np.mean([s for s in scores if s is not None] or [np.nan]))
-            fitted_on = [section.slide for section in train]
-        found = [other.get("threshold") for other in honest]
-        found = [value for value in found if value is not None]
-        threshold = float(np.median(found)) if found else None
-    elif not paper and not validation and 1 < len(patients) < MIN_TRAINING_PATIENTS:
-        inner = []
-        for out in inner_folds(patients):
-            judges = [s for s in train if s.patient in out]
-            inner_model, trained = _train(
-                [s for s in train if s.patient not in out], judges, **common
-            )
-            inner.append(trained)
-            maps += _tumour_maps(inner_model, judges, device)
-        stop_after = int(np.median([trained.best_epoch for trained in inner]))
-        score = float(np.mean([trained.score for trained in inner]))
-        fitted_on = [section.slide for section in train]
-        LOG.info("inner folds chose epoch %d, score %.4f", stop_after, score)
-    model, trained = _train(train, validation, stop_after=stop_after, **common)
-    if validation:
-        score, fitted_on = trained.score, [section.slide for section in validation]
-        maps = _tumour_maps(model, validation, device)
-    if maps:
-        threshold = _tumour_threshold(maps)
-    slides = [section.slide for section in train]
-    for what in ("scaler", "pca", "target"):
+    if left_out is not None:
+        odds = model.slope * left_out.discriminant + left_out.offset
+        threshold = tumour_threshold(probability_of(odds), left_out.label > 0.5)
+    slides = [section.slide for section in sections]
+    # The probability is calibrated on what those left out in turn score.
+    for what in ("scaler", "pca", "target", "alpha", "calibration"):
         record[f"{what}_fitted_on"] = slides
-    counts = count_parameters(model.network)
-    expression = record["task"] == "expression"
+    score = model.choice["score"]
     record |= {
-        "epoch_fitted_on": fitted_on,
-        "alpha_fitted_on": [],
-        "alpha": None,
-        "threshold_fitted_on": [] if threshold is None else fitted_on,
+        "choice": model.choice,
+        "alpha": model.choice["alpha"],
+        "validation_score": score,
+        "validation_metric": f"{METRICS['tumour']}, inner folds",
+        "scores": {} if score is None else {"tumour": score},
+        "epoch_fitted_on": [],
+        "best_epoch": None,
+        "threshold_fitted_on": [] if threshold is None else slides,
         "threshold": threshold,
-        "best_epoch": trained.best_epoch,
-        "validation_score": None if score is None or not np.isfinite(score) else score,
-        "validation_metric": "in-section Pearson" if expression else "in-section AUROC",
-        "architecture": model.network.architecture,
-        "n_parameters": counts["total"],
-        "parameters": counts,
-        "training": {field.name: getattr(options, field.name) for field in fields(options)},
-        "torch": torch.__version__,
+        "n_parameters": len(model.coefficients) + 2,
     }
-    return FittedModel(model.to_arrays(), record, trained.history)
+    return FittedModel(model.to_arrays(), record, pd.DataFrame(model.choice["candidates"]))
 
 
-def _train(
-    train: list[Section],
-    validation: list[Section],
-    *,
-    record: Mapping[str, Any],
-    components: int,
-    lattice: Lattice,
-    options: TrainingSettings,
-    state: tuple[str | Path, str] | None,
-    device: str,
-    stop_after: int | None = None,
-) -> tuple[NetworkModel, Trained]:
-    """Fit the preparation on the training sections, then the network.
-
-    `state` is the folder of the checkpoints and the digest of what all trainings of the job share.
-    """
-    paper = record["protocol"] == "hist"
-    preparation = Preparation.fit(
-        [section.tiles for section in train],
-        blocks=train[0].blocks,
-        lattice=lattice,
-        components=components,
+def _unlabelled(
+    train: Sequence[Section], validation: Sequence[Section], record: Mapping[str, Any]
+) -> str:
+    """Return why no tumour map can be learned from these sections, or nothing."""
+    # A network learns from the training sections alone, the light map from all of them.
+    sections = list(train) + ([] if record["kind"] == "cmunet" else list(validation))
+    if both_classes(sections):
+        return ""
+    label = np.concatenate([section.targets[:, -1] for section in sections])
+    n_malignant, n_other = int((label == 1).sum()), int((label == 0).sum())
+    return (
+        f"fold {record['fold']}: its {len(sections)} training sections have {n_malignant} spots "
+        f"labelled malignant and {n_other} non-malignant, so no tumour map can be learned; give "
+        "labels (slides.tsv, column labels)"
     )
 
-    def prepared(section: Section) -> NetworkSection:
-        if paper:
-            values, background = raw_features(preparation, section.tiles, section.white)
-        else:
-            values = network_features(preparation, section.tiles)
-            background = np.zeros(values.shape[1], np.float32)
-        return NetworkSection(
-            section.patient, section.row, section.col, values, section.targets, background
-        )
 
-    trained = train_network(
-        [prepared(section) for section in train],
-        [prepared(section) for section in validation],
-        task=record["task"],
-        lattice=lattice,
-        settings=options,
-        seed=record["seed"],
-        whole_grid=record["hist_grid"] if paper else None,
-        stop_after=stop_after,
-        checkpoint=_checkpoint(state, train, validation, stop_after),
-        device=device,
-    )
-    model = NetworkModel(
-        network=trained.network,
-        preparation=preparation,
-        target_mean=trained.target_mean,
-        target_sd=trained.target_sd,
-        task=record["task"],
-        raw=paper,
-    )
-    return model, trained
-
-
-def _tumour_maps(
-    model: NetworkModel, sections: Sequence[Section], device: str
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (probability, label) of the labelled spots of sections that the model did not see."""
-    if model.task != "tumour":
-        return []
-    maps = []
-    for section in sections:
-        known = np.isfinite(section.targets[:, 0])
-        probability, _ = model.predict(section.tiles, device=device)
-        maps.append((probability[known, 0], section.targets[known, 0] > 0.5))
-    return maps
-
-
-def _tumour_threshold(maps: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """Return the probability of the best Dice over the spots of all maps; None with one class."""
-    probability, label = (np.concatenate(parts) for parts in zip(*maps, strict=True))
-    if label.all() or not label.any():
-        LOG.warning("the sections to choose the tumour threshold on have one class: there is none")
-        return None
-    threshold = best_dice_threshold(probability, label)
-    LOG.info("tumour threshold %.3f, from %d spots", threshold, len(label))
-    return threshold
-
-
-def _checkpoint(
-    state: tuple[str | Path, str] | None,
-    train: Sequence[Section],
-    validation: Sequence[Section],
-    stop_after: int | None,
-) -> Checkpoint | None:
-    """Return where one training keeps its state; raw data are digested, so nodes may differ."""
-    if state is None:
-        return None
-    data = [
-        part
-        for section in (*train, *validation)
-        for part in (section.slide, section.row, section.col, section.features, section.targets)
-    ]
-    folder, shared = state
-    return Checkpoint(folder, identity=digest(shared, len(train), stop_after, *data))
-
-
-def training_settings(settings: Mapping[str, Any]) -> TrainingSettings:
-    """Return the training settings among a model's settings; those of other kinds are ignored."""
-    known = {field.name for field in fields(TrainingSettings)}
-    chosen = {key: value for key, value in settings.items() if key in known and value is not None}
-    if "channels" in chosen:
-        chosen["channels"] = tuple(int(width) for width in chosen["channels"])
-    return TrainingSettings(**chosen)
-
-
-def _labelled(sections: Sequence[Section]) -> list[Section]:
-    """Return the sections that have labelled spots, naming those that have none."""
-    kept = [section for section in sections if np.isfinite(section.targets).any()]
-    for section in sections:
-        if not np.isfinite(section.targets).any():
-            LOG.warning("section %s has no labelled spot: not used", section.slide)
-    return kept
+def _absent(record: dict[str, Any], reason: str) -> FittedModel:
+    """Return what stands for a model that could not be trained, so that all else goes on."""
+    LOG.warning("%s", reason)
+    for what in ("scaler", "pca", "target", "alpha", "epoch", "threshold"):
+        record[f"{what}_fitted_on"] = []
+    record |= {
+        "absent": reason,
+        "alpha": None,
+        "best_epoch": None,
+        "threshold": None,
+        "validation_score": None,
+        "validation_metric": METRICS[record["task"]],
+        "scores": {},
+        "n_parameters": 0,
+    }
+    return FittedModel({}, record, pd.DataFrame({"absent": [reason]}))
 
 
 def _who(role: str, members: Mapping[str, str]) -> dict[str, list[str]]:

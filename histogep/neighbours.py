@@ -21,15 +21,14 @@ from scipy import linalg
 
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.preparation import Preparation, Tiles
-from histogep.ridge import (
-    RidgeModel,
+from histogep.linear_fits import (
     candidate_sets,
-    fit_level,
     held_out_sections,
     sum_sections,
     weigh_candidates,
 )
+from histogep.preparation import Preparation, SlideMoments, Tiles
+from histogep.ridge import RidgeModel, fit_level
 from histogep.selection import mean_over_groups
 
 LOG = logging.getLogger(__name__)
@@ -53,9 +52,14 @@ class NeighbourModel(RidgeModel):
 
     rings: int = RINGS
 
-    def within(self, tiles: Tiles) -> np.ndarray:
+    @property
+    def halo(self) -> int:
+        """Rows of the lattice beside a tile that its features look at."""
+        return max(1, self.rings)
+
+    def within(self, tiles: Tiles, *, moments: SlideMoments | None = None) -> np.ndarray:
         """Return own features and ring means of ALL tiles of a slide, (n, p (1 + rings))."""
-        return ring_features(self.preparation, tiles, rings=self.rings)
+        return ring_features(self.preparation, tiles, rings=self.rings, moments=moments)
 
     @classmethod
     def from_arrays(
@@ -113,7 +117,7 @@ def fit_neighbours(
     scaled = [y / np.where(unit > 1e-6, unit, np.inf) for y in targets]
     parts = [sum_sections([x], [y]) for x, y in zip(features, scaled, strict=True)]
     shapes = list(itertools.product(sets, range(rings + 1)))
-    columns = [_columns(preparation, names, reach) for names, reach in shapes]
+    columns = [ring_columns(preparation, names, reach) for names, reach in shapes]
     scores = np.zeros((len(shapes), len(alphas), len(ranks), len(tiles)))
     held_out = held_out_sections(groups)
     for out in held_out:
@@ -178,12 +182,19 @@ def fit_neighbours(
     )
 
 
-def ring_features(preparation: Preparation, tiles: Tiles, *, rings: int) -> np.ndarray:
+def ring_features(
+    preparation: Preparation,
+    tiles: Tiles,
+    *,
+    rings: int,
+    view: str = "slide",
+    moments: SlideMoments | None = None,
+) -> np.ndarray:
     """Return own features, then their mean over ring 1, ring 2, ..., (n, p (1 + rings)) float64.
 
     A tile without neighbours in a ring has there the mean of the ring before (its own at last).
     """
-    prepared = preparation.transform(tiles, view="slide")
+    prepared = preparation.transform(tiles, view=view, moments=moments)
     own = np.concatenate([preparation.own_columns(name) for name in preparation.names])
     views = [prepared[:, own]]
     for ring in preparation.lattice.rings(tiles.row, tiles.col, rings):
@@ -285,7 +296,7 @@ def _path_scores(
     return scores
 
 
-def _columns(preparation: Preparation, encoders: Sequence[str], reach: int) -> np.ndarray:
+def ring_columns(preparation: Preparation, encoders: Sequence[str], reach: int) -> np.ndarray:
     """Return the columns of some encoders, out to a ring, among those of `ring_features`."""
     widths = [len(preparation.own_columns(name)) for name in preparation.names]
     starts = dict(zip(preparation.names, np.cumsum([0, *widths[:-1]]), strict=True))

@@ -81,16 +81,31 @@ class CMUNet(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         """Return (batch, outputs, rows, cols) for a (batch, inputs, rows, cols) grid of any size."""
         rows, cols = grid.shape[-2:]
+        skips, deep = self.encode(grid)
+        return self.decode(skips, self.bottleneck(deep))[..., :rows, :cols]
+
+    def encode(self, grid: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the four skips, from the finest, and what the bottleneck reads.
+
+        The grid is padded at its end to a multiple of 16 cells. A cell of the deepest grid depends
+        on no tile farther than `encoder_context` cells from the 16 x 16 tiles that it stands for.
+        """
+        rows, cols = grid.shape[-2:]
         grid = functional.pad(grid, (0, -cols % GRID_MULTIPLE, 0, -rows % GRID_MULTIPLE))
         skips = []
         for stage in self.encoder[:-1]:
             grid = stage(grid)
             skips.append(grid)
             grid = functional.max_pool2d(grid, 2)
-        grid = self.bottleneck(self.encoder[-1](grid))
-        for up, gate, stage in zip(self.upward, self.gates, self.decoder, strict=True):
-            grid = stage(torch.cat([gate(skips.pop()), up(grid)], dim=1))
-        return self.head(grid)[..., :rows, :cols]
+        return skips, self.encoder[-1](grid)
+
+    def decode(self, skips: Sequence[Tensor], deep: Tensor) -> Tensor:
+        """Return the answer at every cell of the padded grid, from the skips and the bottleneck."""
+        for up, gate, stage, skip in zip(
+            self.upward, self.gates, self.decoder, skips[::-1], strict=True
+        ):
+            deep = stage(torch.cat([gate(skip), up(deep)], dim=1))
+        return self.head(deep)
 
 
 class DoubleConvolution(nn.Sequential):
@@ -193,3 +208,35 @@ def reach(network: CMUNet) -> int:
     for stage in range(N_STAGES - 1):
         cells += 2**stage * (2 + 2 + 1 + 1)  # gate (dilated), two convolutions, up-convolution
     return cells
+
+
+def encoder_context(stage: int = N_STAGES - 1, *, around: int = 0) -> int:
+    """Return how many tiles away a cell of an encoder stage still reads, beside its own tiles.
+
+    Parameters
+    ----------
+    stage
+        0 (finest) to 4 (what the bottleneck reads).
+    around
+        So many cells of that stage around it count as well.
+    """
+    cells = around
+    for level in range(stage, -1, -1):
+        cells += 2  # two 3 x 3 convolutions
+        if level:
+            cells = 2 * cells + 1  # a pooled cell stands for two
+    return cells
+
+
+def local_context() -> int:
+    """Return how many tiles away an answer reads when the bottleneck's output is given.
+
+    The bottleneck itself sees much farther (`reach`), but its grid has 256 times fewer cells, so it
+    can be computed for a whole slide, and all else in windows with this much context.
+    """
+    farthest, around = 0, 0
+    for stage in range(N_STAGES - 1):
+        gate, convolutions, up = 2, 2, 1
+        farthest = max(farthest, encoder_context(stage, around=around + convolutions + gate))
+        around = (around + convolutions + up + 1) // 2  # cells of the next coarser stage
+    return farthest

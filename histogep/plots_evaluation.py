@@ -124,11 +124,16 @@ def plot_tumour(
 ) -> Figure:
     """Draw labels and predicted tumour probability of held-out sections, and their ROC curves."""
     maps = [s.tissue for s in sections if s.task == "tumour" and s.protocol == "honest"]
+    absent = sorted({s.absent for s in maps if s.absent})
+    maps = [s for s in maps if not s.absent]
     if not maps:
-        return _say(figure(width_mm=180, height_mm=60), "No tumour model was evaluated.")
-    model = sorted({section.model for section in maps})[0]
+        told = "\n".join(absent) or "No tumour model was evaluated."
+        return _say(figure(width_mm=180, height_mm=60), told)
+    honest = tumour[tumour["protocol"] == "honest"]
+    means = honest.groupby("model")["auroc"].mean().reindex(sorted({s.model for s in maps}))
+    model = means.index[means.fillna(-1).argmax()]
     maps = sorted((s for s in maps if s.model == model), key=lambda section: section.slide)
-    rows = tumour[(tumour["protocol"] == "honest") & (tumour["model"] == model)]
+    rows = honest[honest["model"] == model]
     area = rows.set_index("slide")["auroc"]
     shown = maps[:_MOST_SECTIONS]
     fig = figure(width_mm=max(110, 33 * len(shown) + 62), height_mm=82)
@@ -189,7 +194,7 @@ def _roc(ax: Axes, maps: Sequence[HeldOut], area: pd.Series) -> None:
         xlabel="false positive rate",
         ylabel="true positive rate",
         aspect="equal",
-        title=f"mean AUROC {area.mean():.3f}",
+        title=f"{maps[0].model}: mean AUROC {area.mean():.3f}",
     )
     if ax.get_legend_handles_labels()[0]:
         ax.legend(title="patient", loc="lower right")

@@ -28,12 +28,11 @@ def plot_prediction(prediction: Prediction, *, n_genes: int = N_GENES) -> Figure
     panel_mm = np.clip((width_mm / columns - 16) * extent[1] / max(extent[0], 1e-9), 30, 120)
     fig = figure(width_mm=width_mm, height_mm=2 * (panel_mm + 12) + 8)
     axes = fig.subplots(2, columns, squeeze=False).ravel()
-    expression = dict(zip(prediction.genes.index, prediction.expression.T, strict=True))
     panels = [
         ("tumour probability", prediction.tumour, DIVERGING_MAP, (0.0, 1.0)),
         ("distance to training tiles", prediction.distance, "Greys", None),
         *(
-            (f"{gene} (log1p CP10k){'' if known else ', not predictable'}", expression[gene],
+            (f"{gene} (log1p CP10k){'' if known else ', not predictable'}", prediction.of_gene(gene),
              EXPRESSION_MAP, None)
             for gene, known in genes
         ),

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from histogep.datasets import TASKS
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.matrices import read_h5ad
@@ -41,6 +42,8 @@ class HeldOut:
         Cells by genes: log1p CP10k; or probability and 0/1, NaN where the label is not known.
     threshold
         Probability from which a spot is called tumour, chosen inside the fold; None if it was not.
+    absent
+        Why the fold has no tumour map: its predictions are NaN. Empty where it has one.
     """
 
     protocol: str
@@ -57,6 +60,7 @@ class HeldOut:
     predicted: np.ndarray
     truth: np.ndarray
     threshold: float | None = None
+    absent: str = ""
 
     def instead(self, model: str, predicted: np.ndarray) -> HeldOut:
         """Return the same section with another model's values in place of the predictions."""
@@ -144,9 +148,9 @@ def read_heldout(paths: Iterable[str | Path]) -> list[HeldOut]:
     sections: list[HeldOut] = []
     for path in paths:
         sections += _read_one(Path(path))
-    seen: dict[tuple[str, str, str], str] = {}
+    seen: dict[tuple[str, str, str, str], str] = {}
     for section in sections:
-        key = (section.protocol, section.model, section.slide)
+        key = (section.protocol, section.model, section.task, section.slide)
         if key in seen:
             raise InputError(
                 f"section {section.slide} is predicted by {section.model} in the folds {seen[key]} "
@@ -258,17 +262,25 @@ def training_mean(
 def _read_one(path: Path) -> list[HeldOut]:
     table = read_h5ad(path)
     told = {key: str(table.uns.get(key, "")) for key in ("protocol", "fold", "model", "task")}
-    if told["protocol"] not in PROTOCOLS or told["task"] not in ("expression", "tumour"):
+    if told["protocol"] not in PROTOCOLS or told["task"] not in TASKS:
         raise InputError(
             f"{path} says protocol {told['protocol']!r} and task {told['task']!r} in its uns: "
-            "expected honest or hist, expression or tumour; run predict_fold again"
+            "expected honest or hist, expression, tumour or both; run predict_fold again"
         )
     if "truth" not in table.layers:
         raise InputError(f"{path} has no layer `truth`: run predict_fold again")
     predicted, truth = _dense(table.X), _dense(table.layers["truth"])
+    names = tuple(table.var_names.astype(str))
+    absent = str(table.uns.get("absent", ""))
+    # Of a model of both tasks the tumour is the last column.
+    columns = {told["task"]: slice(None)}
+    if told["task"] == "both":
+        columns = {"expression": slice(None, -1), "tumour": slice(-1, None)}
     unknown = ~np.isfinite(predicted)
-    if told["task"] == "expression":
-        unknown |= ~np.isfinite(truth)
+    if "tumour" in columns and absent:
+        unknown[:, columns["tumour"]] = False
+    if "expression" in columns:
+        unknown[:, columns["expression"]] |= ~np.isfinite(truth[:, columns["expression"]])
     if unknown.any():
         cell, gene = np.argwhere(unknown)[0]
         raise InputError(
@@ -281,21 +293,24 @@ def _read_one(path: Path) -> list[HeldOut]:
     sections = []
     for slide in dict.fromkeys(owner):
         rows = np.flatnonzero(owner == slide)
-        sections.append(
-            HeldOut(
-                **told,
-                slide=slide,
-                patient=str(obs["patient"].iloc[rows[0]]),
-                genes=tuple(table.var_names.astype(str)),
-                barcode=obs["barcode"].astype(str).to_numpy(object)[rows],
-                row=obs["row"].to_numpy(np.int32)[rows],
-                col=obs["col"].to_numpy(np.int32)[rows],
-                in_tissue=obs["in_tissue"].to_numpy(bool)[rows],
-                predicted=predicted[rows],
-                truth=truth[rows],
-                threshold=None if threshold is None else float(threshold),
+        for task, part in columns.items():
+            tumour = task == "tumour"
+            sections.append(
+                HeldOut(
+                    **told | {"task": task},
+                    slide=slide,
+                    patient=str(obs["patient"].iloc[rows[0]]),
+                    genes=names[part],
+                    barcode=obs["barcode"].astype(str).to_numpy(object)[rows],
+                    row=obs["row"].to_numpy(np.int32)[rows],
+                    col=obs["col"].to_numpy(np.int32)[rows],
+                    in_tissue=obs["in_tissue"].to_numpy(bool)[rows],
+                    predicted=predicted[rows, part],
+                    truth=truth[rows, part],
+                    threshold=float(threshold) if tumour and threshold is not None else None,
+                    absent=absent if tumour else "",
+                )
             )
-        )
     return sections
 
 

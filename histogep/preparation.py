@@ -10,7 +10,7 @@ Numpy and scipy only: no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,14 @@ class Tiles:
     values: np.ndarray
     row: np.ndarray
     col: np.ndarray
+
+
+@dataclass(frozen=True)
+class SlideMoments:
+    """Mean and deviation (d,) of the raw features over ALL tiles of one slide."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
 
 
 @dataclass
@@ -147,6 +155,7 @@ class Preparation:
         view: str,
         names: Sequence[str] | None = None,
         whiten: bool = False,
+        moments: SlideMoments | None = None,
     ) -> np.ndarray:
         """Return the prepared features of ALL tiles of one slide, (n, p) float64.
 
@@ -162,6 +171,9 @@ class Preparation:
             True scales every column to unit variance over the training tiles (for networks);
             False leaves a block's columns as they relate and scales the block to a total variance
             of 1 (for ridge, so that no encoder outweighs another by its width).
+        moments
+            Of the whole slide, from `slide_moments`, where `tiles` are only some of its tiles with all
+            their neighbours.
         """
         if tiles.values.ndim != 2 or tiles.values.shape[1] != self.n_raw:
             raise InputError(
@@ -172,9 +184,11 @@ class Preparation:
         for name in names or self.names:
             block = self._blocks[name]
             columns = tiles.values[:, block.start : block.stop]
-            moments = _moments(columns, block, view)
+            scale_of_view = _moments(columns, block, view, moments)
             parts = [
-                _components(_standardise(columns[start : start + _CHUNK], *moments), block, view)
+                _components(
+                    _standardise(columns[start : start + _CHUNK], *scale_of_view), block, view
+                )
                 for start in range(0, len(columns), _CHUNK)
             ]
             reduced = _with_neighbours(np.vstack(parts), block, tiles, self.lattice)
@@ -244,16 +258,39 @@ class Preparation:
         return cls(fitted, lattice)
 
 
-def _moments(columns: np.ndarray, block: _Block, view: str) -> tuple[np.ndarray, np.ndarray]:
+def slide_moments(chunks: Callable[[], Iterator[np.ndarray]]) -> SlideMoments:
+    """Return the moments of a slide's raw features, which are read twice.
+
+    Parameters
+    ----------
+    chunks
+        Gives, at each call, the features of all tiles of the slide, some (k, d) at a time.
+    """
+    n, total = 0, 0.0
+    for part in chunks():
+        n, total = n + len(part), total + part.sum(0, dtype=float)
+    mean = total / n
+    squares = sum(((part - mean) ** 2).sum(0) for part in chunks())
+    return SlideMoments(mean, np.sqrt(squares / n))
+
+
+def _moments(
+    columns: np.ndarray, block: _Block, view: str, given: SlideMoments | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and deviation of a view: the slide's own, or the training tiles'.
 
     The deviation of a feature that does not vary (or hardly does on this slide, so that it says
     nothing about its tiles) is infinite.
     """
     if view == "slide":
-        mean = columns.mean(0, dtype=float)
-        parts = (columns[start : start + _CHUNK] for start in range(0, len(columns), _CHUNK))
-        deviation = np.sqrt(sum(((part - mean) ** 2).sum(0) for part in parts) / len(columns))
+        if given is None:
+            own = slide_moments(
+                lambda: (columns[i : i + _CHUNK] for i in range(0, len(columns), _CHUNK))
+            )
+            mean, deviation = own.mean, own.deviation
+        else:
+            part = slice(block.start, block.stop)
+            mean, deviation = given.mean[part], given.deviation[part]
         floor = np.maximum(1e-3 * block.deviation, _SMALLEST)
     elif view == "whole":
         mean, deviation, floor = block.mean, block.deviation, _SMALLEST

@@ -8,27 +8,34 @@ level + deviation. Encoders and penalties are weighed by leaving training patien
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 from scipy import linalg
 
 from histogep.features import Features
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.linear_fits import (
+    Sums,
+    candidate_sets,
+    held_out_sections,
+    solve,
+    sum_sections,
+    weigh_candidates,
+)
 from histogep.model_folder import check_features, read_settings, tiles_of
-from histogep.preparation import Preparation, Tiles
-from histogep.selection import inner_folds, mean_over_groups
+from histogep.preparation import Preparation, SlideMoments, Tiles, slide_moments
+from histogep.selection import mean_over_groups
+from histogep.tile_source import TileSource
+from histogep.weights import read_arrays
 
 LOG = logging.getLogger(__name__)
 #: Penalties per spot, in units of the total variance of one encoder's prepared features.
 ALPHAS = tuple(float(f"{alpha:.3g}") for alpha in np.logspace(-3, 1, 9))
-#: Noise of one patient's mean in-section correlation, by which candidates are weighted.
-SCORE_NOISE = 0.03
 #: How far a slide's level may move from the training mean towards what its features say.
 SHRINKAGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _CHUNK = 4096
@@ -82,9 +89,35 @@ class RidgeModel:
             values[part] += level
         return values, level
 
-    def within(self, tiles: Tiles) -> np.ndarray:
-        """Return what the deviation is predicted from, (n, p)."""
-        return self.preparation.transform(tiles, view="slide")
+    @property
+    def halo(self) -> int:
+        """Rows of the lattice beside a tile that its features look at."""
+        return 1
+
+    def within(self, tiles: Tiles, *, moments: SlideMoments | None = None) -> np.ndarray:
+        """Return what the deviation is predicted from, (n, p); `moments` as for `transform`."""
+        return self.preparation.transform(tiles, view="slide", moments=moments)
+
+    def add_to(self, source: TileSource, add: Callable[[np.ndarray, np.ndarray], None]) -> None:
+        """Give the predictions of a slide's tiles band by band; they are those of `predict`.
+
+        Parameters
+        ----------
+        source
+            ALL tiles of one slide; their features are read as they are needed, four times.
+        add
+            Called with indices of tiles and their values, (k, g) float32.
+        """
+        moments = slide_moments(lambda: (part for _, part in source.chunks()))
+        whole, within = 0.0, 0.0
+        for kept, part in source.bands(halo=self.halo):
+            whole = whole + self.preparation.transform(part, view="whole")[kept.rows].sum(0)
+            within = within + self.within(part, moments=moments)[kept.rows].sum(0)
+        shift = (whole / len(source) - self.level_mean) @ self.level.astype(float)
+        level = (self.target_mean + self.shrinkage * shift).astype(np.float32)
+        for kept, part in source.bands(halo=self.halo):
+            features = self.within(part, moments=moments)[kept.rows] - within / len(source)
+            add(kept.tiles, features.astype(np.float32) @ self.deviation + level)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return every number of the model, for a safetensors file."""
@@ -111,18 +144,6 @@ class RidgeModel:
             shrinkage=float(settings["choice"]["level_shrinkage"]),
             choice=dict(settings["choice"]),
         )
-
-
-@dataclass
-class _Sums:
-    """Cross products of one group's sections, centred: enough to fit a ridge without its spots."""
-
-    features: np.ndarray  # (p, p)
-    targets: np.ndarray  # (p, g)
-    n: int
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(self.features + other.features, self.targets + other.targets, self.n + other.n)
 
 
 def fit_ridge(
@@ -173,7 +194,7 @@ def fit_ridge(
     deviation = np.zeros_like(slide_sums.targets)
     for s, names in enumerate(sets):
         use = np.concatenate([columns[name] for name in names])
-        part = _Sums(slide_sums.features[np.ix_(use, use)], slide_sums.targets[use], slide_sums.n)
+        part = Sums(slide_sums.features[np.ix_(use, use)], slide_sums.targets[use], slide_sums.n)
         for a in np.flatnonzero(shares[s]):
             deviation[use] += shares[s, a] * solve(part, alphas[a])
 
@@ -251,56 +272,8 @@ def fit_level(
     )
 
 
-def weigh_candidates(scores: np.ndarray, *, n_patients: int) -> np.ndarray:
-    """Return how much each (encoder set, alpha) counts in the model; the shares add up to 1.
-
-    With few patients the inner scores are noisy, and the best of many candidates is best by luck.
-    So all are averaged, weighted by exp(score / temperature): ridge is linear, hence the mean of
-    the models is one model. The temperature, the noise of a mean score, falls with the patients.
-    """
-    weights = np.exp((scores - scores.max()) * np.sqrt(n_patients) / SCORE_NOISE)
-    weights[weights < 1e-3] = 0.0
-    return weights / weights.sum()
-
-
-def sum_sections(
-    features: Sequence[np.ndarray],
-    targets: Sequence[np.ndarray],
-    *,
-    centres: tuple[np.ndarray, np.ndarray] | None = None,
-) -> _Sums:
-    """Return the cross products of sections, about their own means or about given `centres`."""
-    total = None
-    for x, y in zip(features, targets, strict=True):
-        x_mean, y_mean = centres if centres is not None else (x.mean(0), y.mean(0))
-        x, y = x - x_mean, y - y_mean
-        part = _Sums(x.T @ x, x.T @ y, len(x))
-        total = part if total is None else total + part
-    return total
-
-
-def solve(sums: _Sums, alpha: float) -> np.ndarray:
-    """Return the coefficients (p, g) that minimise squares + alpha * n * coefficients squared."""
-    penalised = sums.features + alpha * sums.n * np.eye(len(sums.features))
-    return linalg.solve(penalised, sums.targets, assume_a="pos")
-
-
 def _section_mean(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean([part.mean(0) for part in parts], axis=0)
-
-
-def candidate_sets(names: list[str], given: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the encoder sets to choose from: those given, or each encoder alone and all."""
-    sets = [list(names)] if len(names) == 1 else [*([name] for name in names), list(names)]
-    if given:
-        sets = [list(dict.fromkeys(part)) for part in given]
-    for part in sets:
-        unknown = [name for name in part if name not in names]
-        if unknown or not part:
-            raise InputError(
-                f"encoder_sets names {unknown or 'no encoder'}; the features have {names}"
-            )
-    return sets
 
 
 def _columns(preparation: Preparation, name: str) -> np.ndarray:
@@ -312,16 +285,6 @@ def _columns(preparation: Preparation, name: str) -> np.ndarray:
             return np.arange(start, start + width)
         start += width
     raise KeyError(name)
-
-
-def held_out_sections(groups: Sequence[str]) -> list[list[int]]:
-    """Return the sections left out together; a single group is its own judge, with a warning."""
-    hands = inner_folds(groups)
-    if len(hands) < 2:
-        LOG.warning("one training patient: penalties are chosen between its own sections")
-        hands = [[i] for i in range(len(groups))] if len(groups) > 1 else []
-        return hands
-    return [[i for i, group in enumerate(groups) if group in hand] for hand in hands]
 
 
 def _deviation_scores(
@@ -453,6 +416,6 @@ def predict_wide(features: Features, folder: str | Path) -> tuple[np.ndarray, li
     if wide is None or wide["kind"] != "ridge":
         raise InputError(f"{folder} holds no ridge for the wide panel: see `deploy.wide`")
     check_features(features, settings)
-    model = RidgeModel.from_arrays(load_file(Path(folder) / "wide.safetensors"), wide)
+    model = RidgeModel.from_arrays(read_arrays(Path(folder) / "wide.safetensors"), wide)
     values, _ = model.predict(tiles_of(features))
     return np.maximum(values, 0.0, out=values), list(wide["genes"])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
+
+LOG = logging.getLogger(__name__)
+#: By what models of a task are chosen.
+METRICS = {"expression": "in-section Pearson", "tumour": "in-section AUROC"}
 
 
 def gene_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -43,17 +48,31 @@ def section_score(predicted: np.ndarray, measured: np.ndarray) -> float:
 
 def area_under_roc(score: np.ndarray, truth: np.ndarray) -> float:
     """Return the area under the ROC curve; NaN truths are left out, NaN with a single class."""
-    from scipy.stats import rankdata  # costs half a second, which few jobs need to spend
-
     known = np.isfinite(truth)
     score, positive = np.asarray(score, float)[known], np.asarray(truth)[known] > 0.5
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if not n_positive or not n_negative:
         return float("nan")
-    ranks = rankdata(score)
+    _, owner, count = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[owner]  # ties share their mean rank
     return float(
         (ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
     )
+
+
+def tumour_threshold(probability: np.ndarray, label: np.ndarray) -> float | None:
+    """Return the probability of the best Dice over spots that a model did not see.
+
+    None, with a warning, where they are of one class.
+    """
+    from histogep.metrics import best_dice_threshold  # with scipy.stats, half a second
+
+    if label.all() or not label.any():
+        LOG.warning("the spots to choose the tumour threshold on have one class: there is none")
+        return None
+    threshold = best_dice_threshold(probability, label)
+    LOG.info("tumour threshold %.3f, from %d spots", threshold, len(label))
+    return threshold
 
 
 def mean_over_groups(scores: Sequence[float], groups: Sequence[str]) -> float:

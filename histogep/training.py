@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -34,7 +33,9 @@ from histogep.checkpoints import (
 from histogep.datasets import Grid, grid_of
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.losses import Loss
 from histogep.networks import GRID_MULTIPLE, CMUNet
+from histogep.precision import autocast, determinism, memory_format_of
 from histogep.selection import area_under_roc, mean_over_groups, section_score
 
 LOG = logging.getLogger(__name__)
@@ -126,6 +127,8 @@ class Trained:
         Epoch whose weights these are, from 1.
     score
         Validation score of that epoch; NaN without validation sections.
+    scores
+        That score by task; of both tasks, mean in-section r and AUROC apart.
     """
 
     network: CMUNet
@@ -134,6 +137,7 @@ class Trained:
     history: pd.DataFrame
     best_epoch: int
     score: float
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 def train_network(
@@ -157,7 +161,8 @@ def train_network(
         Sections that give the gradient, and sections that choose the epoch (may be empty: then
         the last epoch is taken).
     task
-        "expression" (squared error) or "tumour" (binary cross-entropy on logits).
+        "expression" (squared error), "tumour" (binary cross-entropy on logits), or "both" (their
+        sum; the tumour is the last target).
     lattice
         Lattice of the sections.
     settings
@@ -184,19 +189,20 @@ def train_network(
         scale = (target_mean, target_sd)
         data = [_Resident(s, g, scale, device) for s, g in zip(train, grids, strict=True)]
         judges = [_Resident(s, g, scale, device) for s, g in zip(validation, held, strict=True)]
+        layout = memory_format_of(settings.precision, device)
         network = CMUNet(
             train[0].features.shape[1],
             len(target_mean),
             channels=settings.channels,
             blocks=settings.blocks,
             kernel=settings.kernel,
-        ).to(device, memory_format=torch.channels_last)
+        ).to(device, memory_format=layout)
         optimiser = torch.optim.Adam(
             network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
         shape = _common_shape(grids)
         whole = whole_grid is not None
-        loss = _Loss(task, whole=whole, correlation=0.0 if whole else settings.correlation)
+        loss = Loss(task, whole=whole, correlation=0.0 if whole else settings.correlation)
         dropout = 0.0 if whole else settings.feature_dropout
         progress = _Progress(rng=np.random.default_rng(seed))
         found = checkpoint.load() if checkpoint else None
@@ -220,7 +226,7 @@ def train_network(
 
         with until_sigterm() if checkpoint else contextlib.nullcontext(lambda: False) as stopped:
             while not progress.finished:
-                lr = _cosine(progress.epoch - 1, settings)
+                begun, lr = time.monotonic(), _cosine(progress.epoch - 1, settings)
                 for group in optimiser.param_groups:
                     group["lr"] = lr
                 if not progress.order:
@@ -231,7 +237,7 @@ def train_network(
                     items = [data[i] for i in batch]
                     grid, index = _assemble(items, shape, progress.rng, dropout)
                     with autocast(settings.precision, device):
-                        output = network(grid)
+                        output = network(grid.contiguous(memory_format=layout))
                     value = loss(output.float(), items, index)
                     optimiser.zero_grad(set_to_none=True)
                     value.backward()
@@ -244,6 +250,11 @@ def train_network(
                     row = {"epoch": progress.epoch, "lr": lr}
                     row |= {"train_loss": progress.total / len(data)}
                     row |= _validate(network, judges, loss, task, settings.precision, device, scale)
+                    LOG.info(
+                        "epoch %d: lr %.3g, loss %.4f, validation %.4f, score %.4f, %.2f s",
+                        *(progress.epoch, lr, row["train_loss"], row["validation_loss"]),
+                        *(row["validation_score"], time.monotonic() - begun),
+                    )
                     if not math.isfinite(row["train_loss"]):
                         raise InputError(
                             f"training diverged in epoch {progress.epoch}: lower lr "
@@ -271,7 +282,19 @@ def train_network(
         history=pd.DataFrame(rows),
         best_epoch=best_epoch,
         score=best_score,
+        scores=_scores_by_task(rows, best_epoch, task),
     )
+
+
+def _scores_by_task(rows: Sequence[dict[str, float]], epoch: int, task: str) -> dict[str, float]:
+    """Return the validation scores of an epoch that are known, by task."""
+    row = next(row for row in rows if row["epoch"] == epoch)
+    columns = {task: "validation_score"}
+    if task == "both":
+        columns = {name: f"validation_{name}" for name in ("expression", "tumour")}
+    known = {name: row[key] for name, key in columns.items() if math.isfinite(row[key])}
+    # Where no AUROC was to be had, the epoch was chosen by the loss: a negative number, no score.
+    return {name: score for name, score in known.items() if name != "tumour" or score >= 0}
 
 
 @dataclass
@@ -317,39 +340,6 @@ class _Progress:
         return cls(**record | {"rng": rng})
 
 
-@contextlib.contextmanager
-def determinism(seed: int, device: str) -> Iterator[None]:
-    """Fix the seed and the algorithms for a block; CUDA only warns where it has no fixed one."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.get_deterministic_debug_mode()
-    torch.manual_seed(seed)
-    # Not torch.use_deterministic_algorithms: that imports the compiler, a second in every job.
-    torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before)
-
-
-def autocast(precision: str, device: str) -> Any:
-    """Return the context in which a network runs: bfloat16 where asked for, or where it is fast."""
-    if precision == "auto":
-        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device, dtype=torch.bfloat16)
-
-
-def _fast_bfloat16(device: str) -> bool:
-    """Return whether the device multiplies in bfloat16 (CUDA since Ampere; CPUs with AMX)."""
-    if device != "cpu":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(
-        getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-        or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    )
-
-
 class _Resident:
     """One section on the device: features and targets with a last row for the background."""
 
@@ -373,41 +363,6 @@ class _Resident:
         self.n = len(section.features)
 
 
-class _Loss:
-    """Loss of a batch, over in-tissue cells or over the whole grid; unknown targets are left out."""
-
-    def __init__(self, task: str, *, whole: bool, correlation: float):
-        if task not in ("expression", "tumour"):
-            raise InputError(f"task is {task!r}: it must be expression or tumour")
-        self.task, self.whole = task, whole
-        self.correlation = correlation if task == "expression" else 0.0
-
-    def __call__(self, output: Tensor, items: Sequence[_Resident], index: Tensor) -> Tensor:
-        predicted, measured, similarity = [], [], []
-        for grid, item, cells in zip(output.permute(0, 2, 3, 1), items, index, strict=True):
-            use = torch.ones_like(cells, dtype=torch.bool) if self.whole else cells < item.n
-            part, truth = grid[use], item.targets[cells[use]]
-            predicted.append(part)
-            measured.append(truth)
-            if self.correlation:
-                similarity.append(_correlation(part, truth))
-        part, truth = torch.cat(predicted), torch.cat(measured)
-        if self.task == "tumour":
-            known = torch.isfinite(truth)
-            return functional.binary_cross_entropy_with_logits(part[known], truth[known])
-        value = functional.mse_loss(part, truth)
-        if self.correlation:
-            value = value + self.correlation * (1 - torch.stack(similarity).mean())
-        return value
-
-
-def _correlation(predicted: Tensor, measured: Tensor) -> Tensor:
-    """Return the mean over genes of the correlation over the cells of one section."""
-    a, b = predicted - predicted.mean(0), measured - measured.mean(0)
-    norm = a.square().sum(0).clamp_min(1e-8).sqrt() * b.square().sum(0).clamp_min(1e-8).sqrt()
-    return ((a * b).sum(0) / norm).mean()
-
-
 def _target_scale(
     sections: Sequence[NetworkSection], task: str, *, scaled: bool
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -420,11 +375,12 @@ def _target_scale(
                 "the training sections have no spots labelled both malignant and non-malignant: "
                 "give labels (slides.tsv, column labels) or leave the tumour model out"
             )
-    if task == "tumour" or not scaled:
-        return np.zeros(targets.shape[1], np.float32), np.ones(targets.shape[1], np.float32)
-    deviation = targets.std(0)
-    deviation[deviation < 1e-6] = 1.0
-    return targets.mean(0).astype(np.float32), deviation.astype(np.float32)
+    mean, deviation = np.zeros(targets.shape[1]), np.ones(targets.shape[1])
+    if scaled and task != "tumour":
+        genes = slice(None, -1 if task == "both" else None)
+        mean[genes], deviation[genes] = targets[:, genes].mean(0), targets[:, genes].std(0)
+        deviation[deviation < 1e-6] = 1.0
+    return mean.astype(np.float32), deviation.astype(np.float32)
 
 
 def _grids(
@@ -490,7 +446,7 @@ def _cosine(epoch: int, settings: TrainingSettings) -> float:
 def _validate(
     network: CMUNet,
     judges: Sequence[_Resident],
-    loss: _Loss,
+    loss: Loss,
     task: str,
     precision: str,
     device: str,
@@ -498,9 +454,11 @@ def _validate(
 ) -> dict[str, float]:
     """Return the loss and the score on the validation sections, averaged over patients."""
     if not judges:
-        return {"validation_loss": math.nan, "validation_score": math.nan}
+        names = ("loss", "expression", "tumour", "score") if task == "both" else ("loss", "score")
+        return {f"validation_{name}": math.nan for name in names}
     network.eval()
-    losses, scores = [], []
+    losses, of_genes, of_tumour = [], [], []
+    genes = slice(None, -1 if task == "both" else None)
     for item in judges:
         cells = item.grids[0]
         with autocast(precision, device):
@@ -508,13 +466,18 @@ def _validate(
         losses.append(float(loss(output, [item], cells[None])))
         grid = Grid(cells.cpu().numpy(), item.n)
         predicted = grid.take(output[0].permute(1, 2, 0).cpu().numpy()) * scale[1] + scale[0]
-        scores.append(
-            section_score(predicted, item.measured)
-            if task == "expression"
-            else area_under_roc(predicted[:, 0], item.measured[:, 0])
-        )
+        if task != "tumour":
+            of_genes.append(section_score(predicted[:, genes], item.measured[:, genes]))
+        if task != "expression":
+            of_tumour.append(area_under_roc(predicted[:, -1], item.measured[:, -1]))
     patients = [item.patient for item in judges]
-    score = mean_over_groups(scores, patients)
+    score = mean_over_groups(of_genes or of_tumour, patients)
+    row = {"validation_loss": mean_over_groups(losses, patients)}
+    if task == "both":
+        area = mean_over_groups(of_tumour, patients)
+        row |= {"validation_expression": score, "validation_tumour": area}
+        # Somers' D, 2 AUROC - 1, has the scale of a correlation: 0 by chance, 1 at best.
+        score = score if math.isnan(area) else (score + 2 * area - 1) / 2
     if math.isnan(score):  # no validation section has both classes: the loss must do
-        score = -mean_over_groups(losses, patients)
-    return {"validation_loss": mean_over_groups(losses, patients), "validation_score": score}
+        score = -row["validation_loss"]
+    return row | {"validation_score": score}

@@ -34,6 +34,7 @@ COLUMNS = (
     "dice_null",
     "threshold",
     "threshold_from",
+    "absent",
 )
 
 
@@ -49,7 +50,8 @@ def tumour_table(
     `auroc_upper` is the 95 % bound for maps as smooth as this one (honest only; see
     `histogep.nulls`; AUROC is linear in the ranks, so the ranks are randomised). Sections with one
     class have no AUROC. `threshold_from` says whether the threshold was chosen inside the fold or
-    is 0.5 for want of one.
+    is 0.5 for want of one. A fold whose map could not be learned has no scores, but its reason
+    under `absent`.
 
     Parameters
     ----------
@@ -66,6 +68,12 @@ def tumour_table(
             continue
         scored, truth = known_cells(section)
         label = truth > 0.5
+        who = (section.protocol, section.model, section.fold, section.slide, section.patient)
+        if section.absent:
+            LOG.warning("section %s has no tumour map: %s", section.slide, section.absent)
+            blank = [np.nan] * (len(COLUMNS) - len(who) - 4)
+            rows.append((*who, len(label), int(label.sum()), *blank, "", section.absent))
+            continue
         probability, mask = scored.predicted[:, 0], scored.in_tissue.astype(float)
         chosen = section.threshold
         threshold = DEFAULT_THRESHOLD if chosen is None else chosen
@@ -80,11 +88,7 @@ def tumour_table(
             )
         rows.append(
             (
-                section.protocol,
-                section.model,
-                section.fold,
-                section.slide,
-                section.patient,
+                *who,
                 len(label),
                 int(label.sum()),
                 auroc(probability, label),
@@ -96,12 +100,14 @@ def tumour_table(
                 dice(mask, label, threshold=0.5),
                 threshold,
                 "default" if chosen is None else "fold",
+                "",
             )
         )
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     if (table["threshold_from"] == "default").any():
         LOG.warning("no fold chose a tumour threshold for some models: Dice is taken at 0.5")
-    for slide in table.loc[table["auroc"].isna(), "slide"].unique():
+    unscored = table["auroc"].isna() & (table["absent"] == "")
+    for slide in table.loc[unscored, "slide"].unique():
         LOG.warning("section %s has spots of one class only: no AUROC", slide)
     return table
 

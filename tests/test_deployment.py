@@ -9,13 +9,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from histogep.datasets import read_sections
-from histogep.deployment import choose_models, gene_table, load_model, package_model
+from histogep.deployment import load_model
 from histogep.distance import FeatureDistance
 from histogep.features import read_features
 from histogep.files import write_json, write_tsv
 from histogep.jobs import InputError
 from histogep.model_folder import read_settings
 from histogep.modelling import fit_model
+from histogep.packing import choose_models, gene_table, package_model
 from histogep.qupath import write_tiles
 from histogep.ridge import predict_wide
 from histogep.selection import gene_correlations
@@ -52,7 +53,7 @@ def packed(study):
         save_file(fitted.arrays, weights[-1])
         write_json(fitted.settings, settings[-1])
     honest = study.folder / "honest.json"
-    record = {"protocol": "honest", "model": "ridge", "validation_score": 0.3}
+    record = {"protocol": "honest", "model": "ridge", "scores": {"expression": 0.3}}
     write_json(record, honest)
     calibration = pd.DataFrame(
         {
@@ -194,11 +195,8 @@ def test_the_wide_panel_needs_only_numpy(packed, new_slide):
 
 
 def test_the_best_model_inside_the_training_patients_is_deployed():
-    def record(name, protocol="all", task="expression", panel="main", score=None):
-        return {
-            "model": name, "protocol": protocol, "task": task, "panel": panel,
-            "validation_score": score,
-        }  # fmt: skip
+    def record(name, task="expression", panel="main", **scores):
+        return {"model": name, "task": task, "panel": panel, "scores": scores}
 
     records = [
         record("net"),
@@ -206,18 +204,36 @@ def test_the_best_model_inside_the_training_patients_is_deployed():
         record("t", task="tumour"),
         record("w", panel="wide"),
     ]
-    honest = [record("net", score=s) for s in (0.1, 0.4)] + [record("ridge", score=0.2)]
+    honest = [record("net", expression=s) for s in (0.1, 0.4)] + [record("ridge", expression=0.2)]
     names, scores = choose_models(
         records, honest, {"expression": "auto", "tumour": "t", "wide": "w"}
     )
     assert names == {"expression": "net", "tumour": "t", "wide": "w"}
-    assert scores == {"net": pytest.approx(0.25), "ridge": pytest.approx(0.2)}
+    assert scores["expression"] == {"net": pytest.approx(0.25), "ridge": pytest.approx(0.2)}
     names, _ = choose_models(records, honest, {"expression": "ridge", "tumour": "none_such"})
     assert names == {"expression": "ridge"}
     with pytest.raises(InputError, match=r"deploy.expression names 'x'; the models are net, ridge"):
         choose_models(records, honest, {"expression": "x"})
     with pytest.raises(InputError, match="is of task tumour"):
         choose_models(records, honest, {"expression": "t"})
+    # A network of both tasks may take either role; each is chosen by its own score.
+    records.append(record("two", task="both"))
+    honest += [record("two", task="both", expression=0.5, tumour=0.8), record("t", tumour=0.9)]
+    names, scores = choose_models(records, honest, {"expression": "auto", "tumour": "auto"})
+    assert names == {"expression": "two", "tumour": "t"}
+    assert scores["tumour"] == {"t": 0.9, "two": 0.8}
+    honest[-1]["scores"]["tumour"] = 0.7
+    assert choose_models(records, honest, {"tumour": "auto"})[0]["tumour"] == "two"
+
+
+def test_a_tumour_map_that_could_not_be_learned_is_not_deployed(caplog):
+    records = [
+        {"model": "net", "task": "both", "panel": "main", "absent_tumour": "no labels"},
+        {"model": "t", "task": "tumour", "panel": "main", "absent": "no labels"},
+    ]
+    assert choose_models(records, [], {"tumour": "auto"})[0] == {"expression": "net"}
+    assert choose_models(records, [], {"tumour": "t"})[0] == {"expression": "net"}
+    assert "the folder has no tumour map: no labels" in caplog.text
 
 
 def test_genes_carry_the_figures_of_the_model_that_predicts_them():

@@ -6,18 +6,19 @@ import torch
 
 from histogep.datasets import grid_of
 from histogep.files import write_json
-from histogep.inference import (
+from histogep.inference import build_model, read_model
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+from histogep.network_inference import (
+    CONTEXT_CELLS,
+    OVERLAP_CELLS,
     NetworkModel,
     _ramp,
     _spans,
-    build_model,
     network_features,
-    read_model,
     run_on_grid,
 )
-from histogep.jobs import InputError
-from histogep.lattice import Lattice
-from histogep.networks import CMUNet, reach
+from histogep.networks import CMUNet, local_context, reach
 from histogep.preparation import Preparation, Tiles
 
 torch.set_num_threads(1)
@@ -65,20 +66,53 @@ def test_one_window_is_the_network_itself():
     assert np.allclose(got, expected, atol=1e-5)
 
 
-def test_windows_agree_with_the_whole_where_their_context_reaches():
-    """With a quarter of the overlap beyond the network's reach, windows change nothing."""
-    network = make_network()
-    overlap = 4 * reach(network)
-    tiles = make_tiles((20, 1900), 3, share=0.5)
+@pytest.fixture(scope="module")
+def long_slide():
+    """A slide of 900 columns, a network whose bottleneck sees farther than a window, one pass."""
+    network = make_network(blocks=3, kernel=7)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):  # what is far away must not fade layer by layer
+            torch.nn.init.kaiming_normal_(module.weight)
+    tiles = make_tiles((20, 900), 3, share=0.5)
     grid = grid_of(tiles.row, tiles.col, LATTICE)
-    background = np.zeros(3, np.float32)
-    whole = run_on_grid(network, tiles.values, grid, background, window=1904, overlap=16)
-    parts = run_on_grid(network, tiles.values, grid, background, window=1024, overlap=overlap)
-    assert len(list(_spans(1900, 1024, -(-overlap // 16) * 16))) > 2
-    assert np.abs(parts - whole).max() < 1e-4
-    # And with hardly any context they do differ: the comparison can fail.
-    short = run_on_grid(network, tiles.values, grid, background, window=64, overlap=16)
-    assert np.abs(short - whole).max() > 2 * np.abs(parts - whole).max()
+    background = np.array([0.5, 0.0, -1.0], np.float32)
+    whole = run_on_grid(network, tiles.values, grid, background, window=1024)
+    return network, tiles.values, grid, background, whole
+
+
+@pytest.mark.parametrize("window", [272, 400])
+def test_windows_of_any_size_agree_with_one_pass_over_the_slide(long_slide, window):
+    """With the default overlap, also right beside the cuts, though the bottleneck sees farther."""
+    network, features, grid, background, whole = long_slide
+    assert reach(network) > 272
+    assert local_context() <= CONTEXT_CELLS < OVERLAP_CELLS / 2
+    assert len(list(_spans(900, window, OVERLAP_CELLS))) > 3
+    parts = run_on_grid(network, features, grid, background, window=window)
+    assert np.abs(parts - whole).max() < 1e-4 * max(1, np.abs(whole).max())
+    assert np.abs(whole).std() > 0.1
+
+
+def test_with_too_little_overlap_windows_do_differ(long_slide):
+    network, features, grid, background, whole = long_slide
+    short = run_on_grid(network, features, grid, background, window=96, overlap=32)
+    assert np.abs(short - whole).max() > 1e-2
+
+
+def test_the_local_context_is_the_farthest_tile_that_changes_an_answer():
+    """By gradients, with the bottleneck's answer held fixed."""
+    network = CMUNet(2, 1, channels=[4] * 5, blocks=0, kernel=1).eval()
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.uniform_(parameter, 0.1, 1.0)  # nothing cancels
+    grid = torch.rand(1, 2, 16, 400, requires_grad=True)
+    skips, deep = network.encode(grid)
+    farthest = 0
+    for col in (192, 199, 207):
+        output = network.decode(skips, deep.detach())[0, 0, 8, col]
+        (gradient,) = torch.autograd.grad(output, grid, retain_graph=True)
+        cols = torch.nonzero(gradient.abs().sum((0, 1, 2)))[:, 0]
+        farthest = max(farthest, int((cols - col).abs().max()))
+    assert 60 < farthest <= local_context()
 
 
 def test_the_shares_of_the_windows_add_up():
@@ -88,6 +122,14 @@ def test_the_shares_of_the_windows_add_up():
         total[start:end] += _ramp(start, end, size, overlap)
     assert total == pytest.approx(1.0)
     assert _ramp(32, 96, size, overlap)[:8] == pytest.approx(0.0)
+    size, window = 900, 400
+    total = np.zeros(size)
+    for start, end in _spans(size, window, OVERLAP_CELLS):
+        ramp = _ramp(start, end, size, OVERLAP_CELLS)
+        total[start:end] += ramp
+        if start:
+            assert (ramp[:CONTEXT_CELLS] == 0).all()
+    assert total == pytest.approx(1.0)
 
 
 def test_windows_without_tissue_are_skipped(model):
@@ -99,10 +141,11 @@ def test_windows_without_tissue_are_skipped(model):
     )
     calls = []
     network = make_network()
-    network.register_forward_hook(lambda *_: calls.append(1))
+    for part in (network.encoder[0], network.head):
+        part.register_forward_hook(lambda *_: calls.append(1))
     grid = grid_of(far.row, far.col, LATTICE)
-    got = run_on_grid(network, far.values, grid, np.zeros(3, np.float32), window=64, overlap=16)
-    assert len(calls) < 10
+    got = run_on_grid(network, far.values, grid, np.zeros(3, np.float32), window=64, overlap=32)
+    assert len(calls) < 30
     assert np.isfinite(got).all()
 
 

@@ -10,16 +10,17 @@ from sklearn.linear_model import Ridge
 
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.linear_fits import sum_sections
 from histogep.neighbours import (
     NeighbourModel,
     _Basis,
-    _columns,
     _path_scores,
     fit_neighbours,
+    ring_columns,
     ring_features,
 )
 from histogep.preparation import Preparation, Tiles
-from histogep.ridge import fit_ridge, sum_sections
+from histogep.ridge import fit_ridge
 from histogep.selection import section_score
 
 HEX, SQUARE = Lattice("visium"), Lattice("st")
@@ -184,9 +185,9 @@ def test_weights_add_up_and_columns_are_those_of_the_encoders(study, model):
         model.choice[key] for key in ("rank", "reach", "alpha")
     )
     preparation = Preparation.fit(study[0], **OPTIONS)
-    lite0 = _columns(preparation, ["lite0"], 1)
+    lite0 = ring_columns(preparation, ["lite0"], 1)
     assert list(lite0) == [*range(4, 12), *range(16, 24)]
-    assert len(_columns(preparation, ["descriptors", "lite0"], 2)) == 36
+    assert len(ring_columns(preparation, ["descriptors", "lite0"], 2)) == 36
 
 
 def test_noise_has_no_score(study):

@@ -295,6 +295,39 @@ def test_a_threshold_of_the_fold_is_the_one_that_dice_is_taken_at(study):
     assert row["null"] == pytest.approx(table["dice_null"].mean())
 
 
+def test_a_map_that_could_not_be_learned_is_listed_and_the_others_are_scored(study, tmp_path):
+    """One fold without labels: its sections have a reason, the mean is over the others."""
+    from histogep.plots_evaluation import plot_tumour
+
+    maps = [section for section in study[0] if section.task == "tumour"]
+    blank = {
+        section.slide: replace(
+            section, predicted=np.full_like(section.predicted, np.nan), absent="no labels in it"
+        )
+        for section in maps
+        if section.fold == "honest-2"
+    }
+    sections = [blank.get(section.slide, section) for section in maps]
+    table = tumour_table(sections, study[1], permutations=20, seed=0).set_index("slide")
+    assert (table.loc[list(blank), "absent"] == "no labels in it").all()
+    assert table.loc[list(blank), ["auroc", "auprc", "dice", "threshold"]].isna().all(axis=None)
+    scored = table[table["absent"] == ""]
+    assert len(scored) == len(table) - 2
+    assert scored["auroc"].notna().all()
+    rows = tumour_cards(table.reset_index(), settings={"bootstraps": 100}, seed=0)
+    (row,) = (row for row in rows if row["metric"] == "auroc")
+    assert row["value"] == pytest.approx(scored["auroc"].mean())
+    assert (row["n_sections"], row["n_patients"]) == (6, 3)
+    drawn = plot_tumour(sections, study[1], table.reset_index())
+    assert len(drawn.subfigs[0].axes) > 6
+    told = plot_tumour(list(blank.values()), study[1], table.loc[list(blank)].reset_index())
+    assert any("no labels in it" in text.get_text() for text in told.findobj(_is_text))
+
+
+def _is_text(artist):
+    return hasattr(artist, "get_text")
+
+
 def test_registration_rows_cover_all_shifts_and_flips(evaluation):
     assert len(evaluation.registration) == 8 * 36
     assert evaluation.registration["ok"].all()

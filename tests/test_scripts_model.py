@@ -8,11 +8,14 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
+from histogep.cards import tumour_cards
 from histogep.datasets import read_sections
 from histogep.files import read_json, read_tsv, write_json, write_tsv
 from histogep.inference import read_model
 from histogep.jobs import InputError
+from histogep.predictions import read_heldout
 from histogep.selection import area_under_roc, gene_correlations
+from histogep.tumour_scores import tumour_table
 from tests.model_study import GENES, IMMUNE_GENES, LATTICE, TUMOUR_GENES, make_features, make_study
 
 NARROW = {
@@ -21,6 +24,8 @@ NARROW = {
 MODELS = {
     "cmunet": {"kind": "cmunet", "task": "expression", "panel": "main", **NARROW},
     "tumour": {"kind": "cmunet", "task": "tumour", "panel": "main", **NARROW},
+    "both": {"kind": "cmunet", "task": "both", "panel": "main", **NARROW, "correlation": 1.0},
+    "head": {"kind": "neighbours", "task": "tumour", "panel": "main", "rings": 1},
     "ridge": {"kind": "ridge", "task": "expression", "panel": "main"},
     "neighbours": {"kind": "neighbours", "task": "expression", "panel": "main", "ranks": [2, 0]},
     "mean": {
@@ -277,7 +282,11 @@ def test_deployment_trains_on_all_sections_for_the_median_epoch(study, train, tm
     for i, epoch in enumerate((4, 9, 30)):
         honest.append(tmp_path / f"{i}.json")
         write_json(
-            {"best_epoch": epoch, "validation_score": 0.1 * i, "threshold": 0.2 * i or None},
+            {
+                "best_epoch": epoch,
+                "scores": {"expression": 0.1 * i},
+                "threshold": 0.2 * i or None,
+            },
             honest[-1],
         )
     output, _ = train("cmunet", "all", fold_settings=honest)
@@ -313,19 +322,90 @@ def test_a_model_of_other_folds_is_not_scored(study, train, predict):
         predict("ridge", "honest-1", output)
 
 
-def test_ridge_does_not_map_tumours_and_labels_are_asked_for(study, train, monkeypatch):
+def test_the_light_head_maps_tumours_of_held_out_patients(study, train, predict):
+    kept = forget(study, "honest-1")
+    output, _ = train("head", "honest-1")
+    for path, content in kept.items():
+        path.write_bytes(content)
+    settings = read_json(output["settings"])
+    test = set(settings["test_slides"])
+    for what in ("alpha", "threshold", "scaler", "calibration"):
+        assert set(settings[f"{what}_fitted_on"]) == set(study.slides) - test
+    assert 0.7 < settings["scores"]["tumour"] == settings["validation_score"] <= 1
+    table = predict("head", "honest-1", output)
+    assert list(table.var_names) == ["tumour"]
+    assert table.uns["threshold"] == settings["threshold"]
+    assert area_under_roc(table.X[:, 0], table.layers["truth"][:, 0]) > 0.8
+
+
+def test_one_network_learns_both_tasks(study, train, predict):
+    """Expression and tumour map from one training; evaluation reads them as two models' would be."""
+    output, _ = train("both", "honest-1")
+    settings = read_json(output["settings"])
+    assert settings["genes"] == GENES[:N_MAIN]
+    assert settings["architecture"]["n_outputs"] == N_MAIN + 1
+    history = read_tsv(output["history"]).set_index("epoch")
+    best = history.loc[settings["best_epoch"]]
+    mean = (history["validation_expression"] + 2 * history["validation_tumour"] - 1) / 2
+    assert mean.to_numpy() == pytest.approx(history["validation_score"].to_numpy(), abs=1e-5)
+    assert mean.idxmax() == settings["best_epoch"]
+    assert settings["scores"] == pytest.approx(
+        {"expression": best["validation_expression"], "tumour": best["validation_tumour"]}, abs=1e-5
+    )
+    assert settings["threshold_fitted_on"] == settings["validation_slides"]
+    table = predict("both", "honest-1", output)
+    assert list(table.var_names) == [*GENES[:N_MAIN], "tumour"]
+    path = study.folder / "honest-1" / "both.h5ad"
+    sections = read_heldout([path])
+    assert {(s.slide, s.task) for s in sections} == {
+        (slide, task) for slide in ("S0", "S1") for task in ("expression", "tumour")
+    }
+    for section in sections:
+        if section.task == "tumour":
+            assert section.threshold == settings["threshold"]
+            assert area_under_roc(section.predicted[:, 0], section.truth[:, 0]) > 0.8
+            assert 0 <= section.predicted.min() <= section.predicted.max() <= 1
+        else:
+            assert section.threshold is None
+            assert gene_correlations(section.predicted, section.truth)[:12].mean() > 0.3
+
+
+def test_ridge_does_not_map_tumours(train, monkeypatch):
     monkeypatch.setitem(MODELS, "ridge", MODELS["ridge"] | {"task": "tumour"})
-    with pytest.raises(InputError, match="ridge predicts expression"):
+    with pytest.raises(InputError, match="ridge cannot predict tumour; use cmunet, or neighbours"):
         train("ridge", "honest-1")
-    for path in study.files["labels"]:
-        labels = read_tsv(path)
-        write_tsv(labels.assign(label="undetermined"), path)
-    with pytest.raises(InputError, match="no training section has labelled spots"):
-        train("tumour", "honest-1")
+
+
+@pytest.mark.parametrize("model", ["tumour", "head", "both"])
+def test_undetermined_labels_are_a_listed_outcome_and_all_else_goes_on(
+    study, train, predict, monkeypatch, model
+):
+    monkeypatch.setitem(MODELS, model, MODELS[model] | {"epochs": 2})
+    for path in study.files["labels"][2:]:  # those of the patients that train
+        write_tsv(read_tsv(path).assign(label="undetermined"), path)
+    output, log = train(model, "honest-1")
+    settings = read_json(output["settings"])
+    assert "0 spots labelled malignant and 0 non-malignant" in log
+    assert settings["threshold"] is None
+    assert "tumour" not in settings["scores"]
+    table = predict(model, "honest-1", output)
+    assert np.isnan(table[:, "tumour"].X).all()
+    assert np.isfinite(table.X[:, :-1]).all()
+    sections = read_heldout([study.folder / f"honest-1/{model}.h5ad"])
+    maps = [section for section in sections if section.task == "tumour"]
+    assert all("no tumour map can be learned" in section.absent for section in maps)
+    rows = tumour_table(sections, {}, permutations=20, seed=0)
+    assert len(rows) == 2
+    assert rows["auroc"].isna().all()
+    assert rows["n_malignant"].min() > 0
+    assert rows["absent"].str.contains("give labels").all()
+    cards = {c["metric"]: c for c in tumour_cards(rows, settings={"bootstraps": 100}, seed=0)}
+    assert np.isnan(cards["auroc"]["value"])
+    assert cards["auroc"]["n_sections"] == 0
 
 
 def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tmp_path):
-    trained = {name: train(name, "all")[0] for name in ("ridge", "tumour", "wide")}
+    trained = {name: train(name, "all")[0] for name in ("ridge", "head", "wide")}
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
     calibration = {
@@ -336,7 +416,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
     card = {"protocol": "honest", "task": "expression", "model": "ridge", "metric": "pearson"}
     write_tsv(pd.DataFrame([card | {"value": 0.4}]), evaluation / "scorecards.tsv")
     honest = tmp_path / "honest.json"
-    write_json({"protocol": "honest", "model": "ridge", "validation_score": 0.4}, honest)
+    write_json({"protocol": "honest", "model": "ridge", "scores": {"expression": 0.4}}, honest)
     run_script(
         "package_model.py",
         input={
@@ -350,7 +430,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
         output={"model": tmp_path / "model"},
         params={
             "lattice": LATTICE,
-            "deploy": {"expression": "auto", "tumour": "tumour", "wide": "wide"},
+            "deploy": {"expression": "auto", "tumour": "auto", "wide": "wide"},
         },
         wildcards={"study": "test"},
     )
@@ -379,6 +459,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
         predicted = table[:, genes].X
         truth = np.repeat(fields[:, field : field + 1], len(genes), axis=1)
         assert gene_correlations(predicted, truth).min() > 0.6
+    assert area_under_roc(table.obs["tumour"], fields[:, 0] > 0.2) > 0.85
     tiles = json.loads(output["geojson"].read_text())["features"]
     assert len(tiles) == len(fields)
     assert output["map"].stat().st_size > 10_000

@@ -7,18 +7,16 @@ from scipy import ndimage
 
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.losses import Loss, correlation_of
+from histogep.precision import autocast, determinism, memory_format_of
 from histogep.selection import section_score
 from histogep.training import (
     NetworkSection,
     TrainingSettings,
     _assemble,
-    _correlation,
     _cosine,
     _grids,
-    _Loss,
     _Resident,
-    autocast,
-    determinism,
     train_network,
 )
 
@@ -130,7 +128,7 @@ def test_background_and_unknown_labels_have_no_say_in_the_honest_loss():
     scale = (np.zeros(1, np.float32), np.ones(1, np.float32))
     grids = _grids([section], LATTICE, None, symmetries=False)[0]
     item = _Resident(section, grids, scale, "cpu")
-    loss = _Loss("tumour", whole=False, correlation=0.0)
+    loss = Loss("tumour", whole=False, correlation=0.0)
     _, cells = _assemble([item], (32, 32), np.random.default_rng(0), 0.0)
     output = torch.randn(1, 1, 32, 32)
     value = loss(output, [item], cells)
@@ -141,20 +139,51 @@ def test_background_and_unknown_labels_have_no_say_in_the_honest_loss():
     known = ~unknown
     expected = torch.nn.functional.binary_cross_entropy(output[0, 0][known].sigmoid(), truth[known])
     assert value == pytest.approx(float(expected), abs=1e-6)
-    whole = _Loss("tumour", whole=True, correlation=0.0)
+    whole = Loss("tumour", whole=True, correlation=0.0)
     assert whole(output, [item], cells) > 10  # the background must be called tumour-free
 
 
 def test_the_correlation_term_is_the_mean_correlation():
     a, b = torch.randn(2, 50, 3)
     expected = [np.corrcoef(a[:, j], b[:, j])[0, 1] for j in range(3)]
-    assert float(_correlation(a, b)) == pytest.approx(np.mean(expected), abs=1e-5)
+    assert float(correlation_of(a, b)) == pytest.approx(np.mean(expected), abs=1e-5)
     section = make_section(0)
     grids = _grids([section], LATTICE, None, symmetries=False)[0]
     item = _Resident(section, grids, (np.zeros(2, np.float32), np.ones(2, np.float32)), "cpu")
     _, cells = _assemble([item], (32, 32), np.random.default_rng(0), 0.0)
     perfect = item.targets[cells].permute(0, 3, 1, 2)
-    assert float(_Loss("expression", whole=False, correlation=1.0)(perfect, [item], cells)) < 1e-5
+    assert float(Loss("expression", whole=False, correlation=1.0)(perfect, [item], cells)) < 1e-5
+
+
+def test_both_tasks_share_a_loss_and_unknown_labels_have_no_say_in_it():
+    """The sum of the two tasks' own losses; a section without labels gives expression only."""
+    section = make_section(0)
+    label = make_section(0, task="tumour").targets
+    section.targets = np.hstack([section.targets, label]).astype(np.float32)
+    grids = _grids([section], LATTICE, None, symmetries=False)[0]
+    scale = (np.zeros(3, np.float32), np.ones(3, np.float32))
+    output = torch.randn(1, 3, 32, 32)
+
+    def loss_of(task, columns):
+        import dataclasses
+
+        part = dataclasses.replace(section, targets=section.targets[:, columns])
+        item = _Resident(part, grids, (scale[0][columns], scale[1][columns]), "cpu")
+        _, cells = _assemble([item], (32, 32), np.random.default_rng(0), 0.0)
+        loss = Loss(task, whole=False, correlation=0.5)
+        return float(loss(output[:, columns], [item], cells))
+
+    genes, tumour, everything = slice(0, 2), slice(2, 3), slice(0, 3)
+    separate = loss_of("expression", genes) + loss_of("tumour", tumour)
+    assert loss_of("both", everything) == pytest.approx(separate, rel=1e-6)
+    section.targets[:, 2] = np.nan
+    assert loss_of("both", everything) == pytest.approx(loss_of("expression", genes), rel=1e-6)
+
+
+def test_float32_on_a_cpu_lies_channels_first():
+    assert memory_format_of("float32", "cpu") == torch.contiguous_format
+    assert memory_format_of("bfloat16", "cpu") == torch.channels_last
+    assert memory_format_of("float32", "cuda") == torch.channels_last
 
 
 def test_turned_sections_keep_their_neighbours():

@@ -114,7 +114,7 @@ def card(scores, **where):
 def test_tumour_map_finds_the_planted_tumour_in_held_out_patients(demo):
     scores = table(demo, "evaluation/demo/scorecards.tsv")
     auroc = card(scores, protocol="honest", task="tumour", model="tumour", metric="auroc")
-    assert auroc["value"] >= 0.90
+    assert auroc["value"] >= 0.95
     assert auroc["value"] > auroc["null"]
     assert auroc["n_patients"] == 6
 

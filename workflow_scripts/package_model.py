@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.deployment import package_model
 from histogep.jobs import job_log
+from histogep.packing import package_model
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

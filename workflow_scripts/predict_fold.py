@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import torch
-
+from histogep.devices import choose_device, needs_torch
 from histogep.files import complete, read_tsv
 from histogep.folds import fold_roles
 from histogep.heldout import predict_held_out
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]) as log:
-    torch.set_num_threads(snakemake.threads)
-    granted = snakemake.resources.get("gpu") and torch.cuda.is_available()
+    granted = {"gpu": snakemake.resources.get("gpu"), "threads": snakemake.threads}
     files = snakemake.input
     model, settings = read_model(files.weights, files.settings)
     roles = fold_roles(read_tsv(files.folds, dtype=str), snakemake.wildcards.fold)
@@ -26,7 +24,7 @@ with job_log(snakemake.log[0]) as log:
         files.features,
         files.spots,
         files.labels,
-        device="cuda" if granted else "cpu",
+        device=choose_device(needs_torch(settings), **granted),
     )
     with complete(snakemake.output.predictions) as temporary:
         table.write_h5ad(temporary)

@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors.numpy import save_file
 
 from histogep.datasets import read_training
+from histogep.devices import choose_device, needs_torch
 from histogep.ensembles import fit_ensemble
 from histogep.files import complete, read_json, read_tsv, write_json, write_tsv
 from histogep.folds import fold_roles
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]) as log:
-    torch.set_num_threads(snakemake.threads)
-    granted = snakemake.resources.get("gpu") and torch.cuda.is_available()
+    granted = {"gpu": snakemake.resources.get("gpu"), "threads": snakemake.threads}
     files, params, fold = snakemake.input, snakemake.params, snakemake.wildcards.fold
     # Beside the outputs, of which Snakemake deletes those of a stopped job, but nothing else.
     checkpoints = Path(snakemake.output.weights).parent / "checkpoints"
@@ -48,7 +47,7 @@ with job_log(snakemake.log[0]) as log:
             honest=[read_json(path) for path in files.get("fold_settings") or []],
             checkpoints=checkpoints,
             code=params.code,
-            device="cuda" if granted else "cpu",
+            device=choose_device(needs_torch(params.settings), **granted),
         )
         arrays, settings, history = model.arrays, model.settings, model.history
     with complete(snakemake.output.weights) as temporary:

@@ -1,0 +1,35 @@
+"""Whether a model needs torch, and on which device it then runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def needs_torch(settings: Mapping[str, Any]) -> bool:
+    """Return whether a model of these settings is a network, or averages one."""
+    if settings.get("absent"):
+        return False
+    members = settings.get("members") or {}
+    nested = members.values() if isinstance(members, Mapping) else ()
+    return settings["kind"] == "cmunet" or any(needs_torch(member) for member in nested)
+
+
+def choose_device(wanted: bool, *, gpu: int | None, threads: int) -> str:
+    """Return "cuda" where one is granted and seen, else "cpu" with so many threads.
+
+    Parameters
+    ----------
+    wanted
+        Whether torch is needed at all: linear models do without its import, which costs seconds.
+    gpu
+        GPUs that the job was granted.
+    threads
+        CPU threads that the job may use.
+    """
+    if not wanted:
+        return "cpu"
+    import torch
+
+    torch.set_num_threads(threads)
+    return "cuda" if gpu and torch.cuda.is_available() else "cpu"

@@ -1,0 +1,52 @@
+"""In which number format, memory layout and with which algorithms a network runs (torch)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def determinism(seed: int, device: str) -> Iterator[None]:
+    """Fix the seed and the algorithms for a block; CUDA only warns where it has no fixed one."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.get_deterministic_debug_mode()
+    torch.manual_seed(seed)
+    # Not torch.use_deterministic_algorithms: that imports the compiler, a second in every job.
+    torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
+def autocast(precision: str, device: str) -> Any:
+    """Return the context in which a network runs: bfloat16 where asked for, or where it is fast."""
+    if precision == "auto":
+        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16)
+
+
+def memory_format_of(precision: str, device: str) -> torch.memory_format:
+    """Return how convolutions' weights lie in memory: channels last, but not in float32 on a CPU.
+
+    There the gradients of channels-last convolutions cost twice as much (oneDNN with AVX2).
+    """
+    in_float32 = isinstance(autocast(precision, device), contextlib.nullcontext)
+    return torch.contiguous_format if in_float32 and device == "cpu" else torch.channels_last
+
+
+def _fast_bfloat16(device: str) -> bool:
+    """Return whether the device multiplies in bfloat16 (CUDA since Ampere; CPUs with AMX)."""
+    if device != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(
+        getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    )

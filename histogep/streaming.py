@@ -1,0 +1,114 @@
+"""Prediction of a whole slide into its file, a piece at a time.
+
+Features are read band by band or window by window and the expression is written row by row, so that
+neither is ever in memory as a whole: of every tile only its place, its barcode and three numbers
+are. What is written is what `DeployedModel.predict` says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+
+from histogep.deployment import DeployedModel, Prediction
+from histogep.features import open_features
+from histogep.files import complete
+from histogep.inference import add_predictions
+from histogep.model_folder import check_features, columns_of
+from histogep.tile_source import TileSource, runs
+from histogep.tumour_head import probability_of
+
+#: Rows of the table that are in memory at a time.
+ROWS = 4096
+
+
+@contextlib.contextmanager
+def predict_into(
+    path: str | Path, features: str | Path, model: DeployedModel, *, device: str = "cpu"
+) -> Iterator[Prediction]:
+    """Write results/expression/{slide}.h5ad; give the prediction, its expression in the file.
+
+    Parameters
+    ----------
+    path
+        File to write; complete, once the context ends, or absent.
+    features
+        results/features/{slide}.h5.
+    model
+        A loaded model folder.
+    device
+        "cpu" or "cuda".
+
+    Raises
+    ------
+    InputError
+        As for `DeployedModel.predict`.
+    """
+    with open_features(features) as slide, complete(path) as temporary:
+        check_features(slide, model.settings)
+        source = TileSource(slide.values, slide.row, slide.col)
+        genes = model.settings["models"]["expression"]["genes"]
+        with h5py.File(temporary, "w") as file:
+            table = file.create_dataset(
+                "X", shape=(len(source), len(genes)), dtype=np.float32, track_times=False
+            )
+            table.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            odds = _fill(table, source, model, device)
+            distance = np.empty(len(source))
+            for part, values in source.chunks():
+                distance[part] = model.distances.distance(values)
+            prediction = model.told(
+                slide,
+                expression=table,
+                tumour=probability_of(odds),
+                distance=distance,
+            )
+            _write_rest(file, prediction)
+            yield prediction
+
+
+def _fill(table: h5py.Dataset, source: TileSource, model: DeployedModel, device: str) -> np.ndarray:
+    """Write the expression; return the tumour's log odds (n,), NaN without a tumour model."""
+    odds = np.full(len(source), np.nan)
+    records = model.settings["models"]
+    shared = "tumour" in records and records["tumour"]["model"] == records["expression"]["model"]
+    if "tumour" in records:
+        odds[:] = 0.0
+
+    def add_odds(tiles: np.ndarray, values: np.ndarray) -> None:
+        odds[tiles] += values[:, -1]
+
+    def add(tiles: np.ndarray, values: np.ndarray) -> None:
+        if shared:
+            add_odds(tiles, values)
+        values = values[:, columns_of(records["expression"], "expression")]
+        order = np.argsort(tiles, kind="stable")
+        for place, rows in runs(tiles[order]):
+            table[rows] = table[rows] + values[order[place]]
+
+    add_predictions(model.models["expression"], source, add, device=device)
+    if "tumour" in records and not shared:
+        add_predictions(model.models["tumour"], source, add_odds, device=device)
+    for start in range(0, len(source), ROWS):
+        rows = slice(start, min(start + ROWS, len(source)))
+        table[rows] = np.maximum(table[rows], 0.0)
+    return odds
+
+
+def _write_rest(file: h5py.File, prediction: Prediction) -> None:
+    """Write all of the table but X, as anndata does."""
+    places = {"spatial": prediction.centres_px}
+    rest = anndata.AnnData(
+        obs=prediction.cells(), var=prediction.genes.copy(), obsm=places, uns=prediction.uns
+    )
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    for name in ("obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns"):
+        value = getattr(rest, name)
+        frame = isinstance(value, pd.DataFrame)
+        anndata.io.write_elem(file, name, value if frame else dict(value))
