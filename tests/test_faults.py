@@ -306,3 +306,54 @@ def test_a_slide_that_is_replaced_during_the_run_is_refused(described, change):
     change(*described[:2])
     with pytest.raises(InputError, match="was replaced while the study ran"):
         refuse(described)
+
+
+# --------------------------------------------------------------------------- jobs that are stopped
+
+
+def test_a_job_that_is_told_to_stop_takes_its_half_file_with_it(tmp_path):
+    job = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from histogep.files import complete
+from histogep.jobs import job_log
+with job_log("job.log"), complete("out.h5") as temporary:
+    temporary.write_bytes(b"half")
+    open("ready", "w").close()
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", job], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 143
+    assert {path.name for path in tmp_path.iterdir()} == {"job.log", "ready"}
+    assert "SIGTERM: the job was cancelled" in (tmp_path / "job.log").read_text()
+
+
+def test_a_reader_that_dies_while_it_reads_ahead_fails_the_job(tmp_path):
+    """Tiles are read by threads ahead of the encoder: an error there must not be lost, or hang."""
+    from histogep.encoders import load_encoder
+    from histogep.encoding import encode_slide
+
+    class Breaks:
+        slide, mpp, width_px, height_px, objective, handle = "S0", 0.5, 9000, 9000, None, None
+
+        def read(self, x0, y0, *_, size):
+            if x0 > 3000:
+                raise MemoryError("the reader died")
+            return np.full((*size, 3), 200, np.uint8)
+
+    n = 100
+    tiles = pd.DataFrame({"row": 0, "col": range(n), "x_px": np.arange(n) * 60.0, "y_px": 500.0})
+    tiles["barcode"] = ""
+    with pytest.raises(MemoryError, match="the reader died"):
+        encode_slide(
+            Breaks(),
+            tiles,
+            tmp_path / "S0.h5",
+            lattice=Lattice.from_settings(LATTICE),
+            encoders=[load_encoder({"name": "descriptors"})],
+            batch_size=8,
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -43,8 +43,9 @@ def targets(study: Study) -> dict[str, str]:
     }
 
 
-def script_process(study: Study, rule: str) -> int | None:
-    """Return the process that runs the script of a rule, once the script has begun."""
+def script_processes(study: Study, rule: str) -> list[int]:
+    """Return the processes that run the script of a rule."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             told = path.read_bytes().split(b"\0")
@@ -56,8 +57,8 @@ def script_process(study: Study, rule: str) -> int | None:
         except OSError:
             continue
         if folder == study.folder.resolve():
-            return pid
-    return None
+            found.append(pid)
+    return found
 
 
 def during(study: Study, call: Call, rule: str) -> int:
@@ -65,9 +66,10 @@ def during(study: Study, call: Call, rule: str) -> int:
 
     def working():
         assert call.process.poll() is None, call.said[-3000:]
-        pid = script_process(study, rule)
+        pids = script_processes(study, rule)
         logs = list(study.folder.glob(f"logs/{rule}/**/*.log"))
-        return pid and any(path.stat().st_mtime > call.began for path in logs) and pid
+        begun = any(path.stat().st_mtime > call.began for path in logs)
+        return pids[0] if pids and begun else None
 
     return wait_for(working, seconds=LONGEST, what=rule)
 
@@ -88,6 +90,21 @@ def test_a_killed_job_leaves_no_result_and_is_made_again_alike(study, rule, how)
         assert not list(target.parent.glob(".*"))
     study.finish(targets(study)[rule])
     assert target.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(1, 1), (0, 3)])
+def test_one_gpu_is_never_used_by_two_jobs(study, gpus, most):
+    """With `--resources gpu=1` whatever the number of cores; without GPU jobs share nothing."""
+    features = [f"results/features/{name}.h5" for name in ("H01-1", "P01-1", "P02-1")]
+    for name in features:
+        (study.folder / name).unlink()
+    call = study.start(*features, "--cores", "3", "--resources", f"gpu={gpus}")
+    at_once = 0
+    while call.process.poll() is None:
+        at_once = max(at_once, len(script_processes(study, "encode_tiles")))
+        time.sleep(0.05)
+    assert call.wait() == 0, call.said[-3000:]
+    assert 1 <= at_once <= most
 
 
 def test_a_second_snakemake_on_the_same_results_is_turned_away(study):
