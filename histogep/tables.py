@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ import pandas as pd
 from histogep.jobs import InputError
 
 _EXCEL = (".xlsx", ".xlsm")
-#: The first counts where the first line has none of them.
-_SEPARATORS = (",", "\t", ";")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Layout:
     columns
         Names of the columns, as written.
     separator
-        Tab, comma or semicolon; "" for a workbook.
+        Tab or comma; "" for a workbook.
     skipped
         Lines of comments (`#`) above the header.
     """
@@ -57,9 +54,7 @@ def read_layout(path: str | Path) -> Layout:
                 if line.startswith("#") or not line.strip():
                     skipped += 1
                     continue
-                # What stands between quotes separates nothing.
-                bare = re.sub('"[^"]*"', "", line)
-                separator = max(_SEPARATORS, key=bare.count)
+                separator = "\t" if "\t" in line else ","
                 names = next(csv.reader([line.rstrip("\r\n")], delimiter=separator))
                 return Layout(tuple(name.strip() for name in names), separator, skipped)
     except (OSError, ValueError, zipfile.BadZipFile, csv.Error) as error:
