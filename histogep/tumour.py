@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.mixtures import fit_mixture
 from histogep.normalise import log_cp10k
-from histogep.tables import read_layout, read_table
 
 log = logging.getLogger(__name__)
 
@@ -144,19 +145,35 @@ def map_texts(
     return label
 
 
-def read_annotation(path: str | Path) -> pd.Series:
-    """Return the text of each annotated spot (index barcode) of a table.
+def _read_spot_table(path: Path) -> pd.DataFrame:
+    """Return a table as text; its first lines, not its name, tell tabs, commas or semicolons.
 
-    Its columns are separated by tab, comma or semicolon, whatever the file is called.
+    A tab anywhere settles it, as labels may hold commas; what stands in quotes separates nothing.
     """
-    path = Path(path)
-    layout = read_layout(path)
-    if len(layout.columns) == 1:
-        raise InputError(
-            f"{path}: its first line ({layout.columns[0][:60]!r}) is one column: separate the "
-            "columns (barcode and label, say) by tab, comma or semicolon"
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
+            # Two: with row names and one column, the header of R's write.table has no separator.
+            head = lines.readline() + lines.readline()
+        bare = re.sub('"[^"]*"', "", head)
+        separator = "\t" if "\t" in bare else max(",;", key=bare.count)
+        separator = separator if separator in bare else None
+        if separator is None:
+            raise InputError(
+                f"{path}, line 1: {head.splitlines()[:1]} has no tab, comma or semicolon, so no "
+                "column of labels beside that of the spots; separate the columns by tabs"
+            )
+        return pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
         )
-    table = read_table(path, layout, dtype=str, keep_default_na=False)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise InputError(f"{path} cannot be read as a table of annotated spots: {error}") from None
+
+
+def read_annotation(path: str | Path) -> pd.Series:
+    """Return the text of each annotated spot (index barcode) of a table."""
+    path = Path(path)
+    table = _read_spot_table(path)
     if not isinstance(table.index, pd.RangeIndex):  # row names of R's write.table
         table = table.rename_axis("").reset_index()
     columns = {column.strip().lower(): column for column in table.columns}

@@ -169,7 +169,7 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
         folder.mkdir()
         _section(genome, folder, reference=reference)
         result, arms, log = _run_measured(run_script, folder)
-    assert "here are 0 of 168" in result.uns["refused"]
+    assert "no spot is labelled non-malignant (168 malignant)" in result.uns["refused"]
     assert "no copy number" in log
     assert arms.empty
     outputs = {
@@ -285,7 +285,8 @@ def test_predicted_slide(run_script, genome, tmp_path):
     expression.write_h5ad(tmp_path / "expression.h5ad")
     assert "no copy number" in run()
     result = anndata.read_h5ad(outputs["cnv"])
-    assert "here are 0 of" in result.uns["refused"]
+    assert "calls every tile tumour" in result.uns["refused"]
+    assert "group" in pd.read_csv(outputs["arms"], sep="\t")
     assert result.uns["name"] == "expression subtype"
 
 

@@ -86,6 +86,9 @@ def test_loupe_categories_and_rounded_coordinates(tmp_path):
 def test_the_separator_is_found_in_the_file_and_not_in_its_name(tmp_path, name, separator):
     # As Loupe exports categories, and spreadsheets save them: byte order mark, quotes, CRLF.
     rows = [("Barcode", '"Region, by Dr. X; 2nd look"'), ("0x0", "stroma"), ('"1x1"', '"Tumor"')]
+    assert tumour.read_annotation(
+        _write(tmp_path / "one", f'"Location"\n"0x0"{separator}"Mal"\n')  # write.table of R
+    ).to_dict() == {"0x0": "Mal"}
     text = "\ufeff" + "\r\n".join(separator.join(row) for row in rows) + "\r\n"
     opened = gzip.open if name.endswith(".gz") else open
     with opened(tmp_path / name, "wt", encoding="utf-8", newline="") as handle:
@@ -96,9 +99,9 @@ def test_the_separator_is_found_in_the_file_and_not_in_its_name(tmp_path, name, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"barcode label\n0x0 Tumor\n", "'barcode label'.*tab, comma or semicolon"),
-        ("barcode\tlabel\n0x0\tTumor\n".encode("utf-16"), "is no table"),
-        (b"", "is empty"),
+        (b"barcode label\n0x0 Tumor\n", "'barcode label.*no tab, comma or semicolon"),
+        ("barcode\tlabel\n0x0\tTumor\n".encode("utf-16"), "cannot be read as a table"),
+        (b"", "no tab, comma or semicolon"),
         (b"barcode,label\n0x0,a,b,Tumor,c\n1x0,x,y,z\n2x0,1,2,3,4,5,6,7\n", "cannot be read"),
     ],
 )
