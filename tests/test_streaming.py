@@ -140,7 +140,7 @@ def test_memory_does_not_follow_the_number_of_tiles(models, name, tmp_path, monk
     monkeypatch.setattr(streaming, "ROWS", 500)
     monkeypatch.setitem(NetworkModel.add_to.__kwdefaults__, "window", 256)
     model, peaks, tiles = deployed(models, name), [], []
-    for rows in (300, 1200):
+    for rows in (120, 480):
         features = make_slide("NEW", (rows, 20), seed=9)
         write_features(features, tmp_path / "NEW.h5")
         tiles.append(len(features.row))
