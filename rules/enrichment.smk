@@ -63,8 +63,12 @@ rule score_activity:
         figure=report(
             "results/activity/{cohort}.png",
             caption="../report/activity.rst",
-            category="8. Enrichment",
-            labels={"cohort": "{cohort}", "figure": "maps of gene-set activity"},
+            category="10 Enrichment",
+            labels={
+                "cohort": "{cohort}",
+                "contrast": "activity",
+                "figure": "maps of gene-set activity",
+            },
         ),
     log:
         "logs/score_activity/{cohort}.log",

@@ -32,7 +32,7 @@ def profile(name):
 @pytest.mark.parametrize("name", ["slurm", "cluster-generic"])
 def test_a_profile_names_rules_that_are_there_and_sends_gpu_rules_to_gpus(name):
     settings = profile(name)
-    assert len(GPU_RULES) == 4
+    assert len(GPU_RULES) == 5
     for key in ("set-resources", "set-threads"):
         assert set(settings[key]) <= set(RULES), key
     on_gpus = {
