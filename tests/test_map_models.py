@@ -26,7 +26,7 @@ SETTINGS = {
     "hist": False, "noise_draws": 3,
 }  # fmt: skip
 OUTCOME = {"folds": 3, "penalties": [0.1, 1.0], "covariates": ["age"]}
-SIDE = 8
+SIDE = 6
 
 
 def pattern(kind, rng):
@@ -38,7 +38,7 @@ def pattern(kind, rng):
     return row, col, values - values.mean(axis=0)  # the mean of a slide tells nothing
 
 
-def planted(n=48, seed=0):
+def planted(n=42, seed=0):
     """Patients with one or two slides; apart dies late and rarely responds, mixed early and does."""
     rng = np.random.default_rng(seed)
     mixed = rng.permutation(np.arange(n) % 2 == 1)
