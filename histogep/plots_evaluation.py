@@ -194,7 +194,8 @@ def _roc(ax: Axes, maps: Sequence[HeldOut], area: pd.Series) -> None:
         xlabel="false positive rate",
         ylabel="true positive rate",
         aspect="equal",
-        title=f"{maps[0].model}: mean AUROC {area.mean():.3f}",
+        # In two lines: the panel is narrow.
+        title=f"{maps[0].model}\nmean AUROC {area.mean():.3f}",
     )
     if ax.get_legend_handles_labels()[0]:
         ax.legend(title="patient", loc="lower right")

@@ -339,10 +339,16 @@ def test_a_reader_that_dies_while_it_reads_ahead_fails_the_job(tmp_path):
     class Breaks:
         slide, mpp, width_px, height_px, objective, handle = "S0", 0.5, 9000, 9000, None, None
 
-        def read(self, x0, y0, *_, size):
-            if x0 > 3000:
+        def level(self, scale):
+            return 0
+
+        def downsample(self, level):
+            return 1.0, 1.0
+
+        def region(self, level, left, top, width, height):
+            if left > 3000:
                 raise MemoryError("the reader died")
-            return np.full((*size, 3), 200, np.uint8)
+            return np.full((height, width, 3), 200, np.uint8)
 
     n = 100
     tiles = pd.DataFrame({"row": 0, "col": range(n), "x_px": np.arange(n) * 60.0, "y_px": 500.0})
