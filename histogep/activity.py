@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = [
     "slide", "patient", "collection", "gene_set", "n_genes", "mean", "tumour", "elsewhere",
-    "difference", "moran_i", "moran_null",
+    "difference", "difference_null", "moran_i", "moran_null",
 ]  # fmt: skip
 #: Power of the rank that weighs a set's genes (Barbie et al.).
 _POWER = 0.25
@@ -98,9 +98,9 @@ def score_activity(
     -------
     table
         slide, patient, collection, gene_set, n_genes, mean, tumour and elsewhere (means over the
-        tiles of either kind; NaN for sections and without a tumour map), difference, moran_i, and
-        moran_null: the mean Moran's I of random sets of as many genes, which is what a map of any
-        genes of this slide shows.
+        tiles of either kind; NaN for sections and without a tumour map), difference, moran_i, and of
+        random sets of as many genes difference_null (the mean size of their differences) and
+        moran_null (their mean Moran's I): what a map of any genes of this slide shows.
     maps
         Tiles of all slides x sets; obs slide, patient, row, col, tumour.
 
@@ -136,19 +136,23 @@ def score_activity(
         ).neighbours(data.obs["row"].to_numpy(), data.obs["col"].to_numpy())
         moran = morans_i(scores, neighbours)[0]
         null = pd.Series(moran[len(chosen) :]).groupby(of_size).mean()
-        scores = np.where(enough, scores[:, : len(chosen)], np.nan)
         tumour = np.full(len(scores), np.nan)
         if "tumour" in data.obs and not measured:
             tumour = data.obs["tumour"].to_numpy(float)
         inside, outside = tumour >= tumour_threshold, tumour < tumour_threshold
         both = min(inside.sum(), outside.sum()) >= _MIN_TILES
+        apart = np.full(scores.shape[1], np.nan)
+        if both:
+            apart = scores[inside].mean(axis=0) - scores[outside].mean(axis=0)
+        apart_null = pd.Series(np.abs(apart[len(chosen) :])).groupby(of_size).mean()
+        scores = np.where(enough, scores[:, : len(chosen)], np.nan)
         for number in np.flatnonzero(enough):
             collection, name, _ = chosen[number]
             score = scores[:, number]
             means = [score[side].mean() if both else np.nan for side in (inside, outside)]
             tables.append(
                 (slide, patient, collection, name, int(sizes[number]), score.mean(), *means,
-                 means[0] - means[1], moran[number], null[sizes[number]])
+                 apart[number], apart_null[sizes[number]], moran[number], null[sizes[number]])
             )  # fmt: skip
         obs = pd.DataFrame(
             {

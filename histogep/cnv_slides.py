@@ -322,7 +322,10 @@ def _plain(lattice: Any) -> dict[str, Any]:
     """Return a lattice as it was written to an h5ad file, by JSON or as a group."""
     if isinstance(lattice, str):
         return json.loads(lattice)
-    return {name: getattr(value, "item", lambda v=value: v)() for name, value in lattice.items()}
+    return {
+        name: value.tolist() if hasattr(value, "tolist") else value
+        for name, value in lattice.items()
+    }
 
 
 def _chosen(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -63,12 +63,14 @@ class FastTiff:
         with self._lock:
             if level not in self._opened:
                 self._opened[level] = self._open(level)
-        if self._opened[level] is None:
+            # Another reader may give the level up while this one reads.
+            opened = self._opened[level]
+        if opened is None:
             return None
         regions = self._regions.__dict__.setdefault("by_level", {})
         try:
             if level not in regions:
-                regions[level] = pyvips.Region.new(self._opened[level])
+                regions[level] = pyvips.Region.new(opened)
             return _fetch(regions[level], left, top, width, height)
         except pyvips.Error:
             # Damaged: OpenSlide says where, or reads it after all.

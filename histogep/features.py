@@ -169,7 +169,8 @@ class FeatureWriter:
 
     def __enter__(self) -> FeatureWriter:
         temporary = self._complete.__enter__()
-        self._file = h5py.File(temporary, "w")
+        # The chunk that rows are appended to stays in the cache; it is larger than HDF5's own.
+        self._file = h5py.File(temporary, "w", rdcc_nbytes=16 * 2**20)
         self._file.attrs.update(self._root)
         for name, values in self._tables.items():
             self._file.create_dataset(name, data=values, track_times=False)

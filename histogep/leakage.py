@@ -320,7 +320,10 @@ def _check_model(
     )
     allowed = sorted(set(rows.loc[rows["role"] != "test", "slide"]))
     fitted = fitted_on(settings)
-    for what in [*FITTED, *sorted(set(fitted) - set(FITTED))]:
+    wanted = [*FITTED]
+    if settings.get("kind") == "neighbours" and settings.get("task") == "tumour":
+        wanted.append("calibration")
+    for what in [*wanted, *sorted(set(fitted) - set(wanted))]:
         problem = (
             _slides_problem(fitted[what], allowed, rows, exact=False)
             if what in fitted

@@ -222,7 +222,7 @@ def _unlabelled(
 def _absent(record: dict[str, Any], reason: str) -> FittedModel:
     """Return what stands for a model that could not be trained, so that all else goes on."""
     LOG.warning("%s", reason)
-    for what in ("scaler", "pca", "target", "alpha", "epoch", "threshold"):
+    for what in ("scaler", "pca", "target", "alpha", "epoch", "threshold", "calibration"):
         record[f"{what}_fitted_on"] = []
     record |= {
         "absent": reason,

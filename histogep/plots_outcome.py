@@ -125,7 +125,7 @@ def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
         ],
     )
     left.tick_params(axis="y", labelsize=7)
-    left.set_xlabel("C-index, out of fold (grey tick: mean of the shuffles)")
+    left.set_xlabel("C-index (grey tick: mean of the null)")
     first = concordance.iloc[0]
     left.set_title(f"Models ({first['n']} patients, {first['events']} events)")
     gain = concordance[concordance["model"].str.endswith(" - clinical")]
@@ -218,6 +218,8 @@ def transfer_matrix(performance: pd.DataFrame) -> Figure:
     axes = fig.subplots()
     image = axes.imshow(values, cmap=DIVERGING_MAP, vmin=0, vmax=1, aspect="auto")
     for row in performance.itertuples():
+        if not np.isfinite(row.auroc):
+            continue
         text = f"{row.auroc:.2f}\n({row.ci_low:.2f}–{row.ci_high:.2f})\np = {row.p:.2g}"
         colour = "white" if abs(row.auroc - 0.5) > 0.35 else "black"
         at = place[row.test], place[row.train]

@@ -16,14 +16,16 @@ FOLDER = Path(__file__).resolve().parents[1] / "resources"
 
 
 def digest_resource(name: str) -> str:
-    """Return a digest of the content of a shipped reference.
+    """Return the SHA-256 of a shipped reference's content.
+
+    In full: 16 digits are a digest of code (`histogep.provenance`), which the lineage looks for.
 
     Parameters
     ----------
     name
         Name of a file in `resources/`.
     """
-    return hashlib.sha256((FOLDER / name).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((FOLDER / name).read_bytes()).hexdigest()
 
 
 def copy_resource(name: str, path: str | Path) -> None:

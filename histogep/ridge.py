@@ -27,7 +27,7 @@ from histogep.linear_fits import (
     sum_sections,
     weigh_candidates,
 )
-from histogep.model_folder import check_features, read_settings, tiles_of
+from histogep.model_folder import check_features, read_settings, tiles_of, weights_file
 from histogep.preparation import Preparation, SlideMoments, Tiles, slide_moments
 from histogep.selection import mean_over_groups
 from histogep.tile_source import TileSource
@@ -416,6 +416,6 @@ def predict_wide(features: Features, folder: str | Path) -> tuple[np.ndarray, li
     if wide is None or wide["kind"] != "ridge":
         raise InputError(f"{folder} holds no ridge for the wide panel: see `deploy.wide`")
     check_features(features, settings)
-    model = RidgeModel.from_arrays(read_arrays(Path(folder) / "wide.safetensors"), wide)
+    model = RidgeModel.from_arrays(read_arrays(Path(folder) / weights_file(settings, "wide")), wide)
     values, _ = model.predict(tiles_of(features))
     return np.maximum(values, 0.0, out=values), list(wide["genes"])

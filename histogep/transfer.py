@@ -25,6 +25,11 @@ from histogep.response import CLASS_PER_COMPONENT, DEFAULTS, rank_auroc, with_re
 
 log = logging.getLogger(__name__)
 
+COLUMNS = [
+    *("train", "test", "n_train", "train_positives", "n_test", "test_positives", "n_genes"),
+    *("shared_ids", "auroc", "ci_low", "ci_high", "p", "auprc", "auprc_null"),
+]
+SCORE_COLUMNS = ["train", "test", "patient", "response", "score"]
 #: Permutations of the test cohort's responses; they cost nothing, as the model stays.
 _PERMUTATIONS = 2000
 
@@ -37,7 +42,8 @@ class TransferResult:
     ----------
     performance
         One row per ordered pair of cohorts: train, test, n_train, train_positives, n_test,
-        test_positives, n_genes (both have), shared_ids (patients of the same id in both), auroc,
+        test_positives, n_genes (both have), shared_ids (patients of the same id in both, who do not
+        train; where too few are left there is no model and the figures are empty), auroc,
         ci_low, ci_high (95 %, bootstrap of test patients within their class), p (one-sided, the
         test responses permuted), auprc, auprc_null (share of responders).
     scores
@@ -79,14 +85,35 @@ def transfer_response(
     tables = {name: with_response(table) for name, table in sorted(tables.items())}
     rows, scores = [], []
     for train, test in permutations(tables, 2):
-        row, scored = _transfer(tables[train], tables[test], train, test, settings, seed)
-        rows.append({"train": train, "test": test, **row})
+        # The same patients, predicted and measured say, must not teach what they are tested on.
+        shared = tables[train]["patient"].isin(set(tables[test]["patient"]))
+        if shared.any():
+            log.warning(
+                "%d ids of %s stand in %s too, and do not train for it", shared.sum(), train, test
+            )
+        row = {"train": train, "test": test, "shared_ids": int(shared.sum())}
+        try:
+            learnt = with_response(tables[train][~shared])
+        except InputError as error:
+            log.warning("%s to %s: no model (%s)", train, test, error)
+            rows.append(row | {"n_train": int((~shared).sum()), **_sizes(tables[test])})
+            continue
+        scored, found = _transfer(learnt, tables[test], train, test, settings, seed)
+        rows.append(row | found)
         scores.append(scored)
         log.info(
             "%s to %s: AUROC %.3f (%.3f to %.3f), p %.3g",
             *(rows[-1][key] for key in ("train", "test", "auroc", "ci_low", "ci_high", "p")),
         )
-    return TransferResult(pd.DataFrame(rows), pd.concat(scores, ignore_index=True))
+    empty = pd.DataFrame(columns=SCORE_COLUMNS)
+    return TransferResult(
+        pd.DataFrame(rows).reindex(columns=COLUMNS),
+        pd.concat(scores, ignore_index=True) if scores else empty,
+    )
+
+
+def _sizes(test: pd.DataFrame) -> dict[str, int]:
+    return {"n_test": len(test), "test_positives": int(test["response"].sum())}
 
 
 def _transfer(
@@ -96,7 +123,7 @@ def _transfer(
     test_name: str,
     settings: dict[str, Any],
     seed: int,
-) -> tuple[dict[str, Any], pd.DataFrame]:
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     blocks = []
     for columns, others in zip(image_columns(train), image_columns(test), strict=True):
         known = [name for name in columns if name in set(others)]
@@ -126,21 +153,11 @@ def _transfer(
     low, high = interval(auroc[1:])
     rng = np.random.default_rng([seed, len(test), 13])
     labels = np.array([rng.permutation(truth) for _ in range(_PERMUTATIONS)])
-    shared = len(set(train["patient"]) & set(test["patient"]))
-    if shared:
-        log.warning(
-            "%d ids stand in both %s and %s: see that they are different patients",
-            shared,
-            train_name,
-            test_name,
-        )
     row = {
         "n_train": n,
         "train_positives": int(y.sum()),
-        "n_test": len(test),
-        "test_positives": int(truth.sum()),
+        **_sizes(test),
         "n_genes": genes,
-        "shared_ids": shared,
         "auroc": float(auroc[0]),
         "ci_low": low,
         "ci_high": high,
@@ -157,7 +174,7 @@ def _transfer(
             "score": score,
         }
     )
-    return row, scored
+    return scored, row
 
 
 def _standardised(table: pd.DataFrame) -> np.ndarray:

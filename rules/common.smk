@@ -523,9 +523,18 @@ def map_scores(outcome):
     return files
 
 
+def unseen_slides(wildcards):
+    """Return the slides without spots of {cohort}, but for those that the model was trained on."""
+    slides = cohort_slides(wildcards, spots=False)
+    if config["summary"]["training_patients"] == "keep":
+        return slides
+    seen = set(training_patients(wildcards))
+    return [s for s in slides if barcodes.patient_of(patient_of(s)) not in seen]
+
+
 def activity_slide_ids(wildcards):
     """Return the slides of {cohort} whose gene sets are mapped: the predicted ones, or sections."""
-    return cohort_slides(wildcards, spots=False) or cohort_slides(wildcards, spots=True)
+    return unseen_slides(wildcards) or cohort_slides(wildcards, spots=True)
 
 
 def activity_patient_ids(wildcards):
@@ -557,8 +566,8 @@ def ranking_inputs(wildcards):
             "spots": [f"results/spots/{slide}.h5ad" for slide in sections],
             "labels": [f"results/labels/{slide}.tsv" for slide in sections],
         }
-    slides = cohort_slides(wildcards, spots=False)
-    if config["summary"]["training_patients"] == "exclude":
-        seen = set(training_patients(wildcards))
-        slides = [s for s in slides if barcodes.patient_of(patient_of(s)) not in seen]
-    return {"expression": [f"results/expression/{slide}.h5ad" for slide in slides]}
+    return {
+        "expression": [
+            f"results/expression/{slide}.h5ad" for slide in unseen_slides(wildcards)
+        ]
+    }

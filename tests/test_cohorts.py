@@ -30,7 +30,7 @@ CHANGES = {
     "`labels`": {"settings": {"labels": {"boundary": ["edge"]}}},
     "`genes`": {"settings": {"genes": {"max_genes": 100}}},
     "`folds`": {"settings": {"folds": {"hist_grid": [32, 32]}}},
-    "`models.ridge`": {"settings": {"models": {"ridge": {"components": 20}}}},
+    "`models` (`ridge`)": {"settings": {"models": {"ridge": {"components": 20}}}},
     "`evaluation`": {"settings": {"evaluation": {"bootstraps": 333}}},
     "`deploy`": {"settings": {"deploy": {"expression": "ridge"}}},
     "`cnv`": {"settings": {"cnv": {"max_clones": 3}}},

@@ -80,8 +80,24 @@ def test_refusals_and_ids_in_both_are_told(planted, caplog):
     other = tables["b"].rename(columns=lambda name: name.replace("gene:G", "gene:X"))
     with pytest.raises(InputError, match="share no gene"):
         transfer_response({"a": tables["a"], "b": other}, settings=QUICK, seed=1)
-    transfer_response({"a": tables["a"], "b": tables["a"]}, settings=QUICK, seed=1)
-    assert "60 ids stand in both a and b" in caplog.text
+    same = transfer_response({"a": tables["a"], "b": tables["a"]}, settings=QUICK, seed=1)
+    assert "60 ids of a stand in b too" in caplog.text
+    assert same.performance["auroc"].isna().all()
+    assert same.performance["shared_ids"].tolist() == [60, 60]
+    assert len(same.scores) == 0
+    assert len(transfer_matrix(same.performance).axes[0].texts) == 0
+
+
+def test_patients_of_both_cohorts_do_not_train(planted):
+    """Whose response is known by heart is told apart with features of pure noise, too."""
+    tables, _ = planted
+    both = {"a": tables["a"], "b": tables["noise"]}
+    apart = transfer_response(both, settings=QUICK, seed=1)
+    joined = pd.concat([tables["a"], tables["noise"].iloc[:100]], ignore_index=True)
+    mixed = transfer_response({"a": joined, "b": tables["noise"]}, settings=QUICK, seed=1)
+    row = mixed.performance.iloc[0]
+    assert (row["shared_ids"], row["n_train"]) == (100, 60)
+    assert row["auroc"] == pytest.approx(apart.performance.iloc[0]["auroc"], abs=0.1)
 
 
 def test_immunotherapy_cohorts_are_carried_over(shared_data, request):
