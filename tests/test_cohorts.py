@@ -41,7 +41,8 @@ CHANGES = {
 }
 PER_SLIDE = {"prepare_slide", "tile_slide", "encode_tiles", "predict_slide", "infer_cnv"}
 
-pytestmark = pytest.mark.workflow
+# One worker: all cases share one plan.
+pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("cohorts")]
 
 
 @pytest.fixture(scope="module")
