@@ -218,7 +218,12 @@ def _model(genome, folder, encoders):
     save_file(ridge.to_arrays(), folder / "wide.safetensors")
     shared = {"lattice": LATTICE.to_settings(), "encoders": encoders, "blocks": blocks}
     shared["blocks"] = [list(block) for block in blocks]
-    wide = shared | {"kind": "ridge", "genes": genome["gene"].tolist(), "choice": ridge.choice}
+    wide = shared | {
+        "model": "wide",
+        "kind": "ridge",
+        "genes": genome["gene"].tolist(),
+        "choice": ridge.choice,
+    }
     settings = shared | {"format": FORMAT, "models": {"wide": wide}}
     settings = json.loads(json.dumps(settings, default=float))
     settings["digest"] = folder_digest(folder, settings)
