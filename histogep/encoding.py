@@ -23,7 +23,7 @@ from histogep.batches import encode_on_cpu, encode_on_gpu
 from histogep.descriptors import describe_tiles
 from histogep.encoders import Encoder, LoadedEncoder
 from histogep.features import FeatureWriter, tile_attributes
-from histogep.fused import fuse_convolutions
+from histogep.fused import fuse_convolutions, pack_weights
 from histogep.given_features import GivenFeatures, match_given
 from histogep.jobs import BadSlide, InputError, progress
 from histogep.lattice import Lattice
@@ -311,6 +311,7 @@ def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder
     precision = encoder.precision
     if precision == "auto":
         precision = "bfloat16" if has_native_bf16(device) else "float32"
+    fused = None
     if device.type == "cpu" and (precision == "float32" or has_native_bf16(device)):
         side = network.input_px
         noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -321,6 +322,9 @@ def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder
     network = network.to(device, memory_format=torch.channels_last)
     if precision == "bfloat16":
         network = network.to(torch.bfloat16)
+    if fused is network.network:
+        kind = next(fused.parameters()).dtype
+        pack_weights(fused, noise.to(kind), batch=CPU_BATCH)
     return dataclasses.replace(encoder, network=network, precision=precision)
 
 
@@ -346,7 +350,7 @@ def fold_batch_norms(encoder: Encoder) -> Encoder:
         return encoder
     generator = torch.Generator().manual_seed(0)
     side = encoder.input_px
-    noise = torch.randint(0, 256, (2, side, side, 3), generator=generator, dtype=torch.uint8)
+    noise = torch.randint(0, 256, (1, side, side, 3), generator=generator, dtype=torch.uint8)
     with torch.inference_mode():
         before, after = encoder(noise), folded(noise)
     if (before - after).abs().max() > _FOLD_TOLERANCE * before.std():

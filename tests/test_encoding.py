@@ -17,7 +17,7 @@ from histogep.descriptors import DESCRIPTOR_NAMES, describe_tiles
 from histogep.encoders import load_encoder
 from histogep.encoding import encode_slide
 from histogep.features import read_features
-from histogep.fused import fuse_convolutions
+from histogep.fused import fuse_convolutions, pack_weights
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.model_folder import check_features
@@ -203,9 +203,13 @@ def test_padding_and_activations_go_into_the_convolutions():
     fused = fuse_convolutions(network, example)
     kinds = [type(module).__name__ for module in fused]
     assert kinds[:4] == ["FusedConv2d", "Identity", "FusedConv2d", "Sequential"]
-    assert kinds[4:6] == ["Identity", "Conv2d"]
+    assert kinds[4:6] == ["Identity", "FusedConv2d"]
     with torch.no_grad():
         torch.testing.assert_close(fused(example), network(example), atol=1e-5, rtol=1e-4)
+        pack_weights(fused, example, batch=4)
+        assert fused[0]._packed.is_mkldnn
+        for few in (example, example[:1]):
+            torch.testing.assert_close(fused(few), network(few), atol=1e-5, rtol=1e-4)
     # An activation that does not follow at once, though it is the next child, is found out.
 
     class Apart(nn.Module):
@@ -226,7 +230,7 @@ def test_the_default_encoder_is_fused():
     )
     kinds = [type(module).__name__ for module in placed.network.modules()]
     assert kinds.count("FusedConv2d") > 30
-    assert not {"Conv2dSame", "_SameConv2d", "ReLU6"} & set(kinds)
+    assert not {"Conv2d", "Conv2dSame", "_SameConv2d", "ReLU6"} & set(kinds)
 
 
 def test_libvips_and_the_level_are_in_use(slide):
