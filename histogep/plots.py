@@ -51,10 +51,15 @@ STYLE = {
 _MM_PER_INCH = 25.4
 
 
-def figure(*, width_mm: float = 180, height_mm: float = 100) -> Figure:
-    """Return an empty figure of a size in mm, drawn in the house style, with tight layout."""
+def figure(*, width_mm: float = 180, height_mm: float = 100, placed: bool = False) -> Figure:
+    """Return an empty figure of a size in mm, drawn in the house style.
+
+    Its axes are fitted to their labels, unless they are `placed` by hand: to fit costs more than to
+    draw, which figures of every slide feel.
+    """
     mpl.rcParams.update(STYLE)
-    return Figure(figsize=(width_mm / _MM_PER_INCH, height_mm / _MM_PER_INCH), layout="constrained")
+    size = (width_mm / _MM_PER_INCH, height_mm / _MM_PER_INCH)
+    return Figure(figsize=size, layout=None if placed else "constrained")
 
 
 def save(fig: Figure, path: str | Path) -> None:

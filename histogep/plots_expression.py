@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
@@ -11,6 +12,9 @@ from histogep.plots import DIVERGING_MAP, EXPRESSION_MAP, figure
 
 N_GENES = 4
 _UM_PER_MM = 1000.0
+_WIDTH_MM, _HEAD_MM = 180.0, 7.0
+#: Around a map, left, right, top and bottom: ticks, colour bar, title, label.
+_MARGINS_MM = (8.0, 13.0, 5.0, 9.0)
 
 
 def plot_prediction(prediction: Prediction, *, n_genes: int = N_GENES) -> Figure:
@@ -24,10 +28,20 @@ def plot_prediction(prediction: Prediction, *, n_genes: int = N_GENES) -> Figure
     lattice, mpp = prediction.uns["lattice"], prediction.uns["mpp"]
     centres_mm = prediction.centres_px * mpp / _UM_PER_MM
     extent = np.ptp(centres_mm, axis=0) + lattice["pitch_um"] / _UM_PER_MM
-    width_mm = 180.0
-    panel_mm = np.clip((width_mm / columns - 16) * extent[1] / max(extent[0], 1e-9), 30, 120)
-    fig = figure(width_mm=width_mm, height_mm=2 * (panel_mm + 12) + 8)
-    axes = fig.subplots(2, columns, squeeze=False).ravel()
+    left, right, top, bottom = _MARGINS_MM
+    panel_mm = _WIDTH_MM / columns - left - right
+    height_mm = float(np.clip(panel_mm * extent[1] / max(extent[0], 1e-9), 30, 120))
+    row_mm = top + height_mm + bottom
+    size_mm = np.array([_WIDTH_MM, _HEAD_MM + 2 * row_mm])
+    fig = figure(width_mm=size_mm[0], height_mm=size_mm[1], placed=True)
+
+    def place(number: int, box_mm: tuple[float, float, float, float]) -> Axes:
+        """Return axes at (left, below the panel's top, width, height) in mm of a panel."""
+        row, column = divmod(number, columns)
+        x = column * _WIDTH_MM / columns + box_mm[0]
+        y = size_mm[1] - _HEAD_MM - row * row_mm - box_mm[1] - box_mm[3]
+        return fig.add_axes((*np.array([x, y]) / size_mm, *np.array(box_mm[2:]) / size_mm))
+
     panels = [
         ("tumour probability", prediction.tumour, DIVERGING_MAP, (0.0, 1.0)),
         ("distance to training tiles", prediction.distance, "Greys", None),
@@ -38,21 +52,23 @@ def plot_prediction(prediction: Prediction, *, n_genes: int = N_GENES) -> Figure
         ),
     ]  # fmt: skip
     side_mm = lattice["pitch_um"] / _UM_PER_MM
-    for axis, (title, values, colours, limits) in zip(axes, panels, strict=False):
+    for number, (title, values, colours, limits) in enumerate(panels):
+        axis = place(number, (left, top, panel_mm, height_mm))
         if not np.isfinite(values).any():
             axis.text(0.5, 0.5, "no such model", ha="center", transform=axis.transAxes)
             axis.set_axis_off()
             continue
         draw_cells(axis, centres_mm, values, side_mm=side_mm, colours=colours, limits=limits)
         axis.set_title(title, fontsize=7)
-        fig.colorbar(axis.collections[0], ax=axis, shrink=0.7, pad=0.02)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
+        beside = place(number, (left + panel_mm + 1.5, top + 0.15 * height_mm, 2, 0.7 * height_mm))
+        fig.colorbar(axis.collections[0], cax=beside).ax.tick_params(labelsize=6)
     flag = "; FAR FROM THE TRAINING SLIDES" if prediction.uns["out_of_distribution"] else ""
     fig.suptitle(
         f"{prediction.features.slide}: {len(centres_mm):,} tiles, model of study "
         f"{prediction.uns['study']} ({prediction.uns['model_digest'][:8]}){flag}",
         fontsize=8,
+        y=1 - 2.5 / size_mm[1],
+        va="top",
     )
     return fig
 
