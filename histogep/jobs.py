@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -45,7 +46,8 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     An exception is written to the log before it goes on; of an `InputError` only the message,
     because its traceback tells a user nothing. SIGTERM (a cancelled, preempted or late job) ends
     the job as an exception does, so that no half-written file stays. A job that ends well leaves
-    the versions of the packages that it loaded (`histogep.lineage` reads them there).
+    its peak memory and CPU time, and the versions of the packages that it loaded
+    (`histogep.lineage` reads them there).
     """
     from histogep.software import format_versions, loaded_versions
 
@@ -66,6 +68,7 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
         before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
             yield log
+            log.info("peak memory %.0f MB, %.1f s CPU", *_cost())
             log.info("%s", format_versions(loaded_versions()))
         except _Terminated:
             log.error("SIGTERM: the job was cancelled, preempted, or is over its time")
@@ -92,6 +95,16 @@ def progress(items: Iterable[T], *, total: int | None = None, unit: str, what: s
     from tqdm import tqdm
 
     return tqdm(items, total=total, unit=unit, desc=what, disable=not sys.stderr.isatty())
+
+
+def _cost() -> tuple[float, float]:
+    """Return the peak memory in MB of this process, and its CPU seconds with those of its children."""
+    own, children = (
+        resource.getrusage(r) for r in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    # ru_maxrss is in KB on Linux and in bytes on macOS.
+    peak = own.ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+    return peak, sum(used.ru_utime + used.ru_stime for used in (own, children))
 
 
 class _Terminated(SystemExit):

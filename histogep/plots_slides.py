@@ -14,6 +14,9 @@ from histogep.tiles import BLURRED, FOLDED
 from histogep.tissue import TissueMask
 
 _OUTLINE, _TILE, _BLURRED, _PEN = "#009E73", "#0072B2", "#D55E00", "#F0E442"
+_WIDTH_MM = 150.0
+#: Around the slide, left, right, top and bottom: ticks, title, label and legend.
+_MARGINS_MM = (13.0, 5.0, 11.0, 17.0)
 
 
 def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
@@ -33,8 +36,12 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
     step = mask.overview_step
     overview = mask.overview.copy()
     height, width = overview.shape[:2]
-    fig = figure(width_mm=150, height_mm=min(220, max(60, 150 * height / width)))
-    axes = fig.add_subplot()
+    left, right, top, bottom = _MARGINS_MM
+    inside = _WIDTH_MM - left - right
+    inside = np.array([inside, np.clip(inside * height / width, 40, 195)])
+    size_mm = inside + (left + right, top + bottom)
+    fig = figure(width_mm=size_mm[0], height_mm=size_mm[1], placed=True)
+    axes = fig.add_axes((*np.array([left, bottom]) / size_mm, *inside / size_mm))
     pen = mask.pen.every(step)
     overview[pen] = [int(_PEN[place : place + 2], 16) for place in (1, 3, 5)]
     scale_um = mask.um_per_px / 1000
@@ -69,7 +76,7 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
     ]
     if pen.any():
         entries.append(Line2D([], [], color=_PEN, marker="s", ms=4, lw=0, label="pen"))
-    fig.legend(handles=entries, loc="outside lower center", ncols=len(entries))
+    fig.legend(handles=entries, loc="lower center", ncols=len(entries))
     return fig
 
 

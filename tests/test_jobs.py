@@ -1,11 +1,15 @@
 import logging
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from histogep.jobs import InputError, job_log, progress
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def test_all_output_goes_to_the_log_also_of_children(tmp_path):
@@ -38,3 +42,19 @@ def test_the_progress_bar_is_silent_without_a_terminal(capfd):
     assert list(progress(range(3), unit="tile", what="Encode")) == [0, 1, 2]
     assert capfd.readouterr().err == ""
     logging.captureWarnings(False)
+
+
+def test_the_log_tells_peak_memory_and_cpu_time(tmp_path):
+    code = (
+        "from histogep.jobs import job_log\n"
+        f"with job_log({str(tmp_path / 'job.log')!r}):\n"
+        "    held = bytearray(200 * 2**20)\n"
+        "    held[::4096] = bytes(len(held[::4096]))\n"
+        "    del held\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+    peak, cpu = re.search(
+        r"peak memory (\d+) MB, ([\d.]+) s CPU", (tmp_path / "job.log").read_text()
+    ).groups()
+    assert 200 <= int(peak) < 500
+    assert 0 < float(cpu) < 30
