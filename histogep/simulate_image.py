@@ -35,7 +35,7 @@ BAND_PX = 512
 #: Wide slides are painted in lower bands, of about this many px.
 _BAND_AREA_PX = 4_000_000
 #: Period in px of the eosin textures; a smooth displacement hides that they repeat.
-PERIOD = 1024
+PERIOD = 512
 _COARSE = round(GRID_UM / MPP)
 #: The compartments are refined to blocks of this many px before painting.
 _BLOCK = 4
@@ -190,7 +190,7 @@ def _displacement(
 def _textures(theta: float, rng: np.random.Generator) -> np.ndarray:
     """Return the eosin codes (compartment and background, PERIOD, PERIOD) as float32."""
     fine, coarse = _periodic(1.6, rng), _periodic(9.0, rng)
-    cells = _cell_edges(11, rng)
+    cells = _cell_edges(6, rng)
     # Nests of clone A: packed cells between thin pink septa; B: sheets, granular and pale.
     septa = np.exp(-((cells / 5.0) ** 2))
     textures = np.empty((_BACKGROUND + 1, PERIOD, PERIOD), np.float32)
@@ -199,7 +199,7 @@ def _textures(theta: float, rng: np.random.Generator) -> np.ndarray:
     fibres = _fibres(theta, rng)
     textures[STROMA] = _EOSIN[STROMA] * np.clip(1 + 0.34 * fibres + 0.06 * fine, 0.15, 2.2)
     textures[IMMUNE] = _EOSIN[IMMUNE] * (1 + 0.15 * fine + 0.1 * coarse)
-    walls = _cell_edges(10, rng)
+    walls = _cell_edges(5, rng)
     wall = 1 / (1 + np.exp((walls - 5.0) / 1.0))
     textures[FAT] = _EOSIN[FAT] * wall * (1 + 0.15 * fine) + 0.015
     textures[_BACKGROUND] = _EOSIN[_BACKGROUND]
