@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -102,9 +103,12 @@ def _cost() -> tuple[float, float]:
     own, children = (
         resource.getrusage(r) for r in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    # ru_maxrss is in KB on Linux and in bytes on macOS.
-    peak = own.ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
-    return peak, sum(used.ru_utime + used.ru_stime for used in (own, children))
+    cpu = sum(used.ru_utime + used.ru_stime for used in (own, children))
+    with contextlib.suppress(OSError):
+        # ru_maxrss of a process begins with what the one that started it held.
+        if peak := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(peak[1]) / 1024, cpu
+    return own.ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024), cpu
 
 
 class _Terminated(SystemExit):

@@ -52,9 +52,26 @@ def test_the_log_tells_peak_memory_and_cpu_time(tmp_path):
         "    held[::4096] = bytes(len(held[::4096]))\n"
         "    del held\n"
     )
+    # What started the job held more.
+    held = bytearray(600 * 2**20)
+    held[::4096] = bytes(len(held[::4096]))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+    del held
     peak, cpu = re.search(
         r"peak memory (\d+) MB, ([\d.]+) s CPU", (tmp_path / "job.log").read_text()
     ).groups()
     assert 200 <= int(peak) < 500
     assert 0 < float(cpu) < 30
+
+
+@pytest.mark.parametrize("job", [True, False])
+def test_only_a_jobs_process_puts_off_garbage_collection(job):
+    code = "import gc; import histogep; print(gc.get_threshold()[0])"
+    done = subprocess.run(
+        [sys.executable, "-c", ("snakemake = 1; " if job else "") + code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    assert (int(done.stdout) >= 50_000) == job

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from histogep.bad_slides import record_failure, refuse_failed, write_failed_features
+from histogep.devices import choose_device
 from histogep.encoders import load_encoder
 from histogep.encoding import encode_slide, given_block
 from histogep.files import read_parquet
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]) as log:
-    torch.set_num_threads(snakemake.threads)
+    granted = {"gpu": snakemake.resources.get("gpu"), "threads": snakemake.threads}
     lattice = Lattice.from_settings(snakemake.params.lattice)
     loaded = {
         settings["name"]: load_encoder(settings)
@@ -43,7 +42,7 @@ with job_log(snakemake.log[0]) as log:
                 lattice=lattice,
                 encoders=encoders,
                 threads=snakemake.threads,
-                cuda=bool(snakemake.resources.get("gpu")) and torch.cuda.is_available(),
+                cuda=choose_device(True, **granted) == "cuda",
             )
     except BadSlide as error:
         failed = record_failure(
