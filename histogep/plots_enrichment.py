@@ -37,7 +37,7 @@ def dot_plot(
     n_sets
         Gene sets per collection, at most.
     reason
-        Why nothing was ranked, where nothing was.
+        Why nothing was ranked, where nothing was, or which collections have nothing left.
     """
     if gsea.empty:
         fig = figure(width_mm=120, height_mm=40)
@@ -78,9 +78,9 @@ def dot_plot(
         axes.tick_params(axis="y", labelsize=7)
         axes.set_ylim(-0.8, len(part) - 0.2)
         axes.set_title(str(part["collection"].iloc[0]), fontsize=8)
-    all_axes[-1].set_xlabel(
-        f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)\n{caveat}"
-    )
+    below = ["", *textwrap.wrap(reason, 90)] if reason else []
+    label = f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)"
+    all_axes[-1].set_xlabel("\n".join([label, caveat, *below]))
     fig.colorbar(dots, ax=list(all_axes), label="-log10 FDR", shrink=0.6, aspect=15)
     fig.suptitle(title, fontsize=9, fontweight="bold")
     return fig
@@ -139,8 +139,8 @@ def running_sums(
         ticks.vlines(place[members], 0, 1, color=colour, lw=0.5)
         ticks.set_yticks([])
         ticks.tick_params(labelsize=6)
-    ticks.set_xlabel(f"rank of {len(genes)} genes")
-    fig.supxlabel(caveat if caveat != CAVEAT else f"FDR: {CAVEAT}", fontsize=7)
+    fdr = caveat if caveat != CAVEAT else f"FDR: {CAVEAT}"
+    fig.supxlabel(f"rank of {len(genes)} genes\n{fdr}", fontsize=7)
     fig.suptitle(title.replace(": right,", ": left,"), fontsize=9, fontweight="bold")
     return fig
 

@@ -44,8 +44,8 @@ rule enrich_genes:
     params:
         code=code_digest("enrich_genes.py"),
         collections=GENE_SET_NAMES,
-        enrichment=lookup("enrichment", within=config),
-        gene_scale=config["survival"]["gene_scale"],
+        enrichment=enrichment_settings,
+        ranking=ranking_settings,
         seed=config["seed"],
     message:
         "Enrichment of {wildcards.contrast} in cohort {wildcards.cohort}"
@@ -84,7 +84,7 @@ rule score_activity:
         slides=activity_slide_ids,
         slide_patients=activity_patient_ids,
         collections=GENE_SET_NAMES,
-        enrichment=lookup("enrichment", within=config),
+        enrichment=chosen("enrichment", "min_size", "max_size"),
         tumour_threshold=config["summary"]["tumour_threshold"],
         seed=config["seed"],
     message:
