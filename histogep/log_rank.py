@@ -104,7 +104,7 @@ def compare_halves(
                 "chi2": z**2,
                 "p_independent": float(stats.chi2.sf(z**2, 1)),
                 "z": z,
-                "null_z": float(np.nanmean(null)) if len(null) else np.nan,
+                "null_z": float(np.nanmean(null)) if np.isfinite(null).any() else np.nan,
                 "p": permutation_p(z, null),
             }
         )

@@ -48,8 +48,8 @@ def kaplan_meier(risk: pd.DataFrame, concordance: pd.DataFrame, log_rank: pd.Dat
                 _curve(curve, rows, name, colour)
         curve.set_title(
             f"{title}\n"
-            f"C-index {tested.loc[model, 'c_index']:.2f}, {_against(tested.loc[model, 'p'])}\n"
-            f"log-rank χ² {compared.loc[model, 'chi2']:.2f}, {_against(compared.loc[model, 'p'])}"
+            f"C-index {_against(*tested.loc[model, ['c_index', 'p']])}\n"
+            f"log-rank χ² {_against(*compared.loc[model, ['chi2', 'p']])}"
         )
         curve.set(ylim=(0, 1.02), xlim=(0, ticks[-1]))
         curve.legend(title="out-of-fold risk", loc="upper right", title_fontsize=7)
@@ -238,8 +238,10 @@ def transfer_matrix(performance: pd.DataFrame) -> Figure:
     return fig
 
 
-def _against(p: float) -> str:
-    return f"p = {p:.2g} by shuffles" if np.isfinite(p) else "no shuffles"
+def _against(value: float, p: float) -> str:
+    if not np.isfinite(value):
+        return "not defined: all risks alike"
+    return f"{value:.2f}, " + (f"p = {p:.2g} by shuffles" if np.isfinite(p) else "no shuffles")
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, name: str, colour: str) -> None:
