@@ -115,7 +115,7 @@ def test_an_outcome_without_cause_gives_one_half():
         values.append(result.concordance.set_index("model").loc["image", "c_index"])
         p.append(result.log_rank.set_index("model").loc["image", "p"])
     assert 0.4 < np.mean(values) < 0.58
-    assert 0.25 < np.mean(p)  # of the log-rank statistic, among those of the shuffles
+    assert np.mean(p) > 0.25  # of the log-rank statistic, among those of the shuffles
 
 
 def test_a_patient_s_score_does_not_know_the_patient_s_own_outcome():

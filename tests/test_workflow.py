@@ -256,7 +256,6 @@ def test_maps_activity_and_subtypes_of_the_finished_study(demo, tmp_path):
     assert set(models.index[models["protocol"] == "hist"]) == {
         *("hist maps", "hist noise", "hist clinical+maps", "hist clinical+noise"),
     }
-    assert models.loc["hist noise", "c_index"] > 0.5  # the best epoch on the test fold itself
     patients = set(table(again, "survival/hospital/risk.tsv", dtype={"patient": str})["patient"])
     scored = table(again, "maps/hospital/survival.tsv", dtype={"patient": str})
     assert set(scored["patient"]) == patients
