@@ -53,7 +53,7 @@ def brca(folder: Path, permutations: int) -> None:
         patients=read_clinical(folder / "TCGA-CDR-SupplementalTableS1.xlsx"),
         signatures=read_signatures(SIGNATURES),
     )
-    genes, _ = image_columns(table)
+    genes, _, _ = image_columns(table)
     print(
         f"TCGA-BRCA: {len(table)} patients, {table['event'].sum():.0f} events, {len(genes)} genes"
     )

@@ -102,7 +102,8 @@ def score_activity(
         random sets of as many genes difference_null (the mean size of their differences) and
         moran_null (their mean Moran's I): what a map of any genes of this slide shows.
     maps
-        Tiles of all slides x sets; obs slide, patient, row, col, tumour.
+        Tiles of all slides x sets; obs slide, patient, row, col, x_um and y_um (centre), pitch_um,
+        tumour.
 
     Raises
     ------
@@ -131,9 +132,11 @@ def score_activity(
         random, of_size = _random_sets(sizes, len(genes), seed)
         scores = single_sample_scores(values, np.concatenate([members, random], axis=1))
         settings = {name: data.uns["lattice"][name] for name in ("kind", "pitch_um", "tile_um")}
-        neighbours = Lattice(
+        lattice = Lattice(
             str(settings["kind"]), float(settings["pitch_um"]), float(settings["tile_um"])
-        ).neighbours(data.obs["row"].to_numpy(), data.obs["col"].to_numpy())
+        )
+        row, col = data.obs["row"].to_numpy(), data.obs["col"].to_numpy()
+        neighbours = lattice.neighbours(row, col)
         moran = morans_i(scores, neighbours)[0]
         null = pd.Series(moran[len(chosen) :]).groupby(of_size).mean()
         tumour = np.full(len(scores), np.nan)
@@ -154,10 +157,11 @@ def score_activity(
                 (slide, patient, collection, name, int(sizes[number]), score.mean(), *means,
                  apart[number], apart_null[sizes[number]], moran[number], null[sizes[number]])
             )  # fmt: skip
+        x_um, y_um = lattice.centres_um(row, col)
         obs = pd.DataFrame(
             {
-                "slide": slide, "patient": patient, "row": data.obs["row"].to_numpy(),
-                "col": data.obs["col"].to_numpy(), "tumour": tumour,
+                "slide": slide, "patient": patient, "row": row, "col": col, "x_um": x_um,
+                "y_um": y_um, "pitch_um": lattice.pitch_um, "tumour": tumour,
             },
             index=[f"{slide}:{cell}" for cell in data.obs_names],
         )  # fmt: skip

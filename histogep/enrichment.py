@@ -32,7 +32,6 @@ DEFAULTS: dict[str, Any] = {
     "permutations": 1000,
     "patient_permutations": 1000,
     "subtype": None,
-    "activity": False,
 }
 COLUMNS = ["collection", "gene_set", "es", "nes", "p", "fdr", "n_genes", "leading_edge"]
 #: A subtype needs this many patients on either side.
@@ -214,6 +213,7 @@ def rank_contrast(
     expression: Sequence[str | Path] | None = None,
     patients: pd.DataFrame | None = None,
     subtype: str | None = None,
+    tumour_threshold: float = 0.5,
 ) -> tuple[pd.DataFrame, str]:
     """Rank genes by whichever source is given; return the ranking and what it is ranked by."""
     if cox:
@@ -225,9 +225,11 @@ def rank_contrast(
         return rank_measured(spots, labels), title
     if expression:
         title = "Predicted slides: right, higher in tumour tiles than in others"
-        return rank_predicted(expression), title
+        return rank_predicted(expression, tumour_threshold=tumour_threshold), title
     if patients is not None and subtype is not None:
-        title = f"Ranked by t: right, higher in patients of subtype {subtype} than in others"
+        # As the cohort's profiles are called: copy number only where every slide's is.
+        kind = "copy-number" if "cnv_burden" in patients else "expression"
+        title = f"Ranked by t: right, higher in patients of {kind} subtype {subtype} than in others"
         return rank_by_subtype(patients, subtype), title
     raise ValueError("no source of a ranking was given")
 
@@ -238,8 +240,9 @@ def enrich_contrast(
     gene_sets: dict[str, dict[str, list[str]]],
     *,
     settings: dict[str, Any],
-    gene_scale: str,
     seed: int,
+    gene_scale: str = "normal_scores",
+    tumour_threshold: float = 0.5,
 ) -> tuple[pd.DataFrame, pd.DataFrame, str, str]:
     """Rank, enrich, and compare with permuted patients where the contrast is one of patients.
 
@@ -254,33 +257,43 @@ def enrich_contrast(
         Collection -> gene set -> genes.
     settings
         Keys of `DEFAULTS`.
-    gene_scale
-        survival: as for `histogep.cox.scan_genes`.
     seed
         Of all permutations.
+    gene_scale
+        survival: as for `histogep.cox.scan_genes`.
+    tumour_threshold
+        tumour, predicted slides: probability from which a tile is a tumour tile.
 
     Returns
     -------
     ranking, gsea, title, reason
-        `reason` says why there is nothing to rank, and is empty where there is.
+        `reason` says why there is nothing to rank, or which collections have no set left among
+        the ranked genes; empty otherwise.
     """
     settings = DEFAULTS | settings
     patients, subtype = sources.get("patients"), settings.pop("subtype")
     permutations = settings.pop("patient_permutations")
-    settings.pop("activity")
     try:
-        ranking, title = rank_contrast(**sources, subtype=subtype)
+        ranking, title = rank_contrast(
+            **sources, subtype=subtype, tumour_threshold=tumour_threshold
+        )
     except NothingToRankError as error:
         log.warning("contrast %s: %s", contrast, error)
         empty = pd.DataFrame(columns=["gene", "score"])
         return empty, not_tested(pd.DataFrame(columns=COLUMNS)), f"Contrast {contrast}", str(error)
     gsea = enrich(ranking, gene_sets, seed=seed, **settings)
+    tested = set(gsea["collection"])
+    reason = "; ".join(
+        _none_left(name, sets, len(ranking), settings)
+        for name, sets in gene_sets.items()
+        if name not in tested
+    )
     if patients is None or gsea.empty or not permutations:
-        return ranking, not_tested(gsea), title, ""
+        return ranking, not_tested(gsea), title, reason
     genes, statistic, n_patients = outcome_statistic(
         patients, contrast, gene_scale=gene_scale, subtype=subtype
     )
-    tested = against_permuted_patients(
+    gsea = against_permuted_patients(
         gsea,
         ranking,
         gene_sets,
@@ -290,7 +303,7 @@ def enrich_contrast(
         permutations=permutations,
         seed=seed,
     )
-    return ranking, tested, title, ""
+    return ranking, gsea, title, reason
 
 
 def enrich(
@@ -342,14 +355,8 @@ def enrich(
         # A set that is the whole ranking has nothing to be compared with.
         kept = {name: genes for name, genes in sorted(kept.items()) if len(genes) < len(ranked)}
         if not kept or flat:
-            log.warning(
-                "%s: none of its %d gene sets has %d to %d genes among the %d ranked ones",
-                collection,
-                len(sets),
-                min_size,
-                max_size,
-                len(ranked),
-            )
+            sizes = {"min_size": min_size, "max_size": max_size}
+            log.warning(_none_left(collection, sets, len(ranked), sizes))
             continue
         result = gseapy.prerank(
             rnk=ranked,
@@ -386,6 +393,16 @@ def enrich(
     if not tables:
         return pd.DataFrame(columns=COLUMNS)
     return pd.concat(tables, ignore_index=True)[COLUMNS]
+
+
+def _none_left(
+    collection: str, sets: dict[str, list[str]], n_ranked: int, sizes: dict[str, Any]
+) -> str:
+    """Say that no set of a collection can be tested."""
+    return (
+        f"{collection}: none of its {len(sets)} gene sets has {sizes['min_size']} to "
+        f"{sizes['max_size']} genes among the {n_ranked} ranked ones"
+    )
 
 
 def running_sum(scores: np.ndarray, members: np.ndarray) -> np.ndarray:

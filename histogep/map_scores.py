@@ -95,8 +95,9 @@ def map_concordance(
     weights: np.ndarray,
     *,
     clinical: np.ndarray | None,
+    clinical_fold: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """Return rows of the concordance table: model, c_index, ci_low, ci_high, p, null, protocol.
+    """Return rows of the concordance table: model, c_index, ..., null, protocol, repeats.
 
     Parameters
     ----------
@@ -105,7 +106,10 @@ def map_concordance(
     pairs, weights
         Comparable pairs, and bootstrap draws whose first row weighs all patients alike.
     clinical
-        C-index of the clinical model under `weights`; None without one.
+        C-index of the clinical model under `weights`, repeats x draws; None without one.
+    clinical_fold
+        Its folds, repeats x patients. The difference is that over the repeats which both have:
+        the same patients held out in the same folds.
 
     Returns
     -------
@@ -114,10 +118,15 @@ def map_concordance(
         shuffled maps. Models of the paper's protocol: the C-index of each test fold at its best
         epoch, mean over the folds, `null` the mean of noise through the same protocol, whose own
         row has the range of its draws.
+
+    Raises
+    ------
+    InputError
+        A shared repeat whose folds are not the same.
     """
     rows = []
 
-    def row(model: str, values: np.ndarray, null: np.ndarray, protocol: str) -> None:
+    def row(model: str, values: np.ndarray, null: np.ndarray, protocol: str, repeats: int) -> None:
         low, high = interval(values[1:])
         rows.append(
             {
@@ -128,6 +137,7 @@ def map_concordance(
                 "p": permutation_p(float(values[0]), null),
                 "null": float(null.mean()) if len(null) else np.nan,
                 "protocol": protocol,
+                "repeats": repeats,
             }
         )
 
@@ -140,7 +150,7 @@ def map_concordance(
             values.append(judge(scores[None], pairs, weights, **extra)[0])
             nulls.append(judge(maps.shuffled[name][repeat], pairs, weights[:1], **extra)[:, 0])
         value, null = np.mean(values, axis=0), np.mean(nulls, axis=0)
-        row(name, value, null, "hist" if hist else "honest")
+        row(name, value, null, "hist" if hist else "honest", len(observed))
         label = name.replace("maps", "noise" if hist else "shuffled maps")
         if len(null):
             low, high = interval(null)
@@ -156,7 +166,16 @@ def map_concordance(
                 }
             )
         if name == CLINICAL_MAPS and clinical is not None:
-            row(f"{name} - clinical", value - clinical, null - clinical[0], "honest")
+            shared = min(len(values), len(clinical))
+            if not np.array_equal(maps.fold[:shared], clinical_fold[:shared]):
+                raise InputError(
+                    "the network on the maps was trained in other folds than the clinical model: "
+                    "remove the cohort's files under results/maps/, so that they are made anew"
+                )
+            beside = clinical[:shared].mean(axis=0)
+            gain = np.mean(values[:shared], axis=0) - beside
+            null = np.mean(nulls[:shared], axis=0) - beside[0]
+            row(f"{name} - clinical", gain, null, "honest", shared)
     return rows
 
 

@@ -5,8 +5,8 @@ of missing cells, the scaling, the principal components, and, in inner folds of 
 patients, the penalty. One exception is harmless: the components are those of the outer training
 patients in the inner folds too; they know no outcome, and the held-out patients are not in them.
 
-Image features are many and correlated, patients are few. So genes and summary columns, each
-block with the same total variance, are turned into a few principal components, which keep their
+Image features are many and correlated, patients are few. So means of genes, their upper quantiles
+and summary columns, each block with the same total variance, are turned into a few principal components, which keep their
 natural scale (the first has unit variance): a ridge penalty then shrinks the minor ones most.
 That is a ridge on all features, at the cost of a handful of coefficients.
 """
@@ -67,7 +67,7 @@ def nested_scores(
     strata: np.ndarray,
     *,
     clinical: pd.DataFrame,
-    image: tuple[np.ndarray, np.ndarray],
+    image: tuple[np.ndarray, ...],
     folds: int,
     inner_folds: int,
     penalties: list[float],
@@ -89,8 +89,7 @@ def nested_scores(
     clinical
         Covariates with NaN for missing; no column for none.
     image
-        Genes and summary columns, both patients x features with NaN for missing; no column for
-        none.
+        Blocks of features, each patients x features with NaN for missing; no column for none.
     folds, inner_folds
         Numbers of outer and inner folds.
     penalties
@@ -202,14 +201,14 @@ def fill_and_scale(
 
 
 def reduce_image(
-    image: tuple[np.ndarray, np.ndarray], rows: np.ndarray, train: np.ndarray, components: int
+    image: tuple[np.ndarray, ...], rows: np.ndarray, train: np.ndarray, components: int
 ) -> np.ndarray:
     """Return principal components of the image features for all rows, fitted on `train`.
 
     Parameters
     ----------
     image
-        Genes and summary columns, patients x features each.
+        Blocks of features, patients x features each.
     rows
         Which patient's image each row gets: `arange(n)`, or a permutation of it.
     train

@@ -21,7 +21,7 @@ from histogep.training_images import SECTION
 
 log = logging.getLogger(__name__)
 
-GENE, SIGNATURE, SHARE = "gene:", "signature:", "share_"
+GENE, UPPER, SIGNATURE, SHARE = "gene:", "upper:", "signature:", "share_"
 CLINICAL = ("age", "sex", "stage")
 #: Strength of a patient's profile, as copy number and as an expression subtype.
 BURDENS = ("cnv_burden", "expression_burden")
@@ -33,7 +33,7 @@ COMPOSITION = ("tumour_fraction", "heterogeneity", *BURDENS)
 
 @dataclass
 class _Sums:
-    """Running sums over the tiles of one patient."""
+    """Running sums over the tiles of one patient, and the tiles until their quantiles are taken."""
 
     tissue: np.ndarray
     tumour: np.ndarray
@@ -45,6 +45,22 @@ class _Sums:
     mapped: bool = True
     slides: list[str] = field(default_factory=list)
     sections: list[str] = field(default_factory=list)  # training sections that its slides are
+    held: list[np.ndarray] = field(default_factory=list)
+    held_tumour: list[np.ndarray] = field(default_factory=list)
+    upper: np.ndarray | None = None
+
+    def close(self, *, quantile: float, min_tumour_tiles: int) -> None:
+        """Take the upper quantile of every gene over all slides, and let the tiles go."""
+        if self.tiles:
+            values = np.concatenate(self.held)
+            if not self.described_by_all(min_tumour_tiles):
+                values = values[np.concatenate(self.held_tumour)]
+            self.upper = np.quantile(values, quantile, axis=0)
+        self.held, self.held_tumour = [], []
+
+    def described_by_all(self, min_tumour_tiles: int) -> bool:
+        """Return whether there are too few tumour tiles to describe the patient by."""
+        return self.tumour_tiles < max(1, min_tumour_tiles)
 
 
 def summarise_patients(
@@ -57,6 +73,7 @@ def summarise_patients(
     subtypes: str | Path | None = None,
     tumour_threshold: float = 0.5,
     min_tumour_tiles: int = 5,
+    upper_quantile: float = 0.9,
     max_distant: float = 0.5,
     sample_types: Sequence[str] = PRIMARY,
     training: Collection[str] = (),
@@ -80,6 +97,8 @@ def summarise_patients(
         Tumour probability from which a tile is a tumour tile.
     min_tumour_tiles
         A patient with fewer tumour tiles is described by all tiles.
+    upper_quantile
+        What `upper:<SYMBOL>` is: how high a gene goes in a part of the tumour, whatever its mean.
     max_distant
         A slide or patient with a larger share of tiles far from the training features is flagged.
     sample_types
@@ -111,6 +130,7 @@ def summarise_patients(
         - time (months), event, response as in the sheet; age (years); sex (1 male, 0 female);
           stage (1 to 4); NaN for unknown;
         - gene:<SYMBOL>: mean predicted log1p CP10k in tumour tiles, predictable genes only;
+        - upper:<SYMBOL>: its `upper_quantile` over the same tiles of all slides;
         - signature:<name>: scored on the mean over ALL tiles, since signatures were made for
           bulk tissue and immune cells stand beside the tumour as often as in it.
     dropped
@@ -132,7 +152,15 @@ def summarise_patients(
     expression, slides, slide_patients = (
         [values[number] for number in used] for values in (expression, slides, slide_patients)
     )
-    genes, sums = _pool_tiles(expression, slides, slide_patients, tumour_threshold, max_distant)
+    genes, sums = _pool_tiles(
+        expression,
+        slides,
+        slide_patients,
+        tumour_threshold,
+        max_distant,
+        quantile=upper_quantile,
+        min_tumour_tiles=min_tumour_tiles,
+    )
     rows: list[dict[str, Any]] = []
     clinical = None if patients is None else clinical_numbers(patients)
     known = set() if clinical is None else set(clinical.index[has_outcome(clinical)])
@@ -179,21 +207,21 @@ def summarise_patients(
     if subtypes is not None:
         table = _with_subtypes(table, subtypes)
     tumour = pd.DataFrame([r["_genes"] for r in rows], columns=genes, dtype=np.float64)
+    upper = pd.DataFrame([r["_upper"] for r in rows], columns=genes, dtype=np.float64)
     tissue = pd.DataFrame([r["_tissue"] for r in rows], columns=genes, dtype=np.float64)
     scores, _ = score_signatures(tissue, signatures)
-    table = pd.concat(
-        [table, scores.add_prefix(SIGNATURE), tumour.add_prefix(GENE)],
-        axis=1,
-    )
+    features = [scores.add_prefix(SIGNATURE), tumour.add_prefix(GENE), upper.add_prefix(UPPER)]
+    table = pd.concat([table, *features], axis=1)
     _report(table, len(genes))
     return table, dropped_table
 
 
-def image_columns(table: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return the gene columns and the other columns of the table that describe the image."""
+def image_columns(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
+    """Return the columns that describe the image: means of genes, their upper quantiles, others."""
     genes = [name for name in table if name.startswith(GENE)]
+    upper = [name for name in table if name.startswith(UPPER)]
     others = [name for name in table if name in COMPOSITION or name.startswith((SIGNATURE, SHARE))]
-    return genes, others
+    return genes, upper, others
 
 
 def _pool_tiles(
@@ -202,14 +230,23 @@ def _pool_tiles(
     slide_patients: Sequence[str],
     threshold: float,
     max_distant: float,
+    *,
+    quantile: float,
+    min_tumour_tiles: int,
 ) -> tuple[list[str], dict[str, _Sums]]:
     """Read the slides one by one; return the predictable genes and the sums of each patient."""
     if not len(expression) == len(slides) == len(slide_patients):
         raise ValueError("expression, slides and slide_patients must be parallel")
     genes: list[str] | None = None
-    first, digest = "", None
+    reference, digest = "", None
     sums: dict[str, _Sums] = {}
-    for path, slide, patient in zip(expression, slides, slide_patients, strict=True):
+    # Patient by patient, so that no more than one's tiles are held at a time.
+    first: dict[str, int] = {}
+    for at, patient in enumerate(slide_patients):
+        first.setdefault(patient, at)
+    order = sorted(range(len(slides)), key=lambda at: first[slide_patients[at]])
+    for number, at in enumerate(order):
+        path, slide, patient = expression[at], slides[at], slide_patients[at]
         data = read_h5ad(path)
         for column in ("tumour", "distant"):
             if column not in data.obs:
@@ -220,10 +257,10 @@ def _pool_tiles(
         names = list(data.var_names[predictable])
         this = str(data.uns.get("model_digest", ""))
         if genes is None:
-            genes, first, digest = names, str(path), this
+            genes, reference, digest = names, str(path), this
         elif names != genes or this != digest:
             raise InputError(
-                f"{path} and {first} were predicted by different models; predict both with one"
+                f"{path} and {reference} were predicted by different models; predict both with one"
             )
         values = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
         values = values[:, predictable].astype(np.float64)
@@ -235,6 +272,8 @@ def _pool_tiles(
         tumour = probability >= threshold
         part.slides.append(str(slide))
         part.sections += [str(data.uns[SECTION])] if data.uns.get(SECTION) else []
+        part.held.append(values.astype(np.float32))
+        part.held_tumour.append(tumour)
         part.tiles += len(values)
         part.tumour_tiles += int(tumour.sum())
         distant = data.obs["distant"].to_numpy(bool)
@@ -252,6 +291,8 @@ def _pool_tiles(
             if len(chosen):
                 total += chosen.sum(axis=0)
                 scatter += chosen.var(axis=0) * len(chosen)
+        if number + 1 == len(order) or slide_patients[order[number + 1]] != patient:
+            part.close(quantile=quantile, min_tumour_tiles=min_tumour_tiles)
     if genes is None:
         raise InputError("the cohort has no predicted slide; a patient needs one")
     if not genes:
@@ -264,7 +305,7 @@ def _pool_tiles(
 
 def _describe(part: _Sums, min_tumour_tiles: int, max_distant: float) -> dict[str, Any]:
     """Return the image columns of one patient; keys with an underscore are vectors by gene."""
-    fallback = part.tumour_tiles < max(1, min_tumour_tiles)
+    fallback = part.described_by_all(min_tumour_tiles)
     total = part.tissue if fallback else part.tumour
     scatter = part.tissue_scatter if fallback else part.tumour_scatter
     count = part.tiles if fallback else part.tumour_tiles
@@ -278,6 +319,7 @@ def _describe(part: _Sums, min_tumour_tiles: int, max_distant: float) -> dict[st
         "tumour_fraction": part.tumour_tiles / part.tiles if part.mapped else np.nan,
         "heterogeneity": float(np.sqrt(scatter / count).mean()) if len(scatter) else np.nan,
         "_genes": total / count,
+        "_upper": part.upper,
         "_tissue": part.tissue / part.tiles,
     }
 

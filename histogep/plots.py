@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 
 from histogep.files import complete
@@ -60,6 +64,57 @@ def figure(*, width_mm: float = 180, height_mm: float = 100, placed: bool = Fals
     mpl.rcParams.update(STYLE)
     size = (width_mm / _MM_PER_INCH, height_mm / _MM_PER_INCH)
     return Figure(figsize=size, layout=None if placed else "constrained")
+
+
+def draw_discs(
+    ax: Axes,
+    x_um: np.ndarray,
+    y_um: np.ndarray,
+    *,
+    size_um: float,
+    values: np.ndarray | None = None,
+    colours: Sequence[str] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> EllipseCollection:
+    """Draw cells of a lattice as discs where they lie, rows downwards, nothing stretched.
+
+    Parameters
+    ----------
+    ax
+        Its ticks and frame are taken away.
+    x_um, y_um
+        Centres, (n,).
+    size_um
+        Diameter: the pitch of the lattice.
+    values, colours
+        What to colour by: one of them, (n,).
+    limits
+        Of the colours of `values`; their range unless given.
+    """
+    sizes = np.full(len(x_um), size_um)
+    discs = EllipseCollection(
+        sizes,
+        sizes,
+        np.zeros(len(x_um)),
+        units="xy",
+        offsets=np.column_stack([x_um, y_um]),
+        transOffset=ax.transData,
+        linewidths=0,
+        facecolors=colours,
+        cmap=EXPRESSION_MAP,
+    )
+    if values is not None:
+        discs.set_array(values)
+        discs.set_clim(*(limits or (float(np.min(values)), float(np.max(values)))))
+    ax.add_collection(discs)
+    ax.set_xlim(x_um.min() - size_um, x_um.max() + size_um)
+    ax.set_ylim(y_um.max() + size_um, y_um.min() - size_um)
+    ax.set_aspect("equal")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for side in ax.spines.values():
+        side.set_visible(False)
+    return discs
 
 
 def save(fig: Figure, path: str | Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from histogep.enrichment import running_sum
-from histogep.plots import CATEGORY_COLOURS, EXPRESSION_MAP, NULL_COLOUR, figure
+from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, draw_discs, figure
 
 #: What a reader must know of every p and FDR where patients are not permuted.
 CAVEAT = "genes taken as independent: no evidence of an association across patients"
@@ -37,7 +37,7 @@ def dot_plot(
     n_sets
         Gene sets per collection, at most.
     reason
-        Why nothing was ranked, where nothing was.
+        Why nothing was ranked, where nothing was, or which collections have nothing left.
     """
     if gsea.empty:
         fig = figure(width_mm=120, height_mm=40)
@@ -78,9 +78,9 @@ def dot_plot(
         axes.tick_params(axis="y", labelsize=7)
         axes.set_ylim(-0.8, len(part) - 0.2)
         axes.set_title(str(part["collection"].iloc[0]), fontsize=8)
-    all_axes[-1].set_xlabel(
-        f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)\n{caveat}"
-    )
+    below = ["", *textwrap.wrap(reason, 90)] if reason else []
+    label = f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)"
+    all_axes[-1].set_xlabel("\n".join([label, caveat, *below]))
     fig.colorbar(dots, ax=list(all_axes), label="-log10 FDR", shrink=0.6, aspect=15)
     fig.suptitle(title, fontsize=9, fontweight="bold")
     return fig
@@ -139,8 +139,8 @@ def running_sums(
         ticks.vlines(place[members], 0, 1, color=colour, lw=0.5)
         ticks.set_yticks([])
         ticks.tick_params(labelsize=6)
-    ticks.set_xlabel(f"rank of {len(genes)} genes")
-    fig.supxlabel(caveat if caveat != CAVEAT else f"FDR: {CAVEAT}", fontsize=7)
+    fdr = caveat if caveat != CAVEAT else f"FDR: {CAVEAT}"
+    fig.supxlabel(f"rank of {len(genes)} genes\n{fdr}", fontsize=7)
     fig.suptitle(title.replace(": right,", ": left,"), fontsize=9, fontweight="bold")
     return fig
 
@@ -165,28 +165,29 @@ def activity_maps(
     slides = list(
         maps.obs["slide"].astype(str).value_counts().sort_index().nlargest(n_slides).index
     )
-    fig = figure(width_mm=25 + 50 * len(slides), height_mm=15 + 45 * len(sets))
+    fig = figure(width_mm=38 + 46 * len(slides), height_mm=10 + 44 * len(sets))
     cells = fig.subplots(len(sets), len(slides), squeeze=False)
-    for line, (collection, name) in zip(cells, sets, strict=True):
+    for number, (line, (collection, name)) in enumerate(zip(cells, sets, strict=True)):
         scores = maps[:, f"{collection}:{name}"].X.ravel()
         low, high = np.nanquantile(scores, [0.01, 0.99])
         for axes, slide in zip(line, slides, strict=True):
             here = (maps.obs["slide"] == slide).to_numpy()
             obs = maps.obs[here]
-            side = max(np.ptp(obs["row"]), np.ptp(obs["col"])) + 1
-            points = axes.scatter(
-                obs["col"] + 0.5 * (obs["row"] % 2), obs["row"], c=scores[here], s=(110 / side) ** 2,
-                vmin=low, vmax=high, cmap=EXPRESSION_MAP, marker="s", lw=0, rasterized=True,
-            )  # fmt: skip
-            axes.invert_yaxis()
-            axes.set_aspect("equal")
-            axes.set_axis_off()
-            axes.set_title(slide, fontsize=7, fontweight="normal")
+            discs = draw_discs(
+                axes,
+                obs["x_um"].to_numpy(),
+                obs["y_um"].to_numpy(),
+                size_um=float(obs["pitch_um"].iloc[0]),
+                values=scores[here],
+                limits=(low, high),
+            )
+            if number == 0:
+                axes.set_title(slide)
         own, null = mean.loc[(collection, name)]
-        line[0].set_title(
-            f"{_short(name)}\nI {own:.2f}, random sets {null:.2f}\n{slides[0]}", fontsize=7
-        )
-        fig.colorbar(points, ax=list(line), shrink=0.7)
+        words = [*textwrap.wrap(_short(name), 26), f"I {own:.2f}, random sets {null:.2f}"]
+        line[0].set_ylabel("\n".join(words), fontsize=7)
+        bar = fig.colorbar(discs, ax=list(line), shrink=0.7, label="score", pad=0.02)
+        bar.ax.tick_params(labelsize=6)
     return fig
 
 

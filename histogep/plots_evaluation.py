@@ -14,9 +14,9 @@ from histogep.metrics import pearson, roc_curve
 from histogep.plots import (
     CATEGORY_COLOURS,
     CEILING_COLOUR,
-    EXPRESSION_MAP,
     LABEL_COLOURS,
     NULL_COLOUR,
+    draw_discs,
     figure,
 )
 from histogep.predictions import HeldOut, Measured
@@ -224,32 +224,12 @@ def _cells(
     colours: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> EllipseCollection:
-    """Draw cells as discs where they lie on the lattice, rows downwards, nothing stretched."""
+    """Draw cells as discs where they lie on the lattice."""
     x_um, y_um = measured.lattice.centres_um(section.row, section.col)
-    size = measured.lattice.pitch_um
-    discs = EllipseCollection(
-        np.full(len(x_um), size),
-        np.full(len(x_um), size),
-        np.zeros(len(x_um)),
-        units="xy",
-        offsets=np.column_stack([x_um, y_um]),
-        transOffset=ax.transData,
-        linewidths=0,
-        facecolors=colours,
-        cmap=EXPRESSION_MAP,
+    size_um = measured.lattice.pitch_um
+    return draw_discs(
+        ax, x_um, y_um, size_um=size_um, values=values, colours=colours, limits=limits
     )
-    if values is not None:
-        discs.set_array(values)
-        discs.set_clim(*(limits or (float(np.min(values)), float(np.max(values)))))
-    ax.add_collection(discs)
-    ax.set_xlim(x_um.min() - size, x_um.max() + size)
-    ax.set_ylim(y_um.max() + size, y_um.min() - size)
-    ax.set_aspect("equal")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for side in ax.spines.values():
-        side.set_visible(False)
-    return discs
 
 
 def _say(fig: Figure, text: str) -> Figure:

@@ -15,15 +15,15 @@ _GROUP_COLOURS = {"high": CATEGORY_COLOURS[1], "low": CATEGORY_COLOURS[0]}
 _N_GENES = 15
 
 
-def kaplan_meier(risk: pd.DataFrame, concordance: pd.DataFrame) -> Figure:
+def kaplan_meier(risk: pd.DataFrame, concordance: pd.DataFrame, log_rank: pd.DataFrame) -> Figure:
     """Draw survival by the median of the out-of-fold risk: the clinical model, and the fullest.
 
     Parameters
     ----------
-    risk, concordance
-        The tables of a cohort. The p of a panel is the C-index's against the shuffles: a log-rank
-        test takes the groups as independent of each other, which out-of-fold groups are not, and
-        counts it as a finding too when patients of low risk die earlier.
+    risk, concordance, log_rank
+        The tables of a cohort. Both p of a panel are against the shuffles, one-sided: the law of
+        the log-rank test takes the groups as given, which out-of-fold groups are not, and counts
+        it as a finding too when patients of low risk die earlier.
     """
     panels = []
     source = "expression" if "risk_expression" in risk else "image"
@@ -34,8 +34,8 @@ def kaplan_meier(risk: pd.DataFrame, concordance: pd.DataFrame) -> Figure:
         title = f"Clinical + {source}" if has_clinical else source.capitalize()
         model = f"clinical+{source}" if has_clinical else source
         panels.append((title, "group", model))
-    tested = concordance.set_index("model")
-    fig = figure(width_mm=90 * len(panels), height_mm=85)
+    tested, compared = concordance.set_index("model"), log_rank.set_index("model")
+    fig = figure(width_mm=90 * len(panels), height_mm=92)
     axes = fig.subplots(
         2, len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [5, 1]}
     )
@@ -46,9 +46,11 @@ def kaplan_meier(risk: pd.DataFrame, concordance: pd.DataFrame) -> Figure:
             rows = risk[risk[group] == name]
             if not rows.empty:
                 _curve(curve, rows, name, colour)
-        c_index, p = tested.loc[model, ["c_index", "p"]]
-        against = f"p = {p:.2g} by shuffles" if np.isfinite(p) else "no shuffles"
-        curve.set_title(f"{title}\nC-index {c_index:.2f}, {against}")
+        curve.set_title(
+            f"{title}\n"
+            f"C-index {_against(*tested.loc[model, ['c_index', 'p']])}\n"
+            f"log-rank χ² {_against(*compared.loc[model, ['chi2', 'p']])}"
+        )
         curve.set(ylim=(0, 1.02), xlim=(0, ticks[-1]))
         curve.legend(title="out-of-fold risk", loc="upper right", title_fontsize=7)
         _at_risk(counts, risk, group, ticks)
@@ -234,6 +236,12 @@ def transfer_matrix(performance: pd.DataFrame) -> Figure:
     axes.set_title("Response from one cohort to another")
     fig.colorbar(image, ax=axes, label="AUROC", shrink=0.8)
     return fig
+
+
+def _against(value: float, p: float) -> str:
+    if not np.isfinite(value):
+        return "not defined: all risks alike"
+    return f"{value:.2f}, " + (f"p = {p:.2g} by shuffles" if np.isfinite(p) else "no shuffles")
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, name: str, colour: str) -> None:

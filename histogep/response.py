@@ -107,13 +107,13 @@ def predict_response(
     folds = response_folds(response, settings["folds"])
     clinical = table[[name for name in settings["covariates"] if name in table]]
     clinical = clinical.loc[:, [np.isfinite(clinical[c].to_numpy(float)).any() for c in clinical]]
-    genes, others = image_columns(table)
+    genes, upper, others = image_columns(table)
     signatures = [name for name in others if name.startswith(SIGNATURE)]
     if not genes and not others and clinical.shape[1] == 0:
         raise InputError(
             "there is nothing to score a response with: no gene, signature or covariate"
         )
-    image = table[genes].to_numpy(float), table[others].to_numpy(float)
+    image = tuple(table[names].to_numpy(float) for names in (genes, upper, others))
     learner, warned = LogisticLearner(response), set()
     repeats = [
         nested_scores(

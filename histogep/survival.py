@@ -22,6 +22,7 @@ from histogep.discrimination import (
 from histogep.horizons import score_horizons
 from histogep.jobs import InputError
 from histogep.learners import CoxLearner
+from histogep.log_rank import above_median, compare_halves
 from histogep.map_scores import MapScores, map_concordance, read_map_scores
 from histogep.nested import NestedScores, nested_scores
 from histogep.patients import GENE, image_columns, source_name
@@ -59,7 +60,8 @@ class SurvivalResult:
         shuffled models, over the shuffles), p (one-sided permutation p over the shuffles: the
         covariates' for the clinical model, the images' for the others), null (mean over the
         shuffles; .5 or 0 without shuffles), protocol (honest; hist: the best epoch of the map
-        network picked on the test fold, beside noise through the same protocol), n, events.
+        network picked on the test fold, beside noise through the same protocol), repeats (whose
+        mean it is), n, events.
     risk
         One row per patient: patient, fold (of each repeat, separated by commas), time, event,
         risk_clinical, risk_image, risk_clinical_image (mean over repeats of the out-of-fold risk,
@@ -67,6 +69,8 @@ class SurvivalResult:
         `expression` in place of `image` where it was measured),
         group (high or low: above or below the median of the fullest model's risk) and
         group_clinical.
+    log_rank
+        Patients of high against those of low risk, by model: `histogep.log_rank.compare_halves`.
     horizons, calibration
         Time-dependent AUC and calibration at fixed times: `histogep.horizons.score_horizons`.
     """
@@ -74,6 +78,7 @@ class SurvivalResult:
     cox: pd.DataFrame
     concordance: pd.DataFrame
     risk: pd.DataFrame
+    log_rank: pd.DataFrame
     horizons: pd.DataFrame
     calibration: pd.DataFrame
 
@@ -119,8 +124,8 @@ def fit_survival(
     table = with_outcome(table, settings["folds"])
     time, event = table["time"].to_numpy(float), table["event"].to_numpy(int)
     clinical = known_covariates(table, settings["covariates"])
-    genes, others = image_columns(table)
-    image = table[genes].to_numpy(float), table[others].to_numpy(float)
+    genes, upper, others = image_columns(table)
+    image = tuple(table[names].to_numpy(float) for names in (genes, upper, others))
     if clinical.shape[1] == 0 and not genes and not others:
         raise InputError(
             "there is nothing to model risk with: no predictable gene and none of the covariates "
@@ -165,7 +170,8 @@ def fit_survival(
         seed=seed,
     )
     risk = _risk_table(table, repeats, source)
-    return SurvivalResult(cox, concordance, risk, horizons, calibration)
+    log_rank = compare_halves(repeats, time, event)
+    return SurvivalResult(cox, concordance, risk, log_rank, horizons, calibration)
 
 
 def with_outcome(table: pd.DataFrame, folds: int) -> pd.DataFrame:
@@ -239,15 +245,14 @@ def _concordance(
     n, pairs = len(time), survival_pairs(time, event).astype(float)
     weights = np.vstack([np.ones(n), bootstrap_weights(n, draws=draws, seed=seed)])
     models = list(repeats[0].scores)
-    # Models x (as observed, then draws), mean over the repeats.
-    values = np.mean(
+    # Repeats x models x (as observed, then draws).
+    values = np.stack(
         [
             bootstrap_concordance(np.stack([r.scores[name] for name in models]), pairs, weights)
             for r in repeats
-        ],
-        axis=0,
+        ]
     )
-    by_model = dict(zip(models, values, strict=True))
+    by_model = dict(zip(models, values.mean(axis=0), strict=True))
     shuffled = {
         name: np.mean(
             [bootstrap_concordance(r.shuffled[name], pairs, weights[:1])[:, 0] for r in repeats],
@@ -262,7 +267,7 @@ def _concordance(
         low, high = interval(observed[1:])
         p = np.nan if null is None else permutation_p(observed[0], null)
         middle = fallback if null is None else float(null.mean())
-        rows.append(_row(model, observed[0], low, high, p, middle))
+        rows.append(_row(model, observed[0], low, high, p, middle, len(repeats)))
 
     for name in models:
         add(name, by_model[name], shuffled.get(name), 0.5)
@@ -270,7 +275,7 @@ def _concordance(
     for name, label in ((source, "shuffled"), (both, "clinical+shuffled")):
         if name in shuffled:
             low, high = interval(shuffled[name])
-            rows.append(_row(label, shuffled[name].mean(), low, high, np.nan, 0.5))
+            rows.append(_row(label, shuffled[name].mean(), low, high, np.nan, 0.5, len(repeats)))
     if both in models:
         null = shuffled.get(both)
         add(
@@ -279,8 +284,12 @@ def _concordance(
             None if null is None else null - by_model["clinical"][0],
             0.0,
         )
+    beside: dict[str, Any] = {"clinical": None}
+    if "clinical" in models:
+        beside["clinical"] = values[:, models.index("clinical")]
+        beside["clinical_fold"] = np.stack([r.fold for r in repeats])
     for scored in maps:
-        rows += map_concordance(scored, pairs, weights, clinical=by_model.get("clinical"))
+        rows += map_concordance(scored, pairs, weights, **beside)
     table = pd.DataFrame(rows)
     table["n"], table["events"] = n, int(event.sum())
     for row in rows:
@@ -292,7 +301,7 @@ def _concordance(
 
 
 def _row(
-    model: str, value: float, low: float, high: float, p: float, null: float
+    model: str, value: float, low: float, high: float, p: float, null: float, repeats: int
 ) -> dict[str, Any]:
     return {
         "model": model,
@@ -302,6 +311,7 @@ def _row(
         "p": p,
         "null": null,
         "protocol": "honest",
+        "repeats": repeats,
     }
 
 
@@ -325,4 +335,4 @@ def _risk_table(table: pd.DataFrame, repeats: list[NestedScores], source: str) -
 
 def split_at_median(risk: pd.Series) -> np.ndarray:
     """Return `high` for patients above the median risk, `low` for the others."""
-    return np.where(risk > risk.median(), "high", "low")
+    return np.where(above_median(risk.to_numpy(float)), "high", "low")

@@ -133,14 +133,13 @@ def _transfer(
         both = [_standardised(table[known]) for table in (train, test)]
         blocks.append(np.concatenate(both))
     genes = blocks[0].shape[1]
-    if not genes and not blocks[1].shape[1]:
+    if not genes and not blocks[2].shape[1]:
         raise InputError(f"cohorts {train_name} and {test_name} share no gene or signature")
     rows, n = np.arange(len(train)), len(train)
     y, truth = train["response"].to_numpy(int), test["response"].to_numpy(int)
     rarer = min(y.sum(), n - y.sum())
     components = max(1, min(settings["components"], int(rarer) // CLASS_PER_COMPONENT))
-    image = (blocks[0], blocks[1])
-    x = reduce_image(image, np.arange(n + len(test)), rows, components)[None]
+    x = reduce_image(tuple(blocks), np.arange(n + len(test)), rows, components)[None]
     inner = list(stratified(y, min(settings["inner_folds"], int(rarer)), seed))
     # The test patients' responses are not there to be learnt from.
     learner = LogisticLearner(np.concatenate([y, np.full(len(test), np.nan)]))

@@ -508,9 +508,31 @@ def predicted_maps(wildcards):
     return [f"results/expression/{slide}.h5ad" for slide in slides]
 
 
+def chosen(section, *keys):
+    """Return some settings of a section: what a rule does not read must not make it run again."""
+    return {key: config[section][key] for key in keys}
+
+
+def summary_settings(wildcards):
+    """Return the settings that describe the patients of {cohort}; measured ones have no tiles."""
+    if wildcards.cohort in MEASURED:
+        return chosen("summary", "endpoint", "sample_types")
+    return config["summary"]
+
+
+def map_settings(wildcards):
+    """Return the settings of the map network for {outcome}."""
+    unread = {"outcomes"}
+    if wildcards.outcome == "response":
+        unread |= {"hist", "noise_draws"}
+    elif not config["maps"]["hist"]:
+        unread |= {"noise_draws"}
+    return {key: value for key, value in config["maps"].items() if key not in unread}
+
+
 def outcome_settings(wildcards):
-    """Return the settings of {outcome}."""
-    return config[wildcards.outcome]
+    """Return the settings of {outcome} that the map network reads."""
+    return chosen(wildcards.outcome, "folds", "covariates", "penalties")
 
 
 def map_scores(outcome):
@@ -550,6 +572,25 @@ def activity_slides(wildcards):
         f"results/{'spots' if slide in SECTIONS else 'expression'}/{slide}.h5ad"
         for slide in activity_slide_ids(wildcards)
     ]
+
+
+def enrichment_settings(wildcards):
+    """Return the settings of the enrichment of {contrast}."""
+    keys = ["min_size", "max_size", "permutations"]
+    if wildcards.contrast != "tumour":
+        keys.append("patient_permutations")
+    if wildcards.contrast == "subtype":
+        keys.append("subtype")
+    return chosen("enrichment", *keys)
+
+
+def ranking_settings(wildcards):
+    """Return what else the ranking for {contrast} in {cohort} depends on."""
+    if wildcards.contrast == "survival":
+        return chosen("survival", "gene_scale")
+    if wildcards.contrast == "tumour" and not cohort_slides(wildcards, spots=True):
+        return chosen("summary", "tumour_threshold")
+    return {}
 
 
 def ranking_inputs(wildcards):

@@ -45,8 +45,8 @@ rule enrich_genes:
         code=code_digest("enrich_genes.py"),
         training_patients=config["summary"]["training_patients"],
         collections=GENE_SET_NAMES,
-        enrichment=lookup("enrichment", within=config),
-        gene_scale=config["survival"]["gene_scale"],
+        enrichment=enrichment_settings,
+        ranking=ranking_settings,
         seed=config["seed"],
     message:
         "Enrichment of {wildcards.contrast} in cohort {wildcards.cohort}"
@@ -86,7 +86,7 @@ rule score_activity:
         slides=activity_slide_ids,
         slide_patients=activity_patient_ids,
         collections=GENE_SET_NAMES,
-        enrichment=lookup("enrichment", within=config),
+        enrichment=chosen("enrichment", "min_size", "max_size"),
         tumour_threshold=config["summary"]["tumour_threshold"],
         seed=config["seed"],
     message:

@@ -27,7 +27,7 @@ rule train_map_net:
         slides=predicted_slide_ids,
         slide_patients=predicted_patient_ids,
         sample_types=config["summary"]["sample_types"],
-        maps=lookup("maps", within=config),
+        maps=map_settings,
         outcome_settings=outcome_settings,
         seed=config["seed"],
     message:

@@ -63,7 +63,9 @@ rule transfer_response:
     params:
         code=code_digest("transfer_response.py"),
         cohorts=response_cohorts,
-        response=lookup("response", within=config),
+        response=chosen(
+            "response", "inner_folds", "penalties", "components", "bootstraps"
+        ),
         seed=config["seed"],
     message:
         "Response from one cohort to another in study {wildcards.study}"

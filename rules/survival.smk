@@ -32,7 +32,7 @@ rule summarise_patients:
         slide_patients=predicted_patient_ids,
         training=training_patients,
         scale=measured_scale,
-        settings=lookup("summary", within=config),
+        settings=summary_settings,
     message:
         "One row per patient of cohort {wildcards.cohort}"
     script:
@@ -47,6 +47,7 @@ rule fit_survival:
         cox="results/survival/{cohort}/cox.tsv",
         concordance="results/survival/{cohort}/concordance.tsv",
         risk="results/survival/{cohort}/risk.tsv",
+        log_rank="results/survival/{cohort}/log_rank.tsv",
         horizons="results/survival/{cohort}/horizons.tsv",
         calibration="results/survival/{cohort}/calibration.tsv",
         km=report(

@@ -43,6 +43,9 @@ CONFIG = {
     "patients": "patients.tsv",
     "folds": {"honest": 3, "hist": 3},
     "references": {"gene_positions": "genes.gtf", "gene_sets": {"sets": "sets.gmt"}},
+    # What is off by default has its place in the table too.
+    "maps": {"outcomes": ["survival", "response"]},
+    "enrichment": {"activity": True},
 }
 
 

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from histogep.activity import COLUMNS, score_activity, single_sample_scores
 from histogep.jobs import InputError
+from histogep.plots_enrichment import activity_maps
 
 SETS = {"planted": {"TUMOUR": [f"G{i:02d}" for i in range(10)], "NOISE": ["G20", "G25", "G31"]}}
 OPTIONS = {
@@ -63,6 +64,13 @@ def test_the_planted_set_is_active_in_the_tumour_and_a_random_one_is_not(slides)
     assert (planted["difference"] > 0.2).all()
     assert (planted["moran_i"] > planted["moran_null"] + 0.3).all()
     assert planted["patient"].to_dict() == {"S0": "A", "S1": "B"}
+    # Odd rows of the hexagonal lattice lie half a pitch further right, rows closer than columns.
+    first = maps.obs[maps.obs["slide"] == "S0"].set_index(["row", "col"])[["x_um", "y_um"]]
+    step = first.loc[(1, 0)] - first.loc[(0, 0)]
+    assert step["x_um"] == pytest.approx(50)
+    assert step["y_um"] == pytest.approx(100 * np.sqrt(3) / 2)
+    drawn = activity_maps(table, maps).axes[0].collections[0].get_offsets()
+    np.testing.assert_allclose(drawn, first.to_numpy())
     scores = maps[(maps.obs["slide"] == "S0") & (maps.obs["tumour"] > 0.5), "planted:TUMOUR"].X
     assert planted.loc["S0", "tumour"] == pytest.approx(scores.mean(), abs=1e-6)
     noise = table[table["gene_set"] == "NOISE"]

@@ -35,9 +35,16 @@ CHANGES = {
     "`deploy`": {"settings": {"deploy": {"expression": "ridge"}}},
     "`cnv`": {"settings": {"cnv": {"max_clones": 3}}},
     "`summary`": {"settings": {"summary": {"tumour_threshold": 0.4}}},
+    "`summary` (`upper_quantile`)": {"settings": {"summary": {"upper_quantile": 0.8}}},
     "`survival`": {"settings": {"survival": {"bootstraps": 333}}},
+    "`survival` (`penalties`)": {"settings": {"survival": {"penalties": [0.1, 1.0]}}},
     "`response`": {"settings": {"response": {"bootstraps": 333}}},
+    "`response` (`folds`)": {"settings": {"response": {"folds": 4}}},
+    "`maps`": {"settings": {"maps": {"epochs": 20}}},
+    "`maps` (`hist`)": {"settings": {"maps": {"hist": True}}},
+    "`maps` (`noise_draws`)": {"settings": {"maps": {"noise_draws": 30}}},
     "`enrichment`": {"settings": {"enrichment": {"permutations": 200}}},
+    "`enrichment` (`min_size`)": {"settings": {"enrichment": {"min_size": 10}}},
 }
 PER_SLIDE = {"prepare_slide", "tile_slide", "encode_tiles", "predict_slide", "infer_cnv"}
 
@@ -83,6 +90,16 @@ def test_the_table_has_every_change():
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_reruns_what_the_docs_say_and_no_more(planned, change):
     assert set(planned[change]) == documented()[change]
+
+
+def test_settings_of_one_outcome_or_contrast_leave_the_others_alone(planted):
+    # The paper's protocol knows survival only; a cohort has tumour, survival and response contrasts.
+    assert planted["`maps` (`hist`)"]["train_map_net"] == 1
+    assert planted["`maps`"]["train_map_net"] == 2
+    assert planted["`response` (`folds`)"]["train_map_net"] == 1
+    assert planted["`survival` (`penalties`)"]["train_map_net"] == 1
+    everything = planted["`enrichment`"]["enrich_genes"]
+    assert 0 < planted["`response`"]["enrich_genes"] < everything
 
 
 def test_slides_that_stay_are_not_touched_when_one_comes_or_goes(planned):

@@ -9,7 +9,9 @@ import scipy.sparse as sp
 
 from histogep.enrichment import (
     COLUMNS,
+    NothingToRankError,
     enrich,
+    enrich_contrast,
     rank_by_column,
     rank_contrast,
     rank_measured,
@@ -200,6 +202,20 @@ def test_predicted_slides_rank_their_predictable_genes(tmp_path):
     assert table["gene"].tolist() == ["A", "C", "B"]
     expected = (x[:20, 0].mean() - x[20:, 0].mean()) / x[:, 0].std()
     assert table["score"][0] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(NothingToRankError, match="no slide has both tumour and other tiles"):
+        rank_contrast(expression=[path], tumour_threshold=0.95)
+
+
+def test_a_collection_with_nothing_left_is_named_under_the_figure_of_the_others(tmp_path):
+    path = tmp_path / "cox.tsv"
+    ranking().rename(columns={"score": "z"}).to_csv(path, sep="\t", index=False)
+    table, gsea, title, reason = enrich_contrast(
+        "survival", {"cox": path}, SETS, settings={"permutations": 100}, seed=1
+    )
+    assert set(gsea["collection"]) == {"planted"}
+    assert reason == "other: none of its 2 gene sets has 5 to 500 genes among the 160 ranked ones"
+    label = dot_plot(gsea, title=title, n_ranked=len(table), reason=reason).axes[0].get_xlabel()
+    assert "other: none of its 2 gene sets" in label
 
 
 def test_hallmark_sets_find_the_pathway_that_is_ranked_first(shared_data):

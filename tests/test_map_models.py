@@ -191,6 +191,26 @@ def test_a_spatial_signal_is_found_that_patient_means_cannot_see(scored, tmp_pat
     assert any(label.startswith("maps") for label in labels)
 
 
+def test_the_gain_of_the_maps_is_that_in_the_folds_which_both_models_have(scored, tmp_path):
+    """The network of one repeat beside a clinical model of three: the first one's folds count."""
+    table, survival, hist, _, _ = scored
+    paths = written(table, survival, hist, folder=tmp_path)
+    settings = {"shuffles": 3, "bootstraps": 200, **OUTCOME}
+    rows = [
+        fit_survival(
+            table, settings={"repeats": repeats, **settings}, seed=1, maps=paths
+        ).concordance.set_index("model")
+        for repeats in (1, 3)
+    ]
+    gain = [table.loc["clinical+maps - clinical"] for table in rows]
+    pd.testing.assert_series_equal(*gain)
+    assert rows[0].loc["clinical", "c_index"] != pytest.approx(rows[1].loc["clinical", "c_index"])
+    assert rows[1].loc[["clinical", "maps"], "repeats"].tolist() == [3, 1]
+    # Folds of another seed are other patients held out together: not to be compared.
+    with pytest.raises(InputError, match="in other folds than the clinical model"):
+        fit_survival(table, settings={"repeats": 1, **settings}, seed=2, maps=paths)
+
+
 def test_the_paper_s_protocol_stands_beside_noise_through_it(scored, tmp_path):
     table, survival, hist, _, none = scored
     assert none.scores == {}  # a response has no such card

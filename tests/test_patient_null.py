@@ -146,7 +146,9 @@ def test_permuted_outcomes_give_no_hits_where_permuted_genes_do(tmp_path):
 
 def test_a_subtype_is_compared_with_the_others(tmp_path):
     gsea, title, _ = enriched(cohort(), tmp_path, "subtype", subtype="A")
-    assert "subtype A" in title
+    assert "of expression subtype A" in title
+    measured = cohort().assign(cnv_burden=0.1)
+    assert "of copy-number subtype A" in enriched(measured, tmp_path, "subtype", subtype="A")[1]
     gsea = gsea.set_index("gene_set")
     assert gsea.loc["OTHER", "significant"]
     assert gsea.loc["OTHER", "nes"] > 0

@@ -80,6 +80,26 @@ def test_tiles_of_all_slides_are_pooled_over_tumour_tiles(cohort):
     assert not row["all_tiles"]
 
 
+def test_upper_quantiles_are_those_of_all_tumour_tiles_of_a_patient(cohort):
+    """Also where another patient's slide stands between those of one."""
+    paths, slides, options = cohort
+    order = [0, 2, 1, 3, 4]
+    mixed = {name: [options[name][i] for i in order] for name in ("slides", "slide_patients")}
+    for quantile in (0.9, 0.75):
+        table, _ = summarise_patients(
+            [paths[i] for i in order], **options | mixed, upper_quantile=quantile
+        )
+        table = table.set_index("patient")
+        tumour = np.concatenate([slides["a1"][:10], slides["a2"][:30]])
+        assert table.loc["007", "upper:PRF1"] == pytest.approx(np.quantile(tumour[:, 1], quantile))
+        # Described by all tiles for want of tumour, as the means are.
+        assert table.loc["B", "upper:PRF1"] == pytest.approx(
+            np.quantile(slides["b1"][:, 1], quantile)
+        )
+    straight, _ = summarise_patients(paths, **options, upper_quantile=0.75)
+    pd.testing.assert_frame_equal(straight.set_index("patient"), table)
+
+
 def test_without_a_tumour_map_all_tiles_are_used(cohort):
     paths, slides, options = cohort
     for path in paths[:2]:
@@ -97,8 +117,9 @@ def test_without_a_tumour_map_all_tiles_are_used(cohort):
 def test_only_predictable_genes_and_covered_signatures_are_there(cohort):
     paths, _, options = cohort
     table, _ = summarise_patients(paths, **options)
-    genes, others = image_columns(table)
+    genes, upper, others = image_columns(table)
     assert genes == ["gene:GZMA", "gene:PRF1", "gene:COL1A1"]
+    assert upper == ["upper:GZMA", "upper:PRF1", "upper:COL1A1"]
     assert others == ["tumour_fraction", "heterogeneity", "signature:cytolytic"]
 
 
@@ -161,7 +182,7 @@ def test_copy_number_joins_by_patient(cohort, tmp_path):
     assert table.loc["007", ["cnv_burden", "share_0", "share_1"]].tolist() == [0.3, 0.25, 0.75]
     assert np.isnan(table.loc["B", "cnv_burden"])
     assert "n_tumour_spots" not in table
-    assert {"cnv_burden", "share_0"} <= set(image_columns(table)[1])
+    assert {"cnv_burden", "share_0"} <= set(image_columns(table)[2])
 
 
 def test_refusals(cohort, tmp_path):

@@ -36,7 +36,7 @@ def test_genes_of_tcga_brca_equal_lifelines(brca, scale):
 
 
 def test_immune_genes_stand_out_and_a_permuted_outcome_has_no_gene(brca):
-    genes, _ = image_columns(brca)
+    genes, _, _ = image_columns(brca)
     values = brca[genes].to_numpy(float)
     time, event = brca["time"].to_numpy(), brca["event"].to_numpy()
     scan = scan_genes(values, time, event, genes=genes, scale="normal_scores")

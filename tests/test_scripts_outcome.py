@@ -88,6 +88,7 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
             "cox": "cox.tsv", "concordance": "concordance.tsv", "risk": "risk.tsv",
             "km": "km.svg", "forest": "forest.svg", "horizons": "horizons.tsv",
             "calibration": "calibration.tsv", "at_horizons": "horizons.svg",
+            "log_rank": "log_rank.tsv",
         }.items()
     }  # fmt: skip
     log = run_script(
@@ -136,7 +137,7 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
             },
             params={
                 "collections": ["planted"], "enrichment": {"min_size": 5, "permutations": 1000},
-                "gene_scale": "normal_scores", "seed": 1,
+                "ranking": {}, "seed": 1,
             },
             wildcards={"cohort": "c", "contrast": contrast},
         )  # fmt: skip
@@ -181,7 +182,7 @@ def test_measured_sections_are_enriched(run_script, tmp_path):
             "ranking": tmp_path / "r.tsv", "gsea": tmp_path / "gsea.tsv", "dotplot": tmp_path / "d.svg",
             "running": tmp_path / "running.svg",
         },
-        params={"collections": ["planted"], "enrichment": {}, "gene_scale": "as_given", "seed": 1},
+        params={"collections": ["planted"], "enrichment": {}, "ranking": {}, "seed": 1},
         wildcards={"cohort": "c", "contrast": "tumour"},
     )  # fmt: skip
     assert len(read(tmp_path / "r.tsv")) == 40
@@ -204,7 +205,7 @@ def test_slides_without_a_tumour_map_end_in_a_page_that_says_so(run_script, stud
         input={"expression": slides, "gene_sets": [study["gmt"]]},
         output=output,
         params={
-            "collections": ["planted"], "enrichment": {}, "gene_scale": "as_given", "seed": 1,
+            "collections": ["planted"], "enrichment": {}, "ranking": {}, "seed": 1,
             "training_patients": "exclude",
         },
         wildcards={"cohort": "c", "contrast": "tumour"},

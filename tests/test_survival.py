@@ -4,6 +4,7 @@ import lifelines
 import numpy as np
 import pandas as pd
 import pytest
+from lifelines.statistics import logrank_test
 from lifelines.utils import concordance_index
 
 from histogep.discrimination import (
@@ -15,6 +16,7 @@ from histogep.discrimination import (
 )
 from histogep.jobs import InputError
 from histogep.learners import CoxLearner
+from histogep.log_rank import log_rank_z, median_survival
 from histogep.nested import fill_and_scale, nested_scores, reduce_image
 from histogep.plots_outcome import forest, kaplan_meier
 from histogep.sheets import stage_number
@@ -24,7 +26,7 @@ QUICK = {"repeats": 2, "shuffles": 12, "bootstraps": 300, "inner_folds": 3}
 
 
 def _km(result):
-    return kaplan_meier(result.risk, result.concordance)
+    return kaplan_meier(result.risk, result.concordance, result.log_rank)
 
 
 def simulate(n=30, seed=1, hazard=1.8, n_genes=60):
@@ -104,15 +106,17 @@ def test_two_runs_are_identical_and_another_seed_is_not(planted):
 
 
 def test_an_outcome_without_cause_gives_one_half():
-    values = []
+    values, p = [], []
     for seed in range(6):
         table = simulate(n=60, seed=seed)
         order = np.random.default_rng(seed).permutation(len(table))
         table[["time", "event"]] = table[["time", "event"]].to_numpy()[order]
-        result = fit_survival(table, settings=QUICK | {"repeats": 1, "shuffles": 0}, seed=seed)
+        result = fit_survival(table, settings=QUICK | {"repeats": 1, "shuffles": 9}, seed=seed)
         assert (result.cox["fdr"] > 0.01).all()
         values.append(result.concordance.set_index("model").loc["image", "c_index"])
+        p.append(result.log_rank.set_index("model").loc["image", "p"])
     assert 0.4 < np.mean(values) < 0.58
+    assert np.mean(p) > 0.25  # of the log-rank statistic, among those of the shuffles
 
 
 def test_a_patient_s_score_does_not_know_the_patient_s_own_outcome():
@@ -219,12 +223,14 @@ def test_curves_equal_lifelines_and_their_p_is_that_of_the_shuffles(planted):
     risk = result.risk
     high = risk["group"] == "high"
     km = _km(result)
-    # Out-of-fold groups are not independent, so that no log-rank p may stand there.
+    # Out-of-fold groups are not independent, so that the p of the log-rank's law may not stand there.
     titles = [axes.get_title(loc="left") for axes in km.axes[:2]]
     by_model = result.concordance.set_index("model")["p"]
+    halves = result.log_rank.set_index("model")
     for title, model in zip(titles, ("clinical", "clinical+image"), strict=True):
         assert f"p = {by_model[model]:.2g} by shuffles" in title
-        assert "log-rank" not in title
+        chi2, p = halves.loc[model, ["chi2", "p"]]
+        assert f"log-rank χ² {chi2:.2f}, p = {p:.2g} by shuffles" in title
     curve = km.axes[1].lines[0].get_ydata()
     fitted = lifelines.KaplanMeierFitter().fit(risk["time"][high], risk["event"][high])
     np.testing.assert_allclose(curve, fitted.survival_function_["KM_estimate"])
@@ -233,6 +239,41 @@ def test_curves_equal_lifelines_and_their_p_is_that_of_the_shuffles(planted):
     ]
     assert len(labels) == 5
     assert any(label.startswith("shuffled") for label in labels)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_log_rank_test_equals_lifelines_with_ties(seed):
+    rng = np.random.default_rng(seed)
+    time, event = rng.integers(1, 12, 80).astype(float), rng.integers(0, 2, 80)
+    high = rng.random((3, 80)) < [[0.2], [0.5], [0.8]]
+    z = log_rank_z(time, event, high)
+    for group, value in zip(high, z, strict=True):
+        theirs = logrank_test(time[group], time[~group], event[group], event[~group])
+        assert value**2 == pytest.approx(theirs.test_statistic, rel=1e-9)
+        fitted = lifelines.KaplanMeierFitter().fit(time[group], event[group])
+        median = median_survival(time[group], event[group])
+        assert (np.inf if np.isnan(median) else median) == fitted.median_survival_time_
+    # Who dies first has more events than expected, and nobody is compared with nobody.
+    early = time <= np.median(time)
+    assert log_rank_z(time, event, np.stack([early, ~early]))[0] > 0
+    assert np.isnan(log_rank_z(time, event, np.zeros((1, 80), bool)))
+
+
+def test_halves_of_the_risk_are_compared_with_those_of_shuffled_images(planted):
+    table, result = planted
+    halves = result.log_rank.set_index("model")
+    risk = result.risk
+    high = risk["group"] == "high"
+    theirs = logrank_test(
+        *(risk.loc[rows, "time"] for rows in (high, ~high)),
+        *(risk.loc[rows, "event"] for rows in (high, ~high)),
+    )
+    both = halves.loc["clinical+image"]
+    assert both["chi2"] == pytest.approx(theirs.test_statistic)
+    assert both["p_independent"] == pytest.approx(theirs.p_value)
+    assert both["events_high"] + both["events_low"] == table["event"].sum()
+    assert both["p"] == pytest.approx(1 / 13)  # above all twelve shuffles
+    assert set(halves.index) == {"clinical", "image", "clinical+image"}
 
 
 def test_a_study_without_covariates_or_without_genes_still_runs():

@@ -224,6 +224,60 @@ def test_planted_response_is_found(demo):
     assert gsea.index[gsea["significant"]].tolist() == ["PLANTED_RESPONSE"]
 
 
+def test_maps_activity_and_subtypes_of_the_finished_study(demo, tmp_path):
+    """What is off by default: the network on the maps, activity maps, the contrast of a subtype."""
+    import anndata
+    import yaml
+
+    again = tmp_path / "again"
+    shutil.copytree(demo, again, symlinks=True)
+    extra = {
+        "maps": {
+            "outcomes": ["survival", "response"],
+            **{"epochs": 2, "inner_folds": 2, "shuffles": 3, "channels": [4]},
+            **{"hist": True, "noise_draws": 3},
+        },
+        "survival": {"repeats": 2, "shuffles": 10, "bootstraps": 100},
+        "response": {"repeats": 1, "permutations": 10, "bootstraps": 100},
+        "enrichment": {"activity": True, "subtype": "S1", "patient_permutations": 100},
+    }
+    (tmp_path / "extra.yaml").write_text(yaml.safe_dump(extra))
+    files = ("--configfile", REPOSITORY / "config/config.yaml", tmp_path / "extra.yaml")
+    done = snakemake(again, *files)
+    assert done.returncode == 0, done.said[-6000:]
+    assert planned_rules(done) == {
+        **{"train_map_net": 2, "score_activity": 2, "fit_survival": 1, "predict_response": 1},
+        **{"enrich_genes": 3, "record_configuration": 1},
+    }
+
+    models = table(again, "survival/hospital/concordance.tsv").set_index("model")
+    assert {"maps", "shuffled maps", "clinical+maps - clinical"} <= set(models.index)
+    assert (models.loc[["maps", "clinical"], "repeats"] == [1, 2]).all()
+    assert set(models.index[models["protocol"] == "hist"]) == {
+        *("hist maps", "hist noise", "hist clinical+maps", "hist clinical+noise"),
+    }
+    patients = set(table(again, "survival/hospital/risk.tsv", dtype={"patient": str})["patient"])
+    scored = table(again, "maps/hospital/survival.tsv", dtype={"patient": str})
+    assert set(scored["patient"]) == patients
+    performance = table(again, "response/hospital/performance.tsv")
+    assert {"maps", "clinical+maps"} <= set(performance["model"])
+
+    activity = table(again, "activity/hospital.tsv")
+    mean = activity.groupby("gene_set")[["difference", "difference_null", "moran_i"]].mean()
+    assert mean.loc["PLANTED_TUMOUR", "difference"] > mean.loc["PLANTED_TUMOUR", "difference_null"]
+    maps = anndata.read_h5ad(again / "results/activity/hospital.h5ad")
+    assert set(maps.obs["patient"].astype(str)) == patients
+    gsea = table(again, "enrichment/hospital/subtype/gsea.tsv")
+    assert gsea["fdr_patients"].between(0, 1).all()
+    assert (gsea["n_patients"] == len(patients)).all()
+
+    done = snakemake(again, *files, "--report", tmp_path / "report.html")
+    assert done.returncode == 0, done.said[-3000:]
+    text = (tmp_path / "report.html").read_text()
+    for told in ("single-sample GSEA score", "Models called hist", "network on the predicted maps"):
+        assert told in text, told
+
+
 def test_leak_audit_passed_and_lists_what_it_checked(demo):
     verdict = json.loads((demo / "results/evaluation/demo/leakage.json").read_text())
     assert verdict["ok"] is True

@@ -31,8 +31,8 @@ with job_log(snakemake.log[0]):
         sources,
         collections,
         settings=snakemake.params.enrichment,
-        gene_scale=snakemake.params.gene_scale,
         seed=snakemake.params.seed,
+        **snakemake.params.ranking,
     )
     write_tsv(ranking, snakemake.output.ranking)
     write_tsv(gsea, snakemake.output.gsea)
