@@ -14,7 +14,8 @@ from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.plots_cnv import profile_figure, subtype_figure
 from histogep.positions import assign_arms, order_arms
-from histogep.subtypes import SlideProfile, read_profile, subtype_cohort
+from histogep.slide_profiles import SlideProfile, read_profile
+from histogep.subtypes import subtype_cohort
 
 CLONE_A = {"1q": 1.5, "16q": 0.5, "8q": 1.5, "17p": 0.5}
 CLONE_B = {"1q": 1.5, "16q": 0.5, "3p": 0.5, "20q": 1.5, "7p": 1.5}

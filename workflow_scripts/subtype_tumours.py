@@ -7,7 +7,8 @@ from histogep.jobs import job_log
 from histogep.pages import Table, write_page
 from histogep.plots import save
 from histogep.plots_cnv import subtype_figure
-from histogep.subtypes import DEFAULTS, read_profile, subtype_cohort
+from histogep.slide_profiles import read_profile
+from histogep.subtypes import DEFAULTS, subtype_cohort
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
