@@ -20,6 +20,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from histogep.lattice import Lattice
 from histogep.positions import assign_arms, read_arms
 

@@ -48,7 +48,9 @@ PROFILE_SETTINGS = (
     *("window", "step", "dynamic_threshold", "bin_genes", "exclude_genes", "exclude_chromosomes"),
     *("min_detected", "min_reference", "min_genes", "min_chromosome_genes", "genome"),
 )
-_CLONE_SETTINGS = ("smoothing", "max_clones", "min_clone_spots", "min_stability")
+_CLONE_SETTINGS = (
+    *("clone_method", "smoothing", "max_clones", "min_clone_spots", "min_stability"),
+)
 
 
 def profile_slide(

@@ -88,6 +88,23 @@ def test_planted_clones_are_found(section, called):
     assert clones.table["chosen"].sum() == 1
 
 
+def test_leiden_finds_the_planted_clones_and_no_more(genome, section, called):
+    profiles, mixture, _ = called
+    tumour = section[1] >= 0
+    neighbours = LATTICE.neighbours(section[2], section[3])
+    options = {"neighbours": neighbours, "clone_method": "leiden"}
+    clones = call_clones(profiles, tumour, **options)
+    assert clones.names == ["0", "1"]
+    assert adjusted_rand_score(section[1][tumour], clones.labels[tumour]) >= 0.8
+    assert adjusted_rand_score(mixture.labels, clones.labels) >= 0.9
+    chosen = clones.table.set_index("chosen").loc[True]
+    assert 0.02 <= chosen["resolution"] <= 2
+    again = call_clones(profiles, tumour, **options)
+    np.testing.assert_array_equal(clones.labels, again.labels)
+    single = simulate(genome, clones=(CLONE_A,), seed=4, programme=1.0)
+    assert call_clones(_profiles(genome, single), single[1] >= 0, **options).names == ["0"]
+
+
 def test_planted_arms_are_called_with_the_right_sign(section, called):
     _, clones, arms = called
     for clone in clones.names:
