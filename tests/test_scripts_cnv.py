@@ -7,6 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import sparse
 
+from histogep.cnv import infer_profiles
+from histogep.cnv_agreement import correlate_spots
 from histogep.cnv_reference import choose_spots
 from histogep.cnv_slides import measured_slide, write_profile
 from histogep.features import Features, write_features
@@ -397,6 +399,33 @@ def test_predicted_arms_agree_with_measured_ones_in_the_patient_held_out(compare
     for kind in ("measured", "predicted"):
         assert values[kind].idxmax() == "7q"
         assert set(values[kind].nsmallest(2).index) == {"3p", "3q"}
+    # Over spots, too: what was planted correlates beyond as many other genes.
+    for arm in ("7q", "3p", "3q"):
+        assert values.loc[arm, "r"] > values.loc[arm, "null_q95"] > values.loc[arm, "null_mean"]
+        assert values.loc[arm, "p"] <= 0.05
+    others = values.drop(index=["7p", "7q", "3p", "3q"])
+    assert others["r"].max() < values.loc["7q", "r"]
+    assert tumour["arms_above"] == (values["p"] <= 0.05).sum()
+
+
+def test_the_correlation_of_an_arm_over_spots_is_that_of_its_means(genome):
+    """By hand: the mean of an arm's genes less the mean of all, spot by spot."""
+    counts, _, _, tumour = _counts(genome, 1)
+    noise = np.random.default_rng(0).normal(0, 0.3, counts.shape).astype(np.float32)
+    profiles = [
+        infer_profiles(values, genome, ~tumour, genes=genome["gene"].tolist(), engine="weights")
+        for values in (np.log1p(counts), np.log1p(counts) + noise)
+    ]
+    genes = profiles[0].genes.merge(profiles[1].genes[["gene"]], on="gene")
+    found = correlate_spots(profiles, genes, ["1p", "7q"], tumour, draws=19, seed=0)
+    for arm, r in zip(found["arm"], found["r"], strict=True):
+        means = []
+        for profile in profiles:
+            ratio = pd.DataFrame(profile.ratio.matrix - profile.ratio.base)[tumour]
+            own = (profile.genes["arm"] == arm).to_numpy()
+            means.append(ratio.loc[:, own].mean(axis=1) - ratio.mean(axis=1))
+        assert len(genes) == len(profiles[0].genes) == len(profiles[1].genes)
+        assert r == pytest.approx(np.corrcoef(*means)[0, 1], abs=1e-3)
 
 
 def test_shuffled_positions_leave_no_agreement_beyond_the_genes(compared, genome):
