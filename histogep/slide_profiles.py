@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from histogep.clones import REFERENCE, UNASSIGNED
+from histogep.cnv_slides import plain_lattice
+from histogep.lattice import Lattice
 from histogep.matrices import read_h5ad
 
 #: Arms with fewer genes on a slide are no part of its profile.
@@ -32,7 +34,7 @@ class SlideProfile:
     reference
         What chose the reference spots: "labels", "ranked" or "prediction".
     spots
-        Index: spot; clone, cnv_score, reference.
+        Index: spot; clone, cnv_score, reference, x_um, y_um.
     clones
         Mean of each arm in each clone minus the reference's (clone by arm).
     genes
@@ -41,6 +43,8 @@ class SlideProfile:
         Arm of each gene.
     controls
         Controls of the slide.
+    pitch_um
+        Distance of neighbouring spots.
     """
 
     slide: str
@@ -54,6 +58,7 @@ class SlideProfile:
     genes: pd.DataFrame
     gene_arms: pd.Series
     controls: pd.DataFrame
+    pitch_um: float
 
 
 def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
@@ -61,6 +66,9 @@ def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
     result = read_h5ad(path)
     spots = result.obs[["clone", "cnv_score", "reference"]].copy()
     spots["clone"] = spots["clone"].astype(str)
+    lattice = Lattice.from_settings(plain_lattice(result.uns["lattice"]))
+    place = (result.obs[name].to_numpy() for name in ("row", "col"))
+    spots["x_um"], spots["y_um"] = lattice.centres_um(*place)
     refused = str(result.uns["refused"])
     clones, genes, gene_arms = pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=object)
     if not refused:
@@ -87,4 +95,5 @@ def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
         genes=genes,
         gene_arms=gene_arms,
         controls=result.uns["controls"],
+        pitch_um=lattice.pitch_um,
     )

@@ -71,6 +71,12 @@ def _section(genome, folder, *, seed=1, reference=True, ranked=False):
     genome.to_csv(folder / "positions.tsv", sep="\t", index=False)
 
 
+def _pages(folder):
+    """Return what subtype_tumours writes besides tables."""
+    names = {"heatmap": "subtypes.png", "maps": "maps.png", "page": "markers.html"}
+    return {name: folder / file for name, file in names.items()}
+
+
 def _outputs(folder):
     return {name: folder / f"out/s1.{name}" for name in ("cnv", "arms")} | {
         "heatmap": folder / "out/s1.png"
@@ -141,7 +147,7 @@ def test_ranked_spots_stand_in_for_labels_and_all_say_so(run_script, genome, tmp
     run_script(
         "subtype_tumours.py",
         input={"cnv": [tmp_path / "out/s1.cnv"]},
-        output=outputs | {"heatmap": tmp_path / "subtypes.png", "page": tmp_path / "markers.html"},
+        output=outputs | _pages(tmp_path),
         params={"code": "", "slides": ["s1"], "patients": ["p1"], "cnv": SETTINGS, "seed": 1},
         wildcards={"cohort": "c"},
     )
@@ -180,7 +186,7 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
     run_script(
         "subtype_tumours.py",
         input={"cnv": [good / "out/s1.cnv", bad / "out/s1.cnv"]},
-        output=outputs | {"heatmap": tmp_path / "subtypes.png", "page": tmp_path / "markers.html"},
+        output=outputs | _pages(tmp_path),
         params={
             "code": "",
             "slides": ["s1", "s2"],
@@ -199,6 +205,7 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
     assert patients["cnv_burden"].isna().tolist() == [False, True]
     assert controls.loc[controls["slide"] == "s2", "verdict"].tolist() == ["fail"]
     assert (tmp_path / "subtypes.png").stat().st_size > 5_000
+    assert (tmp_path / "maps.png").stat().st_size > 5_000
     assert "Nothing to show" in (tmp_path / "markers.html").read_text()
 
 

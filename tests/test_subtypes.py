@@ -12,7 +12,7 @@ from histogep.cnv_reference import join_labels, tile_labels
 from histogep.cnv_slides import profile_slide, write_profile
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.plots_cnv import profile_figure, subtype_figure
+from histogep.plots_cnv import profile_figure, subtype_figure, subtype_maps
 from histogep.positions import assign_arms, order_arms
 from histogep.slide_profiles import SlideProfile, read_profile
 from histogep.subtypes import subtype_cohort
@@ -306,6 +306,33 @@ def test_subtypes_of_a_cohort(cohort, genome):
     )
 
 
+def test_spots_lie_on_their_places_in_the_colours_of_their_subtypes(cohort):
+    subtypes = subtype_cohort(cohort)
+    fig = subtype_maps(subtypes, cohort, cohort="c")
+    legend = {
+        text.get_text(): patch.get_facecolor()
+        for text, patch in zip(fig.legends[0].texts, fig.legends[0].get_patches(), strict=True)
+    }
+    assert list(legend) == ["S1", "S2", "reference", "unassigned"]
+    assert len(set(legend.values())) == 4
+    assert [axes.get_title() for axes in fig.axes][:2] == ["s1 (p1)", "s2 (p1)"]
+    assert "no profile" in fig.axes[4].get_title()
+    own = subtypes.spots.set_index(["slide", "spot"])["subtype"]
+    for axes, profile in zip(fig.axes, cohort, strict=True):
+        (dots,) = axes.collections
+        spots = profile.spots
+        kind = [
+            own.get((profile.slide, spot), "reference" if reference else "unassigned")
+            for spot, reference in zip(spots.index, spots["reference"], strict=True)
+        ]
+        np.testing.assert_allclose(dots.get_facecolors(), [legend[name] for name in kind])
+        row, col = np.divmod(np.arange(N_ROWS * N_COLS), N_COLS)
+        np.testing.assert_allclose(dots.get_offsets().T, LATTICE.centres_um(row, col))
+    many = subtype_maps(subtypes, cohort * 13, cohort="c")
+    assert len(many.axes) == 60
+    assert "60 of 65 slides" in many.get_suptitle()
+
+
 def test_the_number_of_subtypes_is_the_most_stable_one(tmp_path):
     rng = np.random.default_rng(0)
     kinds = rng.normal(size=(3, 40))
@@ -324,6 +351,7 @@ def test_the_number_of_subtypes_is_the_most_stable_one(tmp_path):
                 genes=genes,
                 gene_arms=arms,
                 controls=pd.DataFrame(columns=list(COLUMNS)),
+                pitch_um=100.0,
             )
         )
     subtypes = subtype_cohort(profiles)
