@@ -80,12 +80,11 @@ def profile_figure(result: anndata.AnnData, arms: pd.DataFrame) -> Figure:
     )
     strip.set_xticks([])
     edges = np.cumsum([0, *[(clone == group).sum() for group in groups]])
-    strip.set_yticks([(a + b - 1) / 2 for a, b in zip(edges, edges[1:], strict=False)])
-    strip.set_yticklabels(
-        [
-            f"{group if group == REFERENCE else f'{word} {group}'} ({(clone == group).sum()})"
-            for group in groups
-        ],
+    # A name is as long as a fifth of the strip; those of narrower bands stand in the map's legend.
+    wide = [i for i, rest in enumerate(np.diff(edges)) if rest >= 0.2 * edges[-1]]
+    strip.set_yticks(
+        [(edges[i] + edges[i + 1] - 1) / 2 for i in wide],
+        [f"{_shown(groups[i], word)} ({np.diff(edges)[i]})" for i in wide],
         rotation=90,
         va="center",
     )
@@ -313,6 +312,11 @@ def _word(name: str) -> str:
     return "clone" if name == COPY_NUMBER else "group"
 
 
+def _shown(group: str, word: str) -> str:
+    """Return the name of a group of spots as a figure shows it."""
+    return f"{word} {group}" if group.isdigit() else group
+
+
 def _group_colours(groups: list[str]) -> dict[str, str]:
     colours = {REFERENCE: _REFERENCE_COLOUR, UNASSIGNED: _UNASSIGNED_COLOUR}
     clones = [group for group in groups if group not in colours]
@@ -364,7 +368,9 @@ def _map(
     axes.invert_yaxis()
     axes.set_xlabel("mm")
     axes.set_title(f"{word.capitalize()}s on the tissue")
-    handles = [Patch(color=colours[g], label=f"{word} {g}" if g.isdigit() else g) for g in present]
+    handles = [
+        Patch(color=colours[g], label=f"{_shown(g, word)} ({(clone == g).sum()})") for g in present
+    ]
     axes.legend(handles=handles, fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
