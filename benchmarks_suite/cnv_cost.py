@@ -1,7 +1,8 @@
 """Time and peak memory of the copy number of one measured slide, figure and files included.
 
 A slide of Poisson counts with two clones is written as align_spots and label_spots would, and a
-process of its own does what the rule infer_cnv does, imports included.
+process of its own does what the rule infer_cnv does, imports included. The wall time is held to
+the limit; beside other work the CPU time tells more.
 
     .venv/bin/python benchmarks_suite/cnv_cost.py --spots 4000 --genes 15000
 """
@@ -9,6 +10,7 @@ process of its own does what the rule infer_cnv does, imports included.
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,8 @@ import anndata
 import numpy as np
 import pandas as pd
 from scipy import sparse
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from histogep.lattice import Lattice
 from histogep.positions import assign_arms, read_arms
@@ -96,14 +100,15 @@ def main() -> None:
             [sys.executable, "-c", _JOB, folder], text=True, stdout=subprocess.PIPE, cwd=ROOT
         )
         seconds = time.perf_counter() - begin
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = used.ru_utime + used.ru_stime
     if done.returncode:
         raise SystemExit("the job failed")
     megabytes = int(done.stdout.split()[-1]) / 1024
-    print("spots", "genes", "seconds", "limit_s", "peak_mb", "limit_mb", sep="\t")
-    print(
-        *(options.spots, options.genes, f"{seconds:.1f}", LIMIT_S, f"{megabytes:.0f}", LIMIT_MB),
-        sep="\t",
-    )
+    names = ("spots", "genes", "seconds", "cpu_seconds", "limit_s", "peak_mb", "limit_mb")
+    cost = (f"{seconds:.1f}", f"{cpu_seconds:.1f}", LIMIT_S, f"{megabytes:.0f}", LIMIT_MB)
+    print(*names, sep="\t")
+    print(options.spots, options.genes, *cost, sep="\t")
     small = options.spots <= 4000 and options.genes <= 15000
     if small and (seconds > LIMIT_S or megabytes > LIMIT_MB):
         raise SystemExit("above the limit")

@@ -10,12 +10,15 @@ seen is the amplicon's other genes. Windows are as wide as an amplicon, 21 genes
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 from scipy import sparse
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from histogep.cnv import EXCLUDED_GENES, infer_profiles, window_weights
 from histogep.cnv_reference import choose_spots

@@ -1,15 +1,17 @@
-"""How well planted clones and arms are found on measured spots, over seeds of the simulation.
+"""How well planted clones and arms are found on measured spots, by seed and by clone method.
 
 The counts of the default study's sections are drawn (no images), labelled by their annotation, and
 profiled as infer_cnv does. Clones are compared with the clone that prevails in each spot, over all
 spots that are mostly tumour; those that the annotation leaves undetermined count as one more group.
 
-    .venv/bin/python benchmarks_suite/planted_clones.py --seeds 1 6 7
+    .venv/bin/python benchmarks_suite/planted_clones.py --seeds 1 2 3 4 5 --methods mixture leiden
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from histogep.clone_divisions import METHODS
 from histogep.clones import call_arms, call_clones
 from histogep.cnv import infer_profiles
 from histogep.mixtures import adjusted_rand
@@ -47,8 +52,12 @@ def score_section(
     positions: pd.DataFrame,
     truth: dict[str, Any],
     settings: dict[str, Any],
-) -> list[object]:
-    """Return spots, clones, adjusted Rand index, and arms with the right sign of those planted."""
+    methods: list[str],
+) -> list[list[object]]:
+    """Return, of each method, its name, spots, clones, adjusted Rand index, right arms, CPU seconds.
+
+    Right arms are those of the planted ones whose mean has the right sign.
+    """
     rows, cols = settings["simulation"]["section_rows"], settings["simulation"]["section_cols"]
     tissue = _tissue(section, slide_composition(seed, section), rows, cols, seed=seed)
     spots = _array(tissue, rows, cols, rng=stream(seed, "barcodes", section))
@@ -70,43 +79,72 @@ def score_section(
     neighbours = LATTICE.neighbours(
         spots["array_row"].to_numpy(), spots["array_col"].to_numpy() // 2
     )
-    clones = call_clones(profiles, malignant, neighbours=neighbours, seed=seed)
-    arms = call_arms(profiles, clones.labels, neighbours=neighbours, seed=seed)
     tumour = ~reference & (planted["clone"] != "").to_numpy()
-    score = adjusted_rand(planted["clone"][tumour].to_numpy(str), clones.labels[tumour].astype(str))
-    right = []
-    for name in clones.names:
-        clone = planted["clone"][clones.labels == name].mode()[0]
-        value = arms[arms["clone"] == name].set_index("arm")["value"]
-        right += [
-            (value[arm] > 0) == (factor > 1)
-            for arm, factor in truth["arms"].get(clone, {}).items()
-            if arm in value
-        ]
-    return [len(spots), len(clones.names), f"{score:.3f}", f"{np.sum(right)} of {len(right)}"]
+    rows = []
+    for method in methods:
+        start = time.process_time()
+        clones = call_clones(
+            profiles, malignant, neighbours=neighbours, clone_method=method, seed=seed
+        )
+        seconds = time.process_time() - start
+        arms = call_arms(profiles, clones.labels, neighbours=neighbours, seed=seed)
+        called = clones.labels[tumour].astype(str)
+        score = adjusted_rand(planted["clone"][tumour].to_numpy(str), called)
+        right = []
+        for name in clones.names:
+            clone = planted["clone"][clones.labels == name].mode()[0]
+            value = arms[arms["clone"] == name].set_index("arm")["value"]
+            right += [
+                (value[arm] > 0) == (factor > 1)
+                for arm, factor in truth["arms"].get(clone, {}).items()
+                if arm in value
+            ]
+        found = f"{np.sum(right)} of {len(right)}"
+        rows.append(
+            [method, len(spots), len(clones.names), f"{score:.3f}", found, f"{seconds:.2f}"]
+        )
+    return rows
 
 
 def main() -> None:
-    """Print one line per section, and the mean and the least of each seed."""
+    """Print one line per section and method, and the mean and the least of each seed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--methods", nargs="+", default=["mixture"], choices=sorted(METHODS))
+    options = parser.parse_args()
     schema = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())
     settings = complete_settings(yaml.safe_load((ROOT / "config/config.yaml").read_text()), schema)
     positions = bundled_positions()
-    print("seed", "section", "spots", "clones", "adjusted_rand", "arms right", sep="\t")
-    for seed in seeds:
+    columns = ["method", "spots", "clones", "adjusted_rand", "arms right", "cpu_s"]
+    print("seed", "section", *columns, sep="\t")
+    every: dict[str, list[float]] = {method: [] for method in options.methods}
+    for seed in options.seeds:
         truth = plant_truth(positions, seed=seed)
-        scores = []
+        scores: dict[str, list[float]] = {method: [] for method in options.methods}
         for section in SECTIONS:
-            row = score_section(
-                section, seed=seed, positions=positions, truth=truth, settings=settings
+            rows = score_section(
+                section,
+                seed=seed,
+                positions=positions,
+                truth=truth,
+                settings=settings,
+                methods=options.methods,
             )
-            scores.append(float(row[2]))
-            print(seed, section, *row, sep="\t", flush=True)
-        print(seed, f"mean {np.mean(scores):.3f}", f"least {min(scores):.3f}", sep="\t", flush=True)
+            for row in rows:
+                scores[str(row[0])].append(float(row[3]))
+                print(seed, section, *row, sep="\t", flush=True)
+        for method, found in scores.items():
+            every[method] += found
+            _summarise(seed, method, found)
+    for method, found in every.items():
+        _summarise("all", method, found)
+
+
+def _summarise(seed: int | str, method: str, scores: list[float]) -> None:
+    mean, least = f"mean {np.mean(scores):.3f}", f"least {min(scores):.3f}"
+    print(seed, method, mean, least, sep="\t", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import pandas as pd
 from scipy import sparse
 
 from histogep.clone_borders import settle_borders
+from histogep.clone_divisions import METHODS
 from histogep.cnv import CnvProfiles, group_weights
-from histogep.mixtures import adjusted_rand, fit_mixture
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class Clones:
         malignant nor reference.
     table
         n_clones, bic, stability (adjusted Rand index between the clones called from two halves of
-        the genes), smallest (spots), chosen; one row per number that was tried.
+        the genes), smallest (spots), resolution (of Leiden), chosen; one row per number that was
+        tried.
     n_components
         Components of the profiles that stand above the shuffled gene order.
     probability
@@ -59,6 +60,7 @@ def call_clones(
     malignant: np.ndarray,
     *,
     neighbours: sparse.spmatrix | None = None,
+    clone_method: str = "mixture",
     smoothing: float = 0.5,
     max_clones: int = 5,
     min_clone_spots: int = 10,
@@ -74,9 +76,9 @@ def call_clones(
     projection on the mean malignant profile, is taken away. Of the principal components those
     are kept whose variance is above the largest of the same profiles made with the genes in
     shuffled order: an expression programme that has no place on the genome is as strong there.
-    On them Gaussian mixtures of 1 to `max_clones` parts are fitted. The number with the lowest
-    BIC stands if its clones are found again when they are called twice, from two halves of the
-    genes. On c components no more than c + 1 clones are sought: one more would lie between the
+    On them the spots are divided into 1 to `max_clones` parts, by Gaussian mixtures or by Leiden
+    (`histogep.clone_divisions`). The number with the lowest BIC of those whose clones are found
+    again when they are called twice, from two halves of the genes, stands. On c components no more than c + 1 clones are sought: one more would lie between the
     others, as spots do that hold cells of two clones. Which spots belong to each is then settled
     on the profiles that were not smoothed (`histogep.clone_borders`).
 
@@ -88,6 +90,8 @@ def call_clones(
         Mask of the spots to cluster.
     neighbours
         Adjacency of the spots on their lattice; no smoothing without it.
+    clone_method
+        "mixture" or "leiden".
     smoothing
         Weight of the neighbours' mean, 0 to 1.
     max_clones, min_clone_spots
@@ -97,7 +101,7 @@ def call_clones(
     n_shuffles, n_halves
         Number of shuffled gene orders and of splits of the genes.
     seed
-        Seed of the shuffles, splits and mixtures.
+        Seed of the shuffles, splits and divisions.
     """
     malignant = np.asarray(malignant, bool) & ~profiles.reference
     labels = np.where(profiles.reference, REFERENCE, UNASSIGNED).astype(object)
@@ -135,21 +139,21 @@ def call_clones(
     halves = [_halves(member, rng) for _ in range(n_halves)]
     scores = [[_scores(contrast(half), n_components) for half in pair] for pair in halves]
     points = left[:, :n_components] * strength[:n_components]
-    rows, partitions = [], {}
     most = min(max_clones, n // min_clone_spots, n_components + 1)
-    for k in range(1, most + 1):
-        partition, bic = _mixture(points, k, seed)
-        stability = np.mean([_agreement(pair, k, seed) for pair in scores]) if k > 1 else 1.0
-        partitions[k] = partition
-        rows.append((k, bic, stability, np.bincount(partition, minlength=k).min()))
+    divisions = METHODS[clone_method](points, scores, most=most, seed=seed)
+    rows = [
+        (k, division.bic, division.stability, np.bincount(division.partition, minlength=k).min())
+        for k, division in divisions.items()
+    ]
     table = pd.DataFrame(rows, columns=["n_clones", "bic", "stability", "smallest"])
+    table["resolution"] = [division.resolution for division in divisions.values()]
     fit = (table["stability"] >= min_stability) & (table["smallest"] >= min_clone_spots)
     fit |= table["n_clones"] == 1
     chosen = int(table.loc[table["bic"].where(fit).idxmin(), "n_clones"])
     table["chosen"] = table["n_clones"] == chosen
     borders = settle_borders(
         _standardised(profiles, member)[malignant],
-        partitions[chosen],
+        divisions[chosen].partition,
         neighbours=None if neighbours is None else neighbours.tocsr()[malignant][:, malignant],
         min_spots=min_clone_spots,
     )
@@ -349,17 +353,6 @@ def _halves(member: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, n
     for start, stop in pairwise(bounds):
         first[order[start:stop:2]] = True
     return np.where(first, member, -1), np.where(first, -1, member)
-
-
-def _mixture(points: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, float]:
-    """Return the parts and the BIC of a Gaussian mixture of k parts of one shape."""
-    found = fit_mixture(points, k, seed=seed, ridge=1e-6 * points.var())
-    return found.partition, found.bic
-
-
-def _agreement(pair: Sequence[np.ndarray], k: int, seed: int) -> float:
-    first, second = (_mixture(points, k, seed)[0] for points in pair)
-    return adjusted_rand(first, second)
 
 
 def _by_size(partition: np.ndarray) -> np.ndarray:

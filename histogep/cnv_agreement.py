@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from histogep.clones import REFERENCE, UNASSIGNED
-from histogep.cnv import CnvProfiles, infer_profiles
+from histogep.cnv import CnvProfiles, LogRatio, group_weights, infer_profiles
 from histogep.cnv_controls import FAIL, NOT_APPLICABLE, PASS, compare_arms
 from histogep.cnv_reference import join_labels
 from histogep.cnv_slides import PROFILE_SETTINGS
@@ -30,9 +30,14 @@ log = logging.getLogger(__name__)
 COLUMNS = [
     *("slide", "patient", "fold", "contrast", "n_spots", "n_genes", "n_arms", "r"),
     *("null_arms_mean", "null_arms_q95", "p_arms", "null_genes_mean", "null_genes_q95", "p_genes"),
-    *("verdict", "note"),
+    *("arms_above", "verdict", "note"),
 ]
-ARM_COLUMNS = ["slide", "contrast", "arm", "n_genes", "measured", "predicted"]
+ARM_COLUMNS = [
+    *("slide", "contrast", "arm", "n_genes", "measured", "predicted"),
+    *("r", "null_mean", "null_q95", "p"),
+]
+#: Most draws of as many other genes for the correlation of one arm over spots.
+_MOST_DRAWS = 199
 #: The contrast of all malignant spots with the reference; the others are of one clone.
 TUMOUR = "tumour"
 
@@ -157,7 +162,8 @@ def compare_section(
 
     Both are made from the same spots and the same genes against the same reference; what differs is
     that one was measured. Compared are the means over arms of malignant minus reference spots, and
-    of each clone minus the other malignant spots.
+    of each clone minus the other malignant spots; and within each arm its values over the spots of
+    both groups (`correlate_spots`).
 
     Parameters
     ----------
@@ -210,17 +216,99 @@ def compare_section(
             permutations=settings.get("permutations", 499),
             seed=seed,
         )
+        within = correlate_spots(
+            profiles,
+            genes,
+            table["arm"],
+            first | second,
+            draws=min(settings.get("permutations", 499), _MOST_DRAWS),
+            seed=seed,
+        )
+        found["arms_above"] = int((within["p"] <= 0.05).sum())
         worst = max(found["p_arms"], found["p_genes"])
         verdict = NOT_APPLICABLE if np.isnan(found["r"]) else PASS if worst <= 0.05 else FAIL
         row = {"contrast": contrast, "n_spots": int(first.sum()), "verdict": verdict, "note": ""}
         rows.append(same | row | found)
-        arms.append(table.assign(slide=section.slide, contrast=contrast))
+        table = table.assign(slide=section.slide, contrast=contrast)
+        arms.append(table.merge(within, on="arm", validate="1:1"))
         log.info(
             "slide %s, %s: r %.3f over %d arms, p %.3g (arms), %.3g (genes)",
             *(section.slide, contrast, found["r"], found["n_arms"]),
             *(found["p_arms"], found["p_genes"]),
         )
     return pd.DataFrame(rows)[COLUMNS], pd.concat(arms, ignore_index=True)[ARM_COLUMNS]
+
+
+def correlate_spots(
+    profiles: Sequence[CnvProfiles],
+    genes: pd.DataFrame,
+    arms: Sequence[str],
+    spots: np.ndarray,
+    *,
+    draws: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Return the correlation over spots of measured with predicted arms, each beside its null.
+
+    A spot's value is the mean log ratio of the arm less that of all genes. The null is had from as
+    many other genes, dealt anew over the arms: tumour and stroma differ in the genes of any arm,
+    and what a prediction knows of that correlates too.
+
+    Parameters
+    ----------
+    profiles
+        Measured and predicted profiles.
+    genes
+        gene and arm of those that both have.
+    arms
+        Arms to compare.
+    spots
+        Mask of the spots.
+    draws
+        Times that the genes are dealt anew.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    pandas.DataFrame
+        arm, r (Pearson), null_mean, null_q95, p (not corrected for the number of arms); NaN where
+        one side is constant.
+    """
+    arms = list(arms)
+    member = pd.Index(arms).get_indexer(genes["arm"].astype(object))
+    sides = []
+    for profile in profiles:
+        ratio = LogRatio(matrix=profile.ratio.matrix[spots], base=profile.ratio.base)
+        place = pd.Index(profile.genes["gene"]).get_indexer(genes["gene"])
+        used = np.full(ratio.n_genes, -1)
+        used[place] = 0
+        sides.append((ratio, place, ratio.average(group_weights(used, 1))))
+
+    def correlations(member: np.ndarray) -> np.ndarray:
+        scores = []
+        for ratio, place, overall in sides:
+            groups = np.full(ratio.n_genes, -1)
+            groups[place] = member
+            values = ratio.average(group_weights(groups, len(arms))) - overall
+            values -= values.mean(axis=0)
+            length = np.sqrt((values**2).sum(axis=0))
+            scores.append(values / np.where(length > 1e-9, length, np.nan))
+        return (scores[0] * scores[1]).sum(axis=0)
+
+    r = correlations(member).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    null = np.array([correlations(rng.permutation(member)) for _ in range(draws)], np.float64)
+    p = (1 + (null >= r).sum(axis=0)) / (1 + draws)
+    return pd.DataFrame(
+        {
+            "arm": arms,
+            "r": r,
+            "null_mean": null.mean(axis=0),
+            "null_q95": np.quantile(null, 0.95, axis=0),
+            "p": np.where(np.isnan(r), np.nan, p),
+        }
+    )
 
 
 def _contrasts(section: HeldOut) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -48,7 +48,9 @@ PROFILE_SETTINGS = (
     *("window", "step", "dynamic_threshold", "bin_genes", "exclude_genes", "exclude_chromosomes"),
     *("min_detected", "min_reference", "min_genes", "min_chromosome_genes", "genome"),
 )
-_CLONE_SETTINGS = ("smoothing", "max_clones", "min_clone_spots", "min_stability")
+_CLONE_SETTINGS = (
+    *("clone_method", "smoothing", "max_clones", "min_clone_spots", "min_stability"),
+)
 
 
 def profile_slide(
@@ -220,7 +222,7 @@ def measured_slide(
         labels=join_labels(section.obs_names, table, str(labels)),
         ranked=join_labels(section.obs_names, table, str(labels), column="ranked", missing=""),
         obs=section.obs,
-        lattice=Lattice.from_settings(_plain(section.uns["lattice"])),
+        lattice=Lattice.from_settings(plain_lattice(section.uns["lattice"])),
         settings=settings,
         measured=True,
         spatial=section.obsm["spatial"],
@@ -274,7 +276,7 @@ def predicted_slide(
         slide=slide,
         labels=labels,
         obs=tiles.obs,
-        lattice=Lattice.from_settings(_plain(tiles.uns["lattice"])),
+        lattice=Lattice.from_settings(plain_lattice(tiles.uns["lattice"])),
         settings=settings,
         measured=False,
         spatial=tiles.obsm["spatial"],
@@ -293,6 +295,16 @@ def chromosome_starts(result: anndata.AnnData) -> dict[str, int]:
     """Return the first window of each chromosome, in the order of the windows."""
     chr_pos = result.uns["cnv"]["chr_pos"]
     return {name: int(chr_pos[name]) for name in sorted(chr_pos, key=lambda c: int(chr_pos[c]))}
+
+
+def plain_lattice(lattice: Any) -> dict[str, Any]:
+    """Return a lattice as it was written to an h5ad file, by JSON or as a group."""
+    if isinstance(lattice, str):
+        return json.loads(lattice)
+    return {
+        name: value.tolist() if hasattr(value, "tolist") else value
+        for name, value in lattice.items()
+    }
 
 
 def _name_arms(arms: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -316,16 +328,6 @@ def _clone_genes(profiles: CnvProfiles, clones: Clones) -> pd.DataFrame:
     )
     table.insert(0, "arm", pd.Categorical(profiles.genes["arm"]))
     return table
-
-
-def _plain(lattice: Any) -> dict[str, Any]:
-    """Return a lattice as it was written to an h5ad file, by JSON or as a group."""
-    if isinstance(lattice, str):
-        return json.loads(lattice)
-    return {
-        name: value.tolist() if hasattr(value, "tolist") else value
-        for name, value in lattice.items()
-    }
 
 
 def _chosen(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -82,14 +82,32 @@ def fit_mixture(
         if best is None or now > best[0]:
             best = (now, parts[1], posterior)
     likelihood, means, posterior = best
-    n, d = points.shape
-    free = d * (d + 1) / 2 + k * d + k - 1
     order = np.argsort(means[:, 0], kind="stable")
     return Mixture(
         means=means[order],
         probability=posterior[:, order],
-        bic=float(-2 * likelihood * n + free * np.log(n)),
+        bic=_bic(points, k, likelihood),
     )
+
+
+def mixture_bic(points: np.ndarray, partition: np.ndarray, *, ridge: float = 1e-6) -> float:
+    """Return the BIC of the mixture whose parts have the sizes and means of a given partition.
+
+    So a partition that was found otherwise is weighed on the scale of `fit_mixture`.
+
+    Parameters
+    ----------
+    points
+        Points by dimensions.
+    partition
+        Part of each point, from 0.
+    ridge
+        Added to the diagonal of the covariance.
+    """
+    points = np.asarray(points, np.float64)
+    k = int(partition.max()) + 1
+    joint = _log_joint(points, *_maximise(points, np.eye(k)[partition], ridge))
+    return _bic(points, k, float(logsumexp(joint, axis=1).mean()))
 
 
 def adjusted_rand(first: np.ndarray, second: np.ndarray) -> float:
@@ -105,6 +123,13 @@ def adjusted_rand(first: np.ndarray, second: np.ndarray) -> float:
     expected = one * other / max(pairs(np.array([len(rows)])), 1.0)
     most = (one + other) / 2
     return 1.0 if most == expected else (both - expected) / (most - expected)
+
+
+def _bic(points: np.ndarray, k: int, likelihood: float) -> float:
+    """Return the criterion of k parts of one shape, from the mean log likelihood of a point."""
+    n, d = points.shape
+    free = d * (d + 1) / 2 + k * d + k - 1
+    return float(-2 * likelihood * n + free * np.log(n))
 
 
 def _maximise(

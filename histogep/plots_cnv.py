@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,16 @@ from histogep.plots import (
 from histogep.positions import order_arms
 
 if TYPE_CHECKING:  # a slide's figure need not wait for scipy.stats
+    from histogep.slide_profiles import SlideProfile
     from histogep.subtypes import Subtypes
 
 _REFERENCE_COLOUR = LABEL_COLOURS["non-malignant"]
 _UNASSIGNED_COLOUR = LABEL_COLOURS["undetermined"]
 #: Clones take the colours that the reference does not have.
 _CLONE_COLOURS = [c for c in CATEGORY_COLOURS if c != _REFERENCE_COLOUR]
+
+#: Slides whose subtypes are drawn on the tissue, and how many of them stand side by side.
+_MOST_MAPS, _MAPS_A_ROW = 60, 6
 
 
 def profile_figure(result: anndata.AnnData, arms: pd.DataFrame) -> Figure:
@@ -75,12 +80,11 @@ def profile_figure(result: anndata.AnnData, arms: pd.DataFrame) -> Figure:
     )
     strip.set_xticks([])
     edges = np.cumsum([0, *[(clone == group).sum() for group in groups]])
-    strip.set_yticks([(a + b - 1) / 2 for a, b in zip(edges, edges[1:], strict=False)])
-    strip.set_yticklabels(
-        [
-            f"{group if group == REFERENCE else f'{word} {group}'} ({(clone == group).sum()})"
-            for group in groups
-        ],
+    # A name is as long as a fifth of the strip; those of narrower bands stand in the map's legend.
+    wide = [i for i, rest in enumerate(np.diff(edges)) if rest >= 0.2 * edges[-1]]
+    strip.set_yticks(
+        [(edges[i] + edges[i + 1] - 1) / 2 for i in wide],
+        [f"{_shown(groups[i], word)} ({np.diff(edges)[i]})" for i in wide],
         rotation=90,
         va="center",
     )
@@ -134,13 +138,13 @@ def subtype_figure(subtypes: Subtypes, *, cohort: str) -> Figure:
     grid = fig.add_gridspec(1, 2, width_ratios=[0.02, 1])
     strip, heat = fig.add_subplot(grid[0, 0]), fig.add_subplot(grid[0, 1])
     names = sorted(set(clones["subtype"]))
-    colours = [CATEGORY_COLOURS[i % len(CATEGORY_COLOURS)] for i in range(len(names))]
+    colours = _subtype_colours(names)
     code = clones["subtype"].map({name: i for i, name in enumerate(names)}).to_numpy()
     strip.imshow(
         code[:, np.newaxis],
         aspect="auto",
         interpolation="nearest",
-        cmap=ListedColormap(colours),
+        cmap=ListedColormap(list(colours.values())),
         vmin=-0.5,
         vmax=len(names) - 0.5,
     )
@@ -166,10 +170,59 @@ def subtype_figure(subtypes: Subtypes, *, cohort: str) -> Figure:
         if chromosomes[i] != chromosomes[i - 1]:
             heat.axvline(i - 0.5, color="#555555", linewidth=0.4)
     heat.set_title(title)
-    handles = [Patch(color=c, label=f"{n}") for n, c in zip(names, colours, strict=True)]
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     heat.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), title="subtype")
     bar = fig.colorbar(image, ax=heat, location="bottom", shrink=0.4, aspect=40, pad=0.02)
     bar.set_label("mean log ratio by arm, in root mean squares of its kind (measured or predicted)")
+    return fig
+
+
+def subtype_maps(subtypes: Subtypes, profiles: Sequence[SlideProfile], *, cohort: str) -> Figure:
+    """Return the spots of every slide on their places, in the colours of their subtypes.
+
+    Parameters
+    ----------
+    subtypes
+        Subtypes of the cohort.
+    profiles
+        Its slides; of more than 60 the first are drawn.
+    cohort
+        Its name.
+    """
+    shown = profiles[:_MOST_MAPS]
+    n_cols = min(len(shown), _MAPS_A_ROW)
+    n_rows = -(-len(shown) // n_cols)
+    fig = figure(width_mm=200, height_mm=min(34 + 30 * n_rows, 280))
+    title = f"Cohort {cohort}: {_kind(subtypes)} on the tissue"
+    if len(shown) < len(profiles):
+        title += f", {len(shown)} of {len(profiles)} slides"
+    fig.suptitle(title, x=0.01, ha="left", weight="bold")
+    colours = _subtype_colours(sorted(set(subtypes.clones["subtype"])))
+    kinds = colours | {REFERENCE: _REFERENCE_COLOUR, UNASSIGNED: _UNASSIGNED_COLOUR}
+    own = subtypes.spots.set_index(["slide", "spot"])["subtype"]
+    for i, profile in enumerate(shown):
+        axes = fig.add_subplot(n_rows, n_cols, i + 1)
+        spots = profile.spots
+        kind = np.where(spots["reference"].to_numpy(bool), REFERENCE, UNASSIGNED).astype(object)
+        if profile.slide in own.index:
+            mine = own.loc[profile.slide].reindex(spots.index.astype(str)).to_numpy(object)
+            kind = np.where(pd.isna(mine), kind, mine)
+        x_um, y_um = spots["x_um"].to_numpy(), spots["y_um"].to_numpy()
+        span = max(np.ptp(x_um), np.ptp(y_um), profile.pitch_um) / profile.pitch_um
+        axes.scatter(
+            x_um,
+            y_um,
+            s=float(np.clip((60 / span) ** 2, 0.1, 20)),
+            c=[kinds[k] for k in kind],
+            lw=0,
+        )
+        axes.set_aspect("equal")
+        axes.invert_yaxis()
+        axes.axis("off")
+        note = "\nno profile" if profile.refused else ""
+        axes.set_title(f"{profile.slide} ({profile.patient}){note}", fontsize=6, weight="normal")
+    handles = [Patch(color=colour, label=name) for name, colour in kinds.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=7)
     return fig
 
 
@@ -244,9 +297,24 @@ def _title(slide: str, name: str, kind: str) -> str:
     return f"{slide}: expression subtype from {kind} expression (controls failed: not CNV)"
 
 
+def _kind(subtypes: Subtypes) -> str:
+    """Return what the subtypes of a cohort are called."""
+    return "CNV subtypes" if subtypes.name == COPY_NUMBER else f"{subtypes.name}s"
+
+
+def _subtype_colours(names: list[str]) -> dict[str, str]:
+    """Return the colour of each subtype, none of them that of the reference."""
+    return {name: _CLONE_COLOURS[i % len(_CLONE_COLOURS)] for i, name in enumerate(names)}
+
+
 def _word(name: str) -> str:
     """Return what the groups of spots are called: clones only where the result is copy number."""
     return "clone" if name == COPY_NUMBER else "group"
+
+
+def _shown(group: str, word: str) -> str:
+    """Return the name of a group of spots as a figure shows it."""
+    return f"{word} {group}" if group.isdigit() else group
 
 
 def _group_colours(groups: list[str]) -> dict[str, str]:
@@ -300,7 +368,9 @@ def _map(
     axes.invert_yaxis()
     axes.set_xlabel("mm")
     axes.set_title(f"{word.capitalize()}s on the tissue")
-    handles = [Patch(color=colours[g], label=f"{word} {g}" if g.isdigit() else g) for g in present]
+    handles = [
+        Patch(color=colours[g], label=f"{_shown(g, word)} ({(clone == g).sum()})") for g in present
+    ]
     axes.legend(handles=handles, fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 

@@ -158,6 +158,8 @@ def plot_tumour(
         axes[1, column].set_title(
             f"AUROC {area[section.slide]:.2f}"
             if area[section.slide] == area[section.slide]
+            else "no label"
+            if np.isnan(truth).all()
             else "one class",
             fontsize=7,
             fontweight="normal",
@@ -198,7 +200,8 @@ def _roc(ax: Axes, maps: Sequence[HeldOut], area: pd.Series) -> None:
         title=f"{maps[0].model}\nmean AUROC {area.mean():.3f}",
     )
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(title="patient", loc="lower right")
+        # Below the panel: inside it a curve may run anywhere.
+        ax.figure.legend(title="patient", loc="outside lower center", ncols=8)
 
 
 def _violin(ax: Axes, place: int, values: np.ndarray, colour: str) -> None:

@@ -2,81 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import pdist, squareform
 
-from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, FAIL, PASS
 from histogep.cnv_reference import RANKED
-from histogep.matrices import read_h5ad
 from histogep.metrics import false_discovery_rate
 from histogep.positions import order_arms
-
-log = logging.getLogger(__name__)
+from histogep.slide_profiles import SlideProfile
+from histogep.subtype_groups import group_clones, scale_profiles
 
 #: Said of a slide whose reference the labels did not choose.
 RANKED_NOTE = "low confidence: reference and tumour are the ends of the marker score, not labels"
 SUBTYPE_COLUMNS = ["slide", "patient", "spot", "clone", "subtype", "name"]
 _CONTROLS = ["slide", *CONTROL_COLUMNS, "name", "reference", "note"]
-#: Without enough clones there is nothing to divide.
-_FEWEST_CLONES = 4
-#: Arms with fewer genes on a slide are no part of its profile.
-_FEWEST_GENES = 15
 #: Marker genes listed of each subtype.
 _MARKERS = 50
 #: Settings of `subtype_cohort` that the configuration may name.
 DEFAULTS = {"max_subtypes": 6, "min_silhouette": 0.15, "min_stability_subtypes": 0.6}
-
-
-@dataclass(frozen=True)
-class SlideProfile:
-    """What the cohort needs of one slide's copy number.
-
-    Attributes
-    ----------
-    slide, patient
-        Ids.
-    measured
-        Whether the expression was measured.
-    name
-        "CNV" or "expression subtype".
-    refused
-        Why the slide has no profile; "" when it has one.
-    reference
-        What chose the reference spots: "labels", "ranked" or "prediction".
-    spots
-        Index: spot; clone, cnv_score, reference.
-    clones
-        Mean of each arm in each clone minus the reference's (clone by arm).
-    genes
-        The same of each gene (clone by gene).
-    gene_arms
-        Arm of each gene.
-    controls
-        Controls of the slide.
-    """
-
-    slide: str
-    patient: str
-    measured: bool
-    name: str
-    refused: str
-    reference: str
-    spots: pd.DataFrame
-    clones: pd.DataFrame
-    genes: pd.DataFrame
-    gene_arms: pd.Series
-    controls: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -111,40 +60,6 @@ class Subtypes:
     controls: pd.DataFrame
     markers: pd.DataFrame
     name: str
-
-
-def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
-    """Return what the cohort needs of a file of `histogep.cnv_slides.write_profile`."""
-    result = read_h5ad(path)
-    spots = result.obs[["clone", "cnv_score", "reference"]].copy()
-    spots["clone"] = spots["clone"].astype(str)
-    refused = str(result.uns["refused"])
-    clones, genes, gene_arms = pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=object)
-    if not refused:
-        table = result.uns["arms"]
-        arms = pd.DataFrame(
-            np.asarray(result.obsm["X_arms"], np.float64),
-            index=spots["clone"].to_numpy(),
-            columns=table["arm"].astype(str).to_numpy(),
-        ).loc[:, table["n_genes"].to_numpy() >= _FEWEST_GENES]
-        means = arms.groupby(level=0).mean()
-        clones = means.drop(index=[REFERENCE, UNASSIGNED], errors="ignore") - means.loc[REFERENCE]
-        table = result.uns["clone_genes"]
-        gene_arms = table["arm"].astype(str)
-        genes = table.drop(columns="arm").T.reindex(clones.index)
-    return SlideProfile(
-        slide=slide,
-        patient=patient,
-        measured=bool(result.uns["measured"]),
-        name=str(result.uns["name"]),
-        refused=refused,
-        reference=str(result.uns["reference"]),
-        spots=spots,
-        clones=clones,
-        genes=genes,
-        gene_arms=gene_arms,
-        controls=result.uns["controls"],
-    )
 
 
 def subtype_cohort(
@@ -203,23 +118,23 @@ def subtype_cohort(
         arms = order_arms(values.columns)
         # An arm that a slide has too few genes for counts as unchanged there.
         values = values[arms].fillna(0.0)
-        subtype, order, found = _group(
-            _scaled(values.to_numpy(), clones["measured"].to_numpy()),
+        groups = group_clones(
+            scale_profiles(values.to_numpy(), clones["measured"].to_numpy()),
             max_subtypes=max_subtypes,
             min_silhouette=min_silhouette,
             min_stability=min_stability_subtypes,
             permutations=permutations,
             seed=seed,
         )
-        tables = [table for table in (controls, found, imprint) if len(table)]
-        controls = pd.concat([table.astype(object) for table in tables])
-        clones["subtype"] = subtype
+        tables = (controls, _controls(groups.checks), imprint)
+        controls = pd.concat([table.astype(object) for table in tables if len(table)])
+        clones["subtype"] = groups.names
         counts = pd.concat([p.spots["clone"].value_counts() for p in used], keys=range(len(used)))
         place = {p.slide: i for i, p in enumerate(used)}
         clones["n_spots"] = [
             int(counts[place[s], c]) for s, c in zip(clones["slide"], clones["clone"], strict=True)
         ]
-        clones = pd.concat([clones, values], axis=1).iloc[order]
+        clones = pd.concat([clones, values], axis=1).iloc[groups.order]
     else:
         clones = clones.assign(subtype=pd.Series(dtype=object), n_spots=pd.Series(dtype=int))
     controls = controls.reset_index(drop=True).infer_objects()
@@ -238,94 +153,6 @@ def subtype_cohort(
     )
 
 
-def _scaled(values: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    values = values.astype(np.float64).copy()
-    for kind in (True, False):
-        rows = measured == kind
-        if rows.any():
-            values[rows] /= max(float(np.sqrt(np.mean(values[rows] ** 2))), 1e-12)
-    return values
-
-
-def _group(
-    values: np.ndarray,
-    *,
-    max_subtypes: int,
-    min_silhouette: float,
-    min_stability: float,
-    permutations: int,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """Return subtype names, the order of the dendrogram, and the controls of their number."""
-    n = len(values)
-    if n < 2:
-        return np.array(["S1"] * n, dtype=object), np.arange(n), _controls([])
-    tree = hierarchy.linkage(values, method="ward")
-    order = hierarchy.leaves_list(tree)
-    most = min(max_subtypes, n // 2)
-    if n < _FEWEST_CLONES or most < 2:
-        return np.array(["S1"] * n, dtype=object), order, _controls([])
-    silhouette = _silhouettes(values, tree, most)
-    rng = np.random.default_rng(seed)
-    shuffles = (rng.permuted(values, axis=0) for _ in range(permutations))
-    null = np.array([max(_silhouettes(s, None, most).values()) for s in shuffles])
-    stability = _stabilities(values, tree, list(silhouette), permutations, rng)
-    p = {k: float((1 + (null >= s).sum()) / (1 + len(null))) for k, s in silhouette.items()}
-    fit = [k for k, s in silhouette.items() if s >= min_silhouette and p[k] <= 0.05]
-    best = max(fit or silhouette, key=lambda k: (stability[k], k))
-    accepted = bool(fit) and stability[best] >= min_stability
-    partition = hierarchy.fcluster(tree, best, criterion="maxclust")
-    tried = ", ".join(f"{k}: {value:.2f}" for k, value in stability.items())
-    note = f"stability by number of subtypes: {tried}; {best if accepted else 'one subtype'} kept"
-    bounds = (null.mean(), np.quantile(null, 0.95), p[best])
-    rows = [
-        ("subtypes, silhouette", silhouette[best], *bounds, best in fit, note),
-        ("subtypes, stability", stability[best], *[np.nan] * 3, accepted, note),
-    ]
-    if not accepted:
-        partition = np.ones(n, int)
-    sizes = np.bincount(partition)
-    rank = {part: i for i, part in enumerate(np.argsort(-sizes, kind="stable"))}
-    names = np.array([f"S{rank[part] + 1}" for part in partition], dtype=object)
-    return names, order, _controls(rows)
-
-
-def _silhouettes(values: np.ndarray, tree: np.ndarray | None, most: int) -> dict[int, float]:
-    """Return the silhouette of each number of groups from 2 to `most`; -1 for what is no division."""
-    from sklearn.metrics import silhouette_score
-
-    tree = hierarchy.linkage(values, method="ward") if tree is None else tree
-    distances = squareform(pdist(values))
-    found = {}
-    for k in range(2, most + 1):
-        partition = hierarchy.fcluster(tree, k, criterion="maxclust")
-        divided = 1 < len(set(partition)) < len(values)
-        found[k] = (
-            float(silhouette_score(distances, partition, metric="precomputed")) if divided else -1.0
-        )
-    return found
-
-
-def _stabilities(
-    values: np.ndarray, tree: np.ndarray, numbers: list[int], times: int, rng: np.random.Generator
-) -> dict[int, float]:
-    """Return how well the groups of each number are found again (mean adjusted Rand index).
-
-    They are sought again on arms drawn anew, with replacement.
-    """
-    from sklearn.metrics import adjusted_rand_score
-
-    first = {k: hierarchy.fcluster(tree, k, criterion="maxclust") for k in numbers}
-    scores = {k: [] for k in numbers}
-    for _ in range(min(times, 100)):
-        drawn = values[:, rng.integers(values.shape[1], size=values.shape[1])]
-        again = hierarchy.linkage(drawn, "ward")
-        for k in numbers:
-            partition = hierarchy.fcluster(again, k, criterion="maxclust")
-            scores[k].append(adjusted_rand_score(first[k], partition))
-    return {k: float(np.mean(values)) for k, values in scores.items()}
-
-
 def _markers(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame:
     """Return the genes that are higher in a subtype than in the others, of those all slides have.
 
@@ -339,7 +166,7 @@ def _markers(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame
     place = pd.MultiIndex.from_frame(clones[["slide", "clone"]])
     values = pd.concat({p.slide: p.genes for p in used}, join="inner").loc[place]
     genes = values.columns.to_numpy(object)
-    scaled = _scaled(values.to_numpy(np.float64), clones["measured"].to_numpy(bool))
+    scaled = scale_profiles(values.to_numpy(np.float64), clones["measured"].to_numpy(bool))
     arms = pd.concat([p.gene_arms for p in used])
     arms = arms[~arms.index.duplicated()].reindex(genes).to_numpy(object)
     tables = []

@@ -58,6 +58,12 @@ rule subtype_tumours:
             category="07 Copy number",
             labels={"of": "{cohort}", "figure": "subtypes"},
         ),
+        maps=report(
+            "results/cnv/{cohort}/subtype_maps.png",
+            caption="../report/subtypes.rst",
+            category="07 Copy number",
+            labels={"of": "{cohort}", "figure": "subtypes on the tissue"},
+        ),
     log:
         "logs/subtype_tumours/{cohort}.log",
     benchmark:

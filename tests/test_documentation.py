@@ -140,3 +140,13 @@ def test_named_functions_and_modules_exist(document):
         if rest and rest != ["py"]:
             defined = {getattr(node, "name", "") for node in ast.parse(path.read_text()).body}
             assert rest[0] in defined, name
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks_suite/*.py")), ids=lambda p: p.stem)
+def test_benchmarks_find_the_library_when_called_as_the_documents_say(path):
+    """A script's own folder is on its path, the repository's root is not."""
+    text = path.read_text()
+    first = re.search(r"(?m)^from histogep", text)
+    if first is None:
+        pytest.skip("it does not import the library")
+    assert "sys.path.insert(0, str(Path(__file__).resolve().parents[1]))" in text[: first.start()]

