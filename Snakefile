@@ -1,16 +1,12 @@
 """From H&E slides to spatial gene expression, tumour maps and outcome: the entry point."""
 
-import gc
 import sys
 
-from histogep import clusters
+from histogep import clusters, planning
 from snakemake.utils import min_version
 
-# A plan is millions of small objects that all stay: looking for garbage among them again and again
-# takes a sixth of the time of planning.
-gc.set_threshold(200_000, 20, 100)
-
 min_version("9.14")
+planning.spare_planning(sys.modules)
 
 
 report: "report/workflow.rst"
