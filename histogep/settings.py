@@ -14,6 +14,9 @@ from jsonschema import Draft202012Validator
 
 from histogep.jobs import InputError
 
+#: Names under results/ that a study cannot take: results/genes/sections is of all studies.
+RESERVED = ("sections",)
+
 
 def complete_settings(
     settings: dict[str, Any], schema: dict[str, Any], *, name: str = "config"
@@ -45,6 +48,16 @@ def complete_settings(
     if problems:
         raise InputError("the configuration has mistakes:\n" + "\n".join(problems))
     return completed
+
+
+def check_study_name(study: str) -> None:
+    """Raise InputError where a study's folders would be those of something else."""
+    # Some file systems take a and A for one letter.
+    if study.casefold() in RESERVED:
+        raise InputError(
+            f"study is {study!r}, but results/genes/{study} holds the sections' gene scores: choose "
+            "another name"
+        )
 
 
 def refuse_repeated_keys(path: str | Path) -> None:

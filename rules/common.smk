@@ -8,8 +8,8 @@ from histogep import (
     barcodes,
     bulk,
     clinical,
-    ensembles,
     folds,
+    model_choices,
     settings,
     sheets,
     stages,
@@ -39,7 +39,9 @@ def read_study():
         (REPOSITORY / "config/schemas/config.schema.yaml").read_text()
     )
     complete = settings.complete_settings(given, schema)
-    ensembles.check_members(complete["models"])
+    settings.check_study_name(complete["study"])
+    chosen = {name: complete[name] for name in ("deploy", "encoders", "lattice")}
+    model_choices.check_models(complete["models"], **chosen)
     folders = (".", *(Path(file).parent for file in configfiles), REPOSITORY)
     data_root = complete["data_root"]
 

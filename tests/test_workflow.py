@@ -402,11 +402,11 @@ def test_the_same_seed_gives_the_same_tables(demo, tmp_path):
 def study(tmp_path):
     """Write a small study of real files and return a function that plans it."""
 
-    def plan(*rows, extra=""):
+    def plan(*rows, extra="", name="s"):
         (tmp_path / "slides.tsv").write_text(
             "slide\tpatient\tcohort\timage\tmpp\tcounts\n" + "".join(f"{row}\n" for row in rows)
         )
-        (tmp_path / "study.yaml").write_text(f"study: s\nslides: slides.tsv\n{extra}")
+        (tmp_path / "study.yaml").write_text(f"study: {name}\nslides: slides.tsv\n{extra}")
         for name in ("a.svs", "b.svs", "b.jpg"):
             (tmp_path / name).write_text("")
         for name in ("counts", "counts2"):
@@ -424,6 +424,17 @@ def test_a_good_study_is_planned(study):
     assert done.returncode == 0, done.said
     assert "train_model" in planned_rules(done)
     assert "fit_survival" not in planned_rules(done)
+
+
+def test_models_that_no_job_can_train_and_reserved_names_are_refused_while_planning(study):
+    done = study(*GOOD, extra="models: {ridge: {task: tumour}, wide: {task: both}}\n")
+    assert done.returncode != 0
+    assert "models.ridge: kind ridge cannot learn task tumour; set kind to cmunet" in done.said
+    assert "models.wide: kind ridge cannot learn task both" in done.said
+    assert not planned_rules(done)
+    done = study(*GOOD, name="sections")
+    assert "study is 'sections', but results/genes/sections holds" in done.said
+    assert not planned_rules(done)
 
 
 def test_the_study_of_the_readme_is_planned_from_its_own_folder(tmp_path):

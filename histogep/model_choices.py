@@ -1,0 +1,108 @@
+"""What the settings of the models may say together: checked before any job is planned.
+
+The schema knows each setting alone. Here stand the combinations that no training could follow, so
+that they are told at once and not by a job, after hours of encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from histogep.ensembles import check_members
+from histogep.jobs import InputError
+from histogep.lattice import Lattice
+
+#: What each kind of model can learn.
+TASKS_OF = {
+    "cmunet": ("expression", "tumour", "both"),
+    "ridge": ("expression",),
+    "neighbours": ("expression", "tumour"),
+    "ensemble": ("expression",),
+}
+
+
+def check_models(
+    models: Mapping[str, Mapping[str, Any]],
+    *,
+    deploy: Mapping[str, str],
+    encoders: Sequence[Mapping[str, Any]],
+    lattice: Mapping[str, Any],
+) -> None:
+    """Check the settings of a study's models against each other.
+
+    Parameters
+    ----------
+    models, deploy, encoders, lattice
+        The complete settings of these names.
+
+    Raises
+    ------
+    InputError
+        All impossible combinations, one line each, with the setting and the remedy.
+    """
+    blocks = [
+        _block(encoder["name"]) + suffix
+        for _, suffix in Lattice.from_settings(lattice).views
+        for encoder in encoders
+        if not (suffix and encoder["precomputed"])
+    ]
+    problems = [
+        problem
+        for name, choices in models.items()
+        for problem in _of_one(f"models.{name}", choices, blocks)
+    ]
+    problems += _of_deployment(models, deploy)
+    if problems:
+        raise InputError("these models cannot be trained:\n  " + "\n  ".join(problems))
+    check_members(models)
+
+
+def _block(encoder: str) -> str:
+    """Return what the features of an encoder are called: those of a snapshot, as its folder."""
+    return PurePath(encoder).name if encoder.startswith("local-dir:") else encoder
+
+
+def _of_one(place: str, choices: Mapping[str, Any], blocks: Sequence[str]) -> Iterator[str]:
+    kind, task = choices["kind"], choices["task"]
+    if task not in TASKS_OF[kind]:
+        able = [other for other, tasks in TASKS_OF.items() if task in tasks]
+        yield (
+            f"{place}: kind {kind} cannot learn task {task}; set kind to {' or '.join(able)}, or "
+            f"task to {' or '.join(TASKS_OF[kind])}"
+        )
+    if kind != "ensemble" and choices["members"]:
+        yield f"{place}.members: only kind ensemble has members, this is {kind}; leave them out"
+    if kind == "cmunet" and choices["kernel"] % 2 == 0:
+        yield f"{place}.kernel is {choices['kernel']}: it must be odd"
+    if kind == "cmunet" and choices["min_lr"] > choices["lr"]:
+        yield (
+            f"{place}.min_lr is {choices['min_lr']:g}, above lr {choices['lr']:g}: the rate must fall"
+        )
+    for part in choices["encoder_sets"]:
+        unknown = [name for name in part if name not in blocks]
+        if unknown:
+            yield (
+                f"{place}.encoder_sets names {', '.join(unknown)}; `encoders` gives "
+                f"{', '.join(blocks)}"
+            )
+
+
+def _of_deployment(
+    models: Mapping[str, Mapping[str, Any]], deploy: Mapping[str, str]
+) -> Iterator[str]:
+    main = [c for c in models.values() if c["panel"] == "main" and c["task"] != "tumour"]
+    if not main:
+        yield "models: none predicts the main panel; set panel to main for an expression model"
+    for role, name in deploy.items():
+        if name in ("", "auto"):
+            continue
+        task = "tumour" if role == "tumour" else "expression"
+        if name not in models:
+            yield f"deploy.{role} names {name!r}; the models are {', '.join(models)}"
+        elif models[name]["task"] not in (task, "both"):
+            yield (
+                f"deploy.{role} names {name}, whose task is {models[name]['task']}; name a model of "
+                f"task {task} or both"
+            )
