@@ -25,10 +25,11 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from histogep import training
+from histogep.grid_batches import NetworkSection
 from histogep.lattice import Lattice
 from histogep.networks import CMUNet
 from histogep.precision import determinism
-from histogep.training import NetworkSection, TrainingSettings, train_network
+from histogep.training import TrainingSettings, train_network
 
 N_GRIDS, ROWS, COLS, N_FEATURES, N_GENES = 5, 80, 64, 768, 346
 SEED = 1
@@ -152,7 +153,7 @@ def main() -> None:
     )  # fmt: skip
     sections = make_sections()
     plain = Plain(sections, settings)
-    ours, theirs, assemble, started = [], [], training._assemble, []
+    ours, theirs, assemble, started = [], [], training.assemble, []
 
     def in_turns(*given):
         """Before each step of ours: end the clock of the last one, and make a plain step."""
@@ -165,7 +166,7 @@ def main() -> None:
         started.append(time.process_time())
         return assemble(*given)
 
-    training._assemble = in_turns
+    training.assemble = in_turns
     trained = train_network(
         sections, [], task="expression", lattice=Lattice("visium"), settings=settings, seed=SEED,
         whole_grid=(ROWS, COLS),

@@ -22,6 +22,11 @@ def patient_of(barcode: str) -> str:
     return match[1].upper() if match else barcode
 
 
+def patient_key(barcode: str) -> str:
+    """Return what two spellings of one patient's id have in common: no case, no space around it."""
+    return patient_of(barcode.strip()).casefold()
+
+
 def sample_type_of(barcode: str) -> str:
     """Return the two digits of the sample type; "" where the id tells none."""
     match = _BARCODE.match(barcode)

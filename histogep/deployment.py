@@ -30,6 +30,7 @@ from histogep.model_folder import (
     tiles_of,
     weights_file,
 )
+from histogep.training_images import SECTION
 from histogep.weights import read_arrays
 
 LOG = logging.getLogger(__name__)
@@ -153,8 +154,12 @@ class DeployedModel:
         expression: np.ndarray,
         tumour: np.ndarray,
         distance: np.ndarray,
+        section: str = "",
     ) -> Prediction:
-        """Return a prediction with what else is known of the slide; warn if it is distant."""
+        """Return a prediction with what else is known of the slide; warn if it is distant.
+
+        `section` is the training section whose image the slide is, "" for a new one.
+        """
         distant = distance > self.distances.threshold
         share = float(distant.mean())
         if share > DISTANT_SHARE:
@@ -180,6 +185,7 @@ class DeployedModel:
                 "mpp": _mpp(features),
                 "distant_share": share,
                 "out_of_distribution": share > DISTANT_SHARE,
+                SECTION: section,
             },
         )
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from histogep.barcodes import patient_key
 from histogep.jobs import InputError
 
 #: What every model says it was fitted on (settings.json, `<name>_fitted_on`).
@@ -85,7 +86,9 @@ def audit(
     folds = folds.astype(str)
     found = _Findings()
     _check_patients(folds, found)
-    _check_images(folds, image_sha256, found)
+    _check_files(folds, image_sha256, "image", found)
+    # Gene scores are a function of counts and places: equal tables are of the same counts.
+    _check_files(folds, score_sha256, "counts", found)
     chosen_again: dict[tuple[str, ...], pd.DataFrame] = {}
     for fold, rows in folds.groupby("fold", sort=False):
         protocol = rows["protocol"].iloc[0]
@@ -166,6 +169,13 @@ def _check_patients(folds: pd.DataFrame, found: _Findings) -> None:
         if len(names) > 1
     ]
     found.add("one_patient_per_section", "*", "; ".join(problems))
+    names = folds["patient"].drop_duplicates().sort_values()
+    problems = [
+        f"the patients {', '.join(map(repr, same))} are one but for case or spaces"
+        for _, same in names.groupby(names.map(patient_key), sort=True)
+        if len(same) > 1
+    ]
+    found.add("one_spelling_per_patient", "*", "; ".join(problems))
     for protocol in ("honest", "hist"):
         rows = folds[folds["protocol"] == protocol]
         times = rows[rows["role"] == "test"]["slide"].value_counts()
@@ -176,18 +186,20 @@ def _check_patients(folds: pd.DataFrame, found: _Findings) -> None:
         found.add(f"{protocol}_sections_tested_once", "*", "; ".join(problems))
 
 
-def _check_images(folds: pd.DataFrame, image_sha256: Mapping[str, str], found: _Findings) -> None:
-    """Check that no two patients have the same image, whatever the names of its files."""
+def _check_files(
+    folds: pd.DataFrame, sha256: Mapping[str, str], what: str, found: _Findings
+) -> None:
+    """Check that no two patients have the same image or counts, whatever the names of the files."""
     sections = folds.drop_duplicates(["slide", "patient"])
-    unknown = sorted(set(sections["slide"]) - set(image_sha256))
-    problems = [f"no digest of the image of {', '.join(unknown)}"] if unknown else []
+    unknown = sorted(set(sections["slide"]) - set(sha256))
+    problems = [f"no digest of the {what} of {', '.join(unknown)}"] if unknown else []
     problems += [
         f"sections {', '.join(sorted(rows['slide']))} of the patients "
-        f"{', '.join(sorted(set(rows['patient'])))} are the same image"
-        for _, rows in sections.groupby(sections["slide"].map(image_sha256), sort=True)
+        f"{', '.join(sorted(set(rows['patient'])))} have the same {what}"
+        for _, rows in sections.groupby(sections["slide"].map(sha256), sort=True)
         if rows["patient"].nunique() > 1
     ]
-    found.add("one_patient_per_image", "*", "; ".join(problems))
+    found.add(f"one_patient_per_{what}", "*", "; ".join(problems))
 
 
 def _check_roles(fold: str, rows: pd.DataFrame, found: _Findings) -> None:

@@ -26,11 +26,16 @@ COMPONENTS = 64
 
 @dataclass
 class FittedModel:
-    """What train_model writes: arrays (weights.safetensors), settings and history."""
+    """What train_model writes: arrays (weights.safetensors), settings and history.
+
+    `epochs` is a network's history with the seconds of each epoch, which no two runs share; None
+    of a model that has no epochs.
+    """
 
     arrays: dict[str, np.ndarray]
     settings: dict[str, Any]
     history: pd.DataFrame
+    epochs: pd.DataFrame | None = None
 
 
 def fit_model(
@@ -109,10 +114,10 @@ def fit_model(
         state = None
         if checkpoints is not None:
             state = (checkpoints, (record, dict(settings), code, device))
-        arrays, history = network_modelling.fit_network(
+        arrays, history, seconds = network_modelling.fit_network(
             train, validation, record, settings, lattice, honest, state, device
         )
-        return FittedModel(arrays, record, history)
+        return FittedModel(arrays, record, history, history.assign(seconds=seconds))
     if kind == "neighbours" and task == "tumour":
         return _fit_tumour(train + validation, record, settings, lattice)
     if kind in ("ridge", "neighbours"):

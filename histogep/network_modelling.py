@@ -15,12 +15,13 @@ import torch
 from histogep.checkpoints import Checkpoint, digest
 from histogep.datasets import Section, both_classes
 from histogep.folds import MIN_TRAINING_PATIENTS
+from histogep.grid_batches import NetworkSection
 from histogep.lattice import Lattice
 from histogep.network_inference import NetworkModel, network_features, raw_features
 from histogep.networks import count_parameters
 from histogep.preparation import Preparation
 from histogep.selection import METRICS, inner_folds, tumour_threshold
-from histogep.training import NetworkSection, Trained, TrainingSettings, train_network
+from histogep.training import Trained, TrainingSettings, train_network
 
 LOG = logging.getLogger(__name__)
 COMPONENTS = 64
@@ -35,7 +36,7 @@ def fit_network(
     honest: Sequence[Mapping[str, Any]],
     state: tuple[str | Path, Any] | None,
     device: str,
-) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+) -> tuple[dict[str, np.ndarray], pd.DataFrame, list[float]]:
     """Train a network on a fold and complete its record.
 
     Parameters
@@ -58,7 +59,7 @@ def fit_network(
     Returns
     -------
     tuple
-        Arrays for weights.safetensors, and the history.
+        Arrays for weights.safetensors, the history, and the seconds of its epochs.
     """
     options = training_settings(settings)
     paper = record["protocol"] == "hist"
@@ -128,7 +129,7 @@ def fit_network(
         "training": {field.name: getattr(options, field.name) for field in fields(options)},
         "torch": torch.__version__,
     }
-    return model.to_arrays(), trained.history
+    return model.to_arrays(), trained.history, trained.seconds
 
 
 def _train(

@@ -27,6 +27,7 @@ from histogep.model_folder import (
     folder_digest,
     weights_file,
 )
+from histogep.training_images import IMAGES
 
 LOG = logging.getLogger(__name__)
 ROLES = ("expression", "tumour", "wide")
@@ -40,6 +41,7 @@ def package_model(
     settings: Sequence[str | Path],
     fold_settings: Sequence[str | Path],
     features: Sequence[str | Path],
+    images: Mapping[str, str],
     calibration: str | Path,
     scorecards: str | Path,
     deploy: Mapping[str, str | None],
@@ -59,6 +61,8 @@ def package_model(
         Settings of the models of all folds that hold something out.
     features
         Features of all training sections.
+    images
+        SHA-256 of the image of each training section.
     calibration, scorecards
         Tables of results/evaluation/{study}.
     deploy
@@ -88,6 +92,7 @@ def package_model(
         "encoders": slides[0].encoders,
         "blocks": [[name, int(width)] for name, width in slides[0].blocks],
         "training_slides": [s.slide for s in slides],
+        IMAGES: {s.slide: images[s.slide] for s in slides},
         "validation_scores": scores["expression"],
         "tumour_scores": scores["tumour"],
         "absent": absent,

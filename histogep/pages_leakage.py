@@ -13,7 +13,9 @@ from histogep.pages import Table, write_page
 #: What each check makes sure of; `<name>_fitted_on` has one for every name (see `_meaning`).
 MEANINGS = {
     "one_patient_per_section": "a section belongs to one patient in all folds",
+    "one_spelling_per_patient": "no two patients differ in case or spaces only",
     "one_patient_per_image": "no two patients share an image (SHA-256)",
+    "one_patient_per_counts": "no two patients share counts (SHA-256 of their gene scores)",
     "honest_sections_tested_once": "each section is held out exactly once",
     "hist_sections_tested_once": "each section is held out exactly once (hist)",
     "roles": "every fold trains and tests",

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histogep.barcodes import PRIMARY, leave_out, patient_of
+from histogep.barcodes import PRIMARY, leave_out, patient_key, patient_of
 from histogep.files import read_tsv
 from histogep.jobs import InputError
 from histogep.matrices import read_h5ad
 from histogep.sheets import STAGES, sex_number, stage_number
 from histogep.signatures import Signature, score_signatures
+from histogep.training_images import SECTION
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class _Sums:
     distant: float = 0.0
     mapped: bool = True
     slides: list[str] = field(default_factory=list)
+    sections: list[str] = field(default_factory=list)  # training sections that its slides are
 
 
 def summarise_patients(
@@ -85,7 +87,8 @@ def summarise_patients(
         who has a diagnostic slide, describes nobody (`histogep.barcodes.leave_out`).
     training
         Patients whose sections the model was trained on: what it predicts of their other slides is
-        not out of sample.
+        not out of sample. Ids count as one whatever their case. A patient with a slide that is the
+        image of a training section (`histogep.training_images`) is one of them under another id.
     training_patients
         `exclude` drops them, `keep` keeps them flagged in the column in_training.
 
@@ -133,11 +136,14 @@ def summarise_patients(
     rows: list[dict[str, Any]] = []
     clinical = None if patients is None else clinical_numbers(patients)
     known = set() if clinical is None else set(clinical.index[has_outcome(clinical)])
-    trained_on = set(map(patient_of, training))
+    trained_on = set(map(patient_key, training))
     for patient, part in sorted(sums.items()):
         reason = ""
-        if patient in trained_on and training_patients == "exclude":
+        seen = patient_key(patient) in trained_on or bool(part.sections)
+        if seen and training_patients == "exclude":
             reason = IN_TRAINING
+            if part.sections:
+                reason += f" (its slides are the images of {', '.join(part.sections)})"
         elif part.tiles == 0:
             reason = "no tile on any slide"
         elif clinical is not None and patient not in clinical.index:
@@ -149,7 +155,7 @@ def summarise_patients(
             continue
         row = _describe(part, min_tumour_tiles, max_distant)
         row["patient"] = patient
-        row["in_training"] = patient in trained_on
+        row["in_training"] = seen
         row.update({} if clinical is None else clinical.loc[patient].to_dict())
         rows.append(row)
     if clinical is not None:
@@ -228,6 +234,7 @@ def _pool_tiles(
         part.mapped &= bool(np.isfinite(probability).all())  # a model folder may have no tumour map
         tumour = probability >= threshold
         part.slides.append(str(slide))
+        part.sections += [str(data.uns[SECTION])] if data.uns.get(SECTION) else []
         part.tiles += len(values)
         part.tumour_tiles += int(tumour.sum())
         distant = data.obs["distant"].to_numpy(bool)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from histogep.barcodes import patient_of
+from histogep.barcodes import patient_key, patient_of
 from histogep.jobs import InputError
 
 #: An outcome needs this many patients before a model of it is fitted at all.
@@ -186,7 +186,7 @@ def plan_stages(
     activity = config.get("enrichment", {}).get("activity", False)
     excluded: set[str] = set()
     if config.get("summary", {}).get("training_patients", "exclude") == "exclude":
-        excluded = set(trained_on(slides.loc[sections], applied_model))
+        excluded = set(map(patient_key, trained_on(slides.loc[sections], applied_model)))
     for cohort, members in slides.groupby("cohort"):
         predicted = members.index.intersection(to_predict)
         reason = "references.gene_positions is given"
@@ -198,7 +198,7 @@ def plan_stages(
         unfit = "" if len(predicted) else _ONLY_SPOTS
         if excluded:
             # What the model predicts of its own training patients is not out of sample.
-            new = [s for s in predicted if patient_of(members.loc[s, "patient"]) not in excluded]
+            new = [s for s in predicted if patient_key(members.loc[s, "patient"]) not in excluded]
             unfit = unfit or ("" if new else _ONLY_TRAINED)
             predicted = members.index.intersection(new)
         mapped = applied_model is None or "tumour" in applied_model.get("models", ())

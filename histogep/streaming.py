@@ -30,7 +30,12 @@ ROWS = 4096
 
 @contextlib.contextmanager
 def predict_into(
-    path: str | Path, features: str | Path, model: DeployedModel, *, device: str = "cpu"
+    path: str | Path,
+    features: str | Path,
+    model: DeployedModel,
+    *,
+    section: str = "",
+    device: str = "cpu",
 ) -> Iterator[Prediction]:
     """Write results/expression/{slide}.h5ad; give the prediction, its expression in the file.
 
@@ -42,6 +47,8 @@ def predict_into(
         results/features/{slide}.h5.
     model
         A loaded model folder.
+    section
+        The training section whose image the slide is (`training_images.training_section`).
     device
         "cpu" or "cuda".
 
@@ -68,6 +75,7 @@ def predict_into(
                 expression=table,
                 tumour=probability_of(odds),
                 distance=distance,
+                section=section,
             )
             _write_rest(file, prediction)
             yield prediction

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from histogep.barcodes import patient_key
 from histogep.discrimination import (
     average_precision,
     bootstrap_concordance,
@@ -86,7 +87,8 @@ def transfer_response(
     rows, scores = [], []
     for train, test in permutations(tables, 2):
         # The same patients, predicted and measured say, must not teach what they are tested on.
-        shared = tables[train]["patient"].isin(set(tables[test]["patient"]))
+        known = set(tables[test]["patient"].map(patient_key))
+        shared = tables[train]["patient"].map(patient_key).isin(known)
         if shared.any():
             log.warning(
                 "%d ids of %s stand in %s too, and do not train for it", shared.sum(), train, test

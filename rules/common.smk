@@ -530,8 +530,8 @@ def unseen_slides(wildcards):
     slides = cohort_slides(wildcards, spots=False)
     if config["summary"]["training_patients"] == "keep":
         return slides
-    seen = set(training_patients(wildcards))
-    return [s for s in slides if barcodes.patient_of(patient_of(s)) not in seen]
+    seen = set(map(barcodes.patient_key, training_patients(wildcards)))
+    return [s for s in slides if barcodes.patient_key(patient_of(s)) not in seen]
 
 
 def activity_slide_ids(wildcards):

@@ -43,6 +43,7 @@ rule enrich_genes:
         runtime=60,
     params:
         code=code_digest("enrich_genes.py"),
+        training_patients=config["summary"]["training_patients"],
         collections=GENE_SET_NAMES,
         enrichment=lookup("enrichment", within=config),
         gene_scale=config["survival"]["gene_scale"],
@@ -81,6 +82,7 @@ rule score_activity:
         runtime=60,
     params:
         code=code_digest("score_activity.py"),
+        training_patients=config["summary"]["training_patients"],
         slides=activity_slide_ids,
         slide_patients=activity_patient_ids,
         collections=GENE_SET_NAMES,

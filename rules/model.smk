@@ -45,6 +45,8 @@ rule train_model:
         history="results/models/{study}/{fold}/{model}/history.tsv",
     log:
         "logs/train_model/{study}/{fold}/{model}.log",
+        # Seconds are those of a machine, so they stand here and not among the results.
+        epochs="logs/train_model/{study}/{fold}/{model}.epochs.tsv",
     benchmark:
         "benchmarks/train_model/{study}/{fold}/{model}.tsv"
     conda:
@@ -199,6 +201,7 @@ rule package_model:
         settings=collect(
             "results/models/{{study}}/all/{model}/settings.json", model=MODELS
         ),
+        slides=of_sections("results/slides/{slide}.json"),
         features=of_sections("results/features/{slide}.h5"),
     output:
         model=directory("results/model/{study}"),

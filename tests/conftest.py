@@ -49,7 +49,7 @@ def run_script(tmp_path):
             wildcards=Items(**(wildcards or {})),
             resources=resources or {},
             threads=threads,
-            log=[str(log)],
+            log=Items(job=str(log), epochs=str(tmp_path / "epochs.tsv")),
         )
         for value in vars(snakemake.output).values():
             Path(value).parent.mkdir(parents=True, exist_ok=True)

@@ -110,6 +110,7 @@ def test_the_script_writes_table_maps_and_figure(run_script, slides, tmp_path):
             params={
                 "slides": ["S0", "S1"], "slide_patients": ["A", "B"], "collections": ["planted"],
                 "enrichment": {"min_size": 3, "max_size": 500}, "tumour_threshold": 0.5, "seed": 1,
+                "training_patients": "exclude",
             },
         )  # fmt: skip
         assert output["figure"].stat().st_size > 3000

@@ -39,7 +39,7 @@ from histogep import training
 from tests.conftest import Items
 
 job = json.loads(Path(sys.argv[1]).read_text())
-marker, steps, assemble = Path(sys.argv[2]), [], training._assemble
+marker, steps, assemble = Path(sys.argv[2]), [], training.assemble
 
 def watched(*arguments):
     steps.append(1)
@@ -48,10 +48,11 @@ def watched(*arguments):
         time.sleep(2)
     return assemble(*arguments)
 
-training._assemble = watched
+training.assemble = watched
 names = ("input", "output", "params", "wildcards")
 snakemake = SimpleNamespace(
-    **{{name: Items(**job[name]) for name in names}}, resources={{}}, threads=1, log=[job["log"]]
+    **{{name: Items(**job[name]) for name in names}}, resources={{}}, threads=1,
+    log=Items(job=job["log"], epochs=job["log"] + ".epochs.tsv"),
 )
 runpy.run_path({script!r}, {{"snakemake": snakemake}}, "__main__")
 Path(sys.argv[2] + ".steps").write_text(str(len(steps)))
@@ -149,7 +150,16 @@ def test_a_terminated_training_goes_on_and_ends_with_the_same_weights(study, tmp
     assert steps == all_steps - stop_at
     assert job.files() == whole.files()
     assert not (job.out / "checkpoints").exists()
-    assert len(read_tsv(job.output["history"])) >= read_json(job.output["settings"])["best_epoch"]
+    history = read_tsv(job.output["history"])
+    assert len(history) >= read_json(job.output["settings"])["best_epoch"]
+    epochs = read_tsv(f"{job.content['log']}.epochs.tsv")
+    assert list(epochs) == [*history, "seconds"]
+    assert epochs[list(history)].equals(history)
+    assert (epochs["seconds"] > 0).all()
+    if not inner_folds:
+        # The driver waited two seconds in the epoch of the stop: they are of that epoch still.
+        assert epochs["seconds"].idxmax() == (stop_at - 1) // 2
+        assert epochs["seconds"].max() > 1.9
 
 
 def test_a_state_of_other_settings_is_not_used(study, tmp_path):
@@ -167,7 +177,7 @@ def test_a_state_of_other_settings_is_not_used(study, tmp_path):
 
 def stopped_after(monkeypatch, n_steps, **options):
     """Train and send this process SIGTERM at a step."""
-    assemble, steps = training._assemble, []
+    assemble, steps = training.assemble, []
 
     def watched(*arguments):
         steps.append(1)
@@ -175,11 +185,11 @@ def stopped_after(monkeypatch, n_steps, **options):
             os.kill(os.getpid(), signal.SIGTERM)
         return assemble(*arguments)
 
-    monkeypatch.setattr(training, "_assemble", watched)
+    monkeypatch.setattr(training, "assemble", watched)
     try:
         return train(**options), steps
     finally:
-        monkeypatch.setattr(training, "_assemble", assemble)
+        monkeypatch.setattr(training, "assemble", assemble)
 
 
 def same(first, second):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import anndata
 import numpy as np
@@ -14,12 +15,13 @@ from histogep.distance import FeatureDistance
 from histogep.features import read_features
 from histogep.files import write_json, write_tsv
 from histogep.jobs import InputError
-from histogep.model_folder import read_settings
+from histogep.model_folder import folder_digest, read_settings
 from histogep.modelling import fit_model
 from histogep.packing import choose_models, gene_table, package_model
 from histogep.qupath import write_tiles
 from histogep.ridge import predict_wide
 from histogep.selection import gene_correlations
+from histogep.training_images import training_section
 from tests.model_study import GENES, LATTICE, make_features, make_study
 
 NARROW = {"channels": [8, 8, 8, 8, 8], "blocks": 1, "kernel": 3, "epochs": 15, "batch": 2}
@@ -75,6 +77,7 @@ def packed(study):
         "settings": settings,
         "fold_settings": [honest],
         "features": study.files["features"],
+        "images": {slide: f"image of {slide}" for slide in study.slides},
         "calibration": study.folder / "calibration.tsv",
         "scorecards": study.folder / "scorecards.tsv",
         "deploy": DEPLOY,
@@ -155,6 +158,27 @@ def test_a_folder_that_is_none_is_said_so(tmp_path):
     (tmp_path / "settings.json").write_text('{"format": 99, "digest": "x"}')
     with pytest.raises(InputError, match="format 99"):
         load_model(tmp_path)
+
+
+def test_the_folder_knows_the_images_of_its_sections_and_an_older_one_says_it_does_not(
+    packed, new_slide, tmp_path, caplog
+):
+    settings = read_settings(packed[0])
+    assert set(settings["training_images"]) == set(settings["training_slides"])
+    section = settings["training_slides"][2]
+    assert training_section(settings, f"image of {section}") == section
+    assert "not out of sample" in caplog.text
+    assert training_section(settings, "another image") == ""
+    older = shutil.copytree(packed[0], tmp_path / "older")
+    del settings["training_images"]
+    settings["digest"] = folder_digest(older, settings)
+    write_json(settings, older / "settings.json")
+    caplog.clear()
+    model = load_model(older)
+    assert model.predict(new_slide[0]).uns["training_section"] == ""
+    assert training_section(model.settings, f"image of {section}") == ""
+    assert "has no digests of its training images" in caplog.text
+    assert "pack it again" in caplog.text
 
 
 def test_slides_encoded_otherwise_are_refused_with_a_remedy(packed):

@@ -246,10 +246,32 @@ def test_one_image_under_two_patients_fails(study):
     study["image_sha256"]["S1"] = study["image_sha256"]["S0"]
     assert run(study)["ok"]
     study["image_sha256"]["S2"] = study["image_sha256"]["S0"]
-    with pytest.raises(InputError, match="S0, S1, S2 of the patients P0, P1 are the same image"):
+    with pytest.raises(InputError, match="S0, S1, S2 of the patients P0, P1 have the same image"):
         require_clean(run(study))
     del study["image_sha256"]["S2"]
     with pytest.raises(InputError, match="no digest of the image of S2"):
+        require_clean(run(study))
+
+
+def test_counts_under_two_patients_fail_whatever_the_names_of_their_files(study):
+    same = study["score_sha256"]["S0"]
+    study["score_sha256"]["S1"] = same
+    for record in study["records"].values():
+        record["sha256"] |= {"S1": same} if "S1" in record["sha256"] else {}
+    assert run(study)["ok"]  # of one patient
+    study["score_sha256"]["S2"] = same
+    for record in study["records"].values():
+        record["sha256"] |= {"S2": same} if "S2" in record["sha256"] else {}
+    assert failed(run(study)) == {"one_patient_per_counts"}
+    with pytest.raises(InputError, match="S0, S1, S2 of the patients P0, P1 have the same counts"):
+        require_clean(run(study))
+
+
+@pytest.mark.parametrize("other", ["p0", " P0"])
+def test_a_patient_under_two_spellings_fails(study, other):
+    study["folds"].loc[study["folds"]["slide"] == "S1", "patient"] = other
+    assert "one_spelling_per_patient" in failed(run(study))
+    with pytest.raises(InputError, match="are one but for case or spaces"):
         require_clean(run(study))
 
 
@@ -262,6 +284,7 @@ def test_the_page_has_a_sentence_for_every_check():
 
     source = Path(leakage.__file__).read_text()
     named = set(re.findall(r"found\.add\(\s*\"(\w+)\"", source))
+    named |= {f"one_patient_per_{what}" for what in ("image", "counts")}
     named |= {f"model_{role}_slides" for role in ("train", "validation", "test")}
     named |= {f"{protocol}_sections_tested_once" for protocol in ("honest", "hist")}
     assert named == set(MEANINGS)

@@ -9,6 +9,7 @@ from histogep.jobs import InputError
 from histogep.patients import IN_TRAINING, count_patients, image_columns, summarise_patients
 from histogep.sheets import sex_number, stage_number
 from histogep.signatures import Signature
+from histogep.training_images import out_of_sample
 
 GENES = ["GZMA", "PRF1", "COL1A1", "NOISE"]
 SIGNATURES = {
@@ -232,6 +233,29 @@ def test_training_patients_are_left_out_with_the_reason_or_kept_with_a_flag(coho
     assert "the model was trained on these patients" in caplog.text
     counts = count_patients(kept, dropped).set_index("what")["n"]
     assert counts["that the model was trained on (kept: not out of sample)"] == 1
+
+
+def test_training_patients_are_found_whatever_the_case_of_their_id(cohort):
+    paths, _, options = cohort
+    table, _ = summarise_patients(paths, **options, training=["b "])
+    assert "B" not in set(table["patient"])
+
+
+def test_the_image_of_a_training_section_is_no_new_slide_whatever_its_id(cohort):
+    paths, _, options = cohort
+    data = ad.read_h5ad(paths[2])
+    data.uns["training_section"] = "S7"
+    data.write_h5ad(paths[2])
+    table, dropped = summarise_patients(paths, **options, training=["nobody"])
+    assert "B" not in set(table["patient"])
+    reason = dropped.set_index("patient").loc["B", "reason"]
+    assert reason == f"{IN_TRAINING} (its slides are the images of S7)"
+    kept, _ = summarise_patients(paths, **options, training_patients="keep")
+    assert kept.set_index("patient")["in_training"].to_dict() == {"007": False, "B": True}
+    assert out_of_sample(paths) == [True, True, False, True, True]
+    assert all(out_of_sample(paths, training_patients="keep"))
+    with pytest.raises(InputError, match="every slide of the cohort is the image of a section"):
+        out_of_sample(paths[2:3])
 
 
 def test_a_cohort_of_training_patients_only_is_refused(cohort):

@@ -417,6 +417,9 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
     write_tsv(pd.DataFrame([card | {"value": 0.4}]), evaluation / "scorecards.tsv")
     honest = tmp_path / "honest.json"
     write_json({"protocol": "honest", "model": "ridge", "scores": {"expression": 0.4}}, honest)
+    images = [tmp_path / f"{slide}.json" for slide in study.slides]
+    for slide, path in zip(study.slides, images, strict=True):
+        write_json({"slide": slide, "sha256": f"image of {slide}"}, path)
     run_script(
         "package_model.py",
         input={
@@ -426,6 +429,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
             "weights": [files["weights"] for files in trained.values()],
             "settings": [files["settings"] for files in trained.values()],
             "features": study.files["features"],
+            "slides": images,
         },
         output={"model": tmp_path / "model"},
         params={
@@ -438,7 +442,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
 
     features, fields = make_features("NEW", np.random.default_rng(4), shape=(18, 18))
     write_features(features, tmp_path / "NEW.h5")
-    write_json({"slide": "NEW"}, tmp_path / "NEW.json")
+    write_json({"slide": "NEW", "sha256": "a new image"}, tmp_path / "NEW.json")
     output = {
         "expression": tmp_path / "out" / "NEW.h5ad",
         "geojson": tmp_path / "out" / "NEW.geojson",
@@ -466,6 +470,12 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
     before = {name: path.read_bytes() for name, path in output.items() if name != "expression"}
     run_script("predict_slide.py", **arguments)
     assert before == {name: output[name].read_bytes() for name in before}
-    write_json({"slide": "OTHER"}, tmp_path / "NEW.json")
+    assert table.uns["training_section"] == ""
+    # The file of a training section under another id.
+    write_json({"slide": "NEW", "sha256": f"image of {study.slides[1]}"}, tmp_path / "NEW.json")
+    log = run_script("predict_slide.py", **arguments)
+    assert f"the image is that of the training section {study.slides[1]}" in log
+    assert anndata.read_h5ad(output["expression"]).uns["training_section"] == study.slides[1]
+    write_json({"slide": "OTHER", "sha256": ""}, tmp_path / "NEW.json")
     with pytest.raises(InputError, match="is of slide NEW"):
         run_script("predict_slide.py", **arguments)

@@ -203,9 +203,12 @@ def test_slides_without_a_tumour_map_end_in_a_page_that_says_so(run_script, stud
         "enrich_genes.py",
         input={"expression": slides, "gene_sets": [study["gmt"]]},
         output=output,
-        params={"collections": ["planted"], "enrichment": {}, "gene_scale": "as_given", "seed": 1},
+        params={
+            "collections": ["planted"], "enrichment": {}, "gene_scale": "as_given", "seed": 1,
+            "training_patients": "exclude",
+        },
         wildcards={"cohort": "c", "contrast": "tumour"},
-    )
+    )  # fmt: skip
     assert "no slide has a tumour map, as the model has none" in said
     assert "fdr_patients" in read(output["gsea"])
     assert read(output["gsea"]).empty

@@ -167,6 +167,8 @@ def test_an_applied_model_brings_the_patients_that_it_learnt_from():
     assert stages.runs("survival", "h")
     reasons = {r["stage"]: r["reason"] for r in stages.rows() if r["cohort"] == "h"}
     assert reasons["survival"] == "time is known of 10 patients"
+    spelt = {"models": {"expression": {"train_patients": ["p0 "], "validation_patients": ["p1"]}}}
+    assert plan_stages(config, slides, patients, applied_model=spelt).rows() == stages.rows()
     model["models"]["tumour"] = {"train_patients": ["P2"]}
     stages = plan_stages(config, slides, patients, applied_model=model)
     assert not stages.runs("survival", "h")

@@ -5,20 +5,13 @@ import pytest
 import torch
 from scipy import ndimage
 
+from histogep.grid_batches import NetworkSection, Resident, assemble, grids_of
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.losses import Loss, correlation_of
 from histogep.precision import autocast, determinism, memory_format_of
 from histogep.selection import section_score
-from histogep.training import (
-    NetworkSection,
-    TrainingSettings,
-    _assemble,
-    _cosine,
-    _grids,
-    _Resident,
-    train_network,
-)
+from histogep.training import TrainingSettings, _cosine, train_network
 
 torch.set_num_threads(1)
 LATTICE = Lattice("visium")
@@ -70,7 +63,7 @@ def test_the_kept_weights_give_the_recorded_score():
     scores = []
     for i in range(2):
         section = make_section(9 + i)
-        item = _Resident(section, _grids([section], LATTICE, None, symmetries=False)[0],
+        item = Resident(section, grids_of([section], LATTICE, None, symmetries=False)[0],
                          (trained.target_mean, trained.target_sd), "cpu")  # fmt: skip
         cells = item.grids[0]
         with torch.inference_mode():
@@ -126,10 +119,10 @@ def test_the_learning_rate_falls_as_a_cosine():
 def test_background_and_unknown_labels_have_no_say_in_the_honest_loss():
     section = make_section(0, task="tumour")
     scale = (np.zeros(1, np.float32), np.ones(1, np.float32))
-    grids = _grids([section], LATTICE, None, symmetries=False)[0]
-    item = _Resident(section, grids, scale, "cpu")
+    grids = grids_of([section], LATTICE, None, symmetries=False)[0]
+    item = Resident(section, grids, scale, "cpu")
     loss = Loss("tumour", whole=False, correlation=0.0)
-    _, cells = _assemble([item], (32, 32), np.random.default_rng(0), 0.0)
+    _, cells = assemble([item], (32, 32), np.random.default_rng(0), 0.0)
     output = torch.randn(1, 1, 32, 32)
     value = loss(output, [item], cells)
     truth = item.targets[cells[0], 0]
@@ -148,9 +141,9 @@ def test_the_correlation_term_is_the_mean_correlation():
     expected = [np.corrcoef(a[:, j], b[:, j])[0, 1] for j in range(3)]
     assert float(correlation_of(a, b)) == pytest.approx(np.mean(expected), abs=1e-5)
     section = make_section(0)
-    grids = _grids([section], LATTICE, None, symmetries=False)[0]
-    item = _Resident(section, grids, (np.zeros(2, np.float32), np.ones(2, np.float32)), "cpu")
-    _, cells = _assemble([item], (32, 32), np.random.default_rng(0), 0.0)
+    grids = grids_of([section], LATTICE, None, symmetries=False)[0]
+    item = Resident(section, grids, (np.zeros(2, np.float32), np.ones(2, np.float32)), "cpu")
+    _, cells = assemble([item], (32, 32), np.random.default_rng(0), 0.0)
     perfect = item.targets[cells].permute(0, 3, 1, 2)
     assert float(Loss("expression", whole=False, correlation=1.0)(perfect, [item], cells)) < 1e-5
 
@@ -160,7 +153,7 @@ def test_both_tasks_share_a_loss_and_unknown_labels_have_no_say_in_it():
     section = make_section(0)
     label = make_section(0, task="tumour").targets
     section.targets = np.hstack([section.targets, label]).astype(np.float32)
-    grids = _grids([section], LATTICE, None, symmetries=False)[0]
+    grids = grids_of([section], LATTICE, None, symmetries=False)[0]
     scale = (np.zeros(3, np.float32), np.ones(3, np.float32))
     output = torch.randn(1, 3, 32, 32)
 
@@ -168,8 +161,8 @@ def test_both_tasks_share_a_loss_and_unknown_labels_have_no_say_in_it():
         import dataclasses
 
         part = dataclasses.replace(section, targets=section.targets[:, columns])
-        item = _Resident(part, grids, (scale[0][columns], scale[1][columns]), "cpu")
-        _, cells = _assemble([item], (32, 32), np.random.default_rng(0), 0.0)
+        item = Resident(part, grids, (scale[0][columns], scale[1][columns]), "cpu")
+        _, cells = assemble([item], (32, 32), np.random.default_rng(0), 0.0)
         loss = Loss(task, whole=False, correlation=0.5)
         return float(loss(output[:, columns], [item], cells))
 
@@ -188,7 +181,7 @@ def test_float32_on_a_cpu_lies_channels_first():
 
 def test_turned_sections_keep_their_neighbours():
     section = make_section(0)
-    (grids,) = _grids([section], LATTICE, None, symmetries=True)
+    (grids,) = grids_of([section], LATTICE, None, symmetries=True)
     assert len(grids) > 1
     before = LATTICE.neighbours(section.row, section.col)
     for grid in grids:
@@ -199,10 +192,10 @@ def test_turned_sections_keep_their_neighbours():
 
 def test_hidden_features_are_hidden_over_the_whole_section():
     section = make_section(0)
-    item = _Resident(section, _grids([section], LATTICE, None, symmetries=False)[0],
+    item = Resident(section, grids_of([section], LATTICE, None, symmetries=False)[0],
                      (np.zeros(2, np.float32), np.ones(2, np.float32)), "cpu")  # fmt: skip
-    grid, _ = _assemble([item], (32, 32), np.random.default_rng(1), 0.5)
-    plain, _ = _assemble([item], (32, 32), np.random.default_rng(1), 0.0)
+    grid, _ = assemble([item], (32, 32), np.random.default_rng(1), 0.5)
+    plain, _ = assemble([item], (32, 32), np.random.default_rng(1), 0.0)
     ratio = [float(grid[0, c].sum() / plain[0, c].sum()) for c in range(3)]
     assert all(value == pytest.approx(0) or value == pytest.approx(2, rel=1e-4) for value in ratio)
     assert len({round(value) for value in ratio}) == 2

@@ -1,5 +1,6 @@
 """Find the gene sets at the ends of a ranking of genes."""
 
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,6 +10,7 @@ from histogep.files import write_tsv
 from histogep.jobs import job_log
 from histogep.plots import save
 from histogep.plots_enrichment import dot_plot, running_sums
+from histogep.training_images import out_of_sample
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -20,6 +22,10 @@ with job_log(snakemake.log[0]):
     sources = {name: snakemake.input.get(name) for name in names if snakemake.input.get(name)}
     if "patients" in sources:
         sources["patients"] = pd.read_parquet(sources["patients"])
+    if "expression" in sources:
+        given = {"training_patients": snakemake.params.training_patients}
+        new = out_of_sample(sources["expression"], **given)
+        sources["expression"] = list(compress(sources["expression"], new))
     ranking, gsea, title, reason = enrich_contrast(
         snakemake.wildcards.contrast,
         sources,

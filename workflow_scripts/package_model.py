@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from histogep.files import read_json
 from histogep.jobs import job_log
 from histogep.packing import package_model
 
@@ -17,6 +18,7 @@ with job_log(snakemake.log[0]) as log:
         settings=files.settings,
         fold_settings=files.fold_settings,
         features=files.features,
+        images={record["slide"]: record["sha256"] for record in map(read_json, files.slides)},
         calibration=files.calibration,
         scorecards=files.scorecards,
         deploy=snakemake.params.deploy,

@@ -10,6 +10,7 @@ from histogep.plots import save
 from histogep.plots_expression import plot_prediction
 from histogep.qupath import write_tiles
 from histogep.streaming import predict_into
+from histogep.training_images import training_section
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -20,9 +21,11 @@ with job_log(snakemake.log[0]) as log:
     model = load_model(files.model)
     torch = any(needs_torch(record) for record in model.settings["models"].values())
     device = choose_device(torch, **granted)
-    with predict_into(output.expression, files.features, model, device=device) as prediction:
+    record = read_json(files.slide)
+    options = {"device": device, "section": training_section(model.settings, record["sha256"])}
+    with predict_into(output.expression, files.features, model, **options) as prediction:
         slide = prediction.features.slide
-        if slide != read_json(files.slide)["slide"]:
+        if slide != record["slide"]:
             raise InputError(f"{files.features} is of slide {slide}")
         write_tiles(
             output.geojson,

@@ -1,5 +1,6 @@
 """Score gene sets in every tile of the slides of a cohort."""
 
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from histogep.activity import score_activity
@@ -8,6 +9,7 @@ from histogep.files import complete, write_tsv
 from histogep.jobs import job_log
 from histogep.plots import save
 from histogep.plots_enrichment import activity_maps
+from histogep.training_images import out_of_sample
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
 with job_log(snakemake.log[0]):
     params = snakemake.params
     names = zip(params.collections, map(read_gmt, snakemake.input.gene_sets), strict=True)
+    paths = snakemake.input.slides
+    new = out_of_sample(paths, training_patients=params.training_patients)
     table, maps = score_activity(
-        snakemake.input.slides,
-        slides=params.slides,
-        slide_patients=params.slide_patients,
+        list(compress(paths, new)),
+        slides=list(compress(params.slides, new)),
+        slide_patients=list(compress(params.slide_patients, new)),
         gene_sets=dict(names),
         min_size=params.enrichment["min_size"],
         max_size=params.enrichment["max_size"],
