@@ -24,9 +24,10 @@ from torch import Tensor
 
 from histogep.cox import RiskSets
 from histogep.discrimination import concordance, survival_pairs
+from histogep.learners import CoxLearner, LogisticLearner
 from histogep.map_network import EfronLoss, FileOrderLoss, LogisticLoss, MapNet
 from histogep.map_scores import CLINICAL_MAPS, HIST, MAPS, MapScores
-from histogep.nested import CoxLearner, LogisticLearner, choose_and_fit, fill_and_scale, stratified
+from histogep.nested import choose_and_fit, fill_and_scale, stratified
 from histogep.response import response_folds
 from histogep.slide_maps import Programmes, SlideMap, canvases
 from histogep.survival import known_covariates

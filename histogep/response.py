@@ -21,8 +21,9 @@ from histogep.discrimination import (
     response_pairs,
 )
 from histogep.jobs import InputError
+from histogep.learners import LogisticLearner
 from histogep.map_scores import MapScores, read_map_scores
-from histogep.nested import LogisticLearner, NestedScores, nested_scores
+from histogep.nested import NestedScores, nested_scores
 from histogep.patients import CLINICAL, GENE, SIGNATURE, image_columns, source_name
 from histogep.stages import MIN_CLASS
 

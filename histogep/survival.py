@@ -21,8 +21,9 @@ from histogep.discrimination import (
 )
 from histogep.horizons import score_horizons
 from histogep.jobs import InputError
+from histogep.learners import CoxLearner
 from histogep.map_scores import MapScores, map_concordance, read_map_scores
-from histogep.nested import CoxLearner, NestedScores, nested_scores
+from histogep.nested import NestedScores, nested_scores
 from histogep.patients import GENE, image_columns, source_name
 from histogep.stages import MIN_EVENTS
 

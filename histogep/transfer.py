@@ -20,7 +20,8 @@ from histogep.discrimination import (
     response_pairs,
 )
 from histogep.jobs import InputError
-from histogep.nested import LogisticLearner, choose_and_fit, reduce_image, stratified
+from histogep.learners import LogisticLearner
+from histogep.nested import choose_and_fit, reduce_image, stratified
 from histogep.patients import image_columns
 from histogep.response import CLASS_PER_COMPONENT, DEFAULTS, rank_auroc, with_response
 

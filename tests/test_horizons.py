@@ -14,7 +14,8 @@ from histogep.horizons import (
     score_horizons,
     uncensored_probability,
 )
-from histogep.nested import CoxLearner, nested_scores
+from histogep.learners import CoxLearner
+from histogep.nested import nested_scores
 from histogep.plots_outcome import calibration_at
 
 

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from histogep.discrimination import average_precision, bootstrap_weights
 from histogep.jobs import InputError
-from histogep.nested import fit_logistic
+from histogep.learners import fit_logistic
 from histogep.plots_outcome import roc
 from histogep.response import compare_genes, predict_response, rank_auroc
 from histogep.signatures import read_signatures, score_signatures

@@ -14,7 +14,8 @@ from histogep.discrimination import (
     survival_pairs,
 )
 from histogep.jobs import InputError
-from histogep.nested import CoxLearner, fill_and_scale, nested_scores, reduce_image
+from histogep.learners import CoxLearner
+from histogep.nested import fill_and_scale, nested_scores, reduce_image
 from histogep.plots_outcome import forest, kaplan_meier
 from histogep.sheets import stage_number
 from histogep.survival import fit_survival
