@@ -136,6 +136,14 @@ def test_planted_genes_are_predicted_beyond_their_null(demo, truth):
         assert scored.loc[scored["gene"].isin(unseen), "pearson"].mean() < 0.2
 
 
+def test_intervals_cover_held_out_patients_as_promised(demo):
+    scores = table(demo, "evaluation/demo/scorecards.tsv")
+    for model in ("ridge", "cmunet"):
+        coverage = card(scores, protocol="honest", model=model, metric="coverage")
+        assert 0.85 <= coverage["value"] <= 0.95
+        assert coverage["n_patients"] == 6
+
+
 def test_constant_in_tissue_scores_nothing_honestly_and_much_by_the_papers_metric(demo):
     scores = table(demo, "evaluation/demo/scorecards.tsv")
     honest = card(scores, protocol="honest", model="outline", metric="pearson")
