@@ -315,8 +315,8 @@ def test_spots_lie_on_their_places_in_the_colours_of_their_subtypes(cohort):
     }
     assert list(legend) == ["S1", "S2", "reference", "unassigned"]
     assert len(set(legend.values())) == 4
-    assert [axes.get_title() for axes in fig.axes][:2] == ["s1 (p1)", "s2 (p1)"]
-    assert "no profile" in fig.axes[4].get_title()
+    assert [axes.get_title(loc="left") for axes in fig.axes][:2] == ["s1 (p1)", "s2 (p1)"]
+    assert "no profile" in fig.axes[4].get_title(loc="left")
     own = subtypes.spots.set_index(["slide", "spot"])["subtype"]
     for axes, profile in zip(fig.axes, cohort, strict=True):
         (dots,) = axes.collections
