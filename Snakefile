@@ -38,13 +38,8 @@ include: "rules/provenance.smk"
 
 
 onstart:
-    # Snakemake (seen in 9.27) sets a timer after every look at the queue, and each timer makes it
-    # look again: after N jobs there are N timers a second, and the scheduler takes a core for
-    # itself. Without a rate limit it sets none. A limit that the user chose stays.
-    limiter = getattr(workflow.scheduler, "job_rate_limiter", None)
-    if limiter is not None and (limiter.max_jobs, limiter.timespan) == (100, 1):
-        workflow.scheduler.job_rate_limiter = None
-    clusters.remember_job_age(sys.modules.get("snakemake_executor_plugin_slurm"))
+    slurm = sys.modules.get("snakemake_executor_plugin_slurm")
+    clusters.mend_at_start(workflow.scheduler, slurm)
 
 
 onsuccess:

@@ -1,8 +1,43 @@
-"""What a cluster's executor needs to be told so that it loses no job."""
+"""What Snakemake's scheduler and its executors need to be told so that they lose no job and no time."""
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
+from typing import Any
+
+
+def mend_at_start(scheduler: Any, plugin: ModuleType | None) -> None:
+    """Mend what is known to go wrong, before the first job starts.
+
+    Both mends reach into what others may change. One that fails costs itself only: the run goes on
+    as it would have without it, and says so.
+
+    Parameters
+    ----------
+    scheduler
+        The scheduler of the workflow.
+    plugin
+        The module `snakemake_executor_plugin_slurm`, or None where another executor is used.
+    """
+    for mend, what in ((drop_timers, scheduler), (remember_job_age, plugin)):
+        try:
+            mend(what)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            print(f"The run goes on without {mend.__name__} ({reason})", file=sys.stderr)
+
+
+def drop_timers(scheduler: Any) -> None:
+    """Take away the default rate limit of the scheduler; one that the user chose stays.
+
+    Snakemake (seen in 9.27) sets a timer after every look at the queue, and each timer makes it
+    look again: after N jobs there are N timers a second, and the scheduler takes a core for
+    itself. Without a rate limit it sets none.
+    """
+    limiter = getattr(scheduler, "job_rate_limiter", None)
+    if limiter is not None and (limiter.max_jobs, limiter.timespan) == (100, 1):
+        scheduler.job_rate_limiter = None
 
 
 def remember_job_age(plugin: ModuleType | None) -> None:
@@ -12,11 +47,6 @@ def remember_job_age(plugin: ModuleType | None) -> None:
     the controller does not answer, it turns to sacct, whatever `slurm-status-command` says; without
     accounting sacct knows no job, all jobs are forgotten, and Snakemake waits for ever. With the last
     answer remembered it stays with squeue, which it asks again until the controller is back.
-
-    Parameters
-    ----------
-    plugin
-        The module `snakemake_executor_plugin_slurm`, or None where another executor is used.
     """
     ask = getattr(plugin, "get_min_job_age", None)
     if ask is None:
