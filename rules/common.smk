@@ -140,6 +140,8 @@ FOLDS = folds.fold_names(
 )
 MODELS = list(config["models"])
 SKIP_BAD_SLIDES = config["on_bad_slide"] == "skip"
+# With `stop` there is nothing to list.
+FAILED_SLIDES = ["results/failed_slides.tsv"] if SKIP_BAD_SLIDES else []
 MODEL_FOLDER = FILES["model"] or f"results/model/{STUDY}"
 # A model that is applied brings its lattice: other slides are sampled as it was trained.
 LATTICE = config["lattice"]
@@ -201,8 +203,8 @@ def study_stages():
 
 def study_targets(wildcards):
     """Return the files that the whole study asks for."""
-    listed = ["results/failed_slides.tsv"] if SKIP_BAD_SLIDES else []
-    return study_stages().targets() + listed
+    listed = ["results/slides.tsv"] if len(SLIDES) else []
+    return study_stages().targets() + listed + FAILED_SLIDES
 
 
 def stage_rows(wildcards):

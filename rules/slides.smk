@@ -2,7 +2,7 @@
 
 Needs:  `image` (and `mpp` where the file has none) of config/slides.tsv.
 Writes: results/slides/{slide}.json, results/tiles/{slide}.parquet, results/features/{slide}.h5,
-        results/failed_slides.tsv
+        results/failed_slides.tsv, results/slides.tsv
 """
 
 
@@ -129,3 +129,34 @@ checkpoint check_slides:
         "List the slides that cannot be used"
     script:
         "../workflow_scripts/check_slides.py"
+
+
+rule list_slides:
+    input:
+        quality=collect("results/tiles/{slide}.quality.tsv", slide=SLIDES.index),
+        failed=FAILED_SLIDES,
+    output:
+        table="results/slides.tsv",
+        page=report(
+            "results/slides.html",
+            caption="../report/slides.rst",
+            category="01 Data and quality",
+            labels={"slide": "all", "figure": "quality and status of each slide"},
+        ),
+    log:
+        "logs/list_slides.log",
+    conda:
+        "../envs/slides.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        code=code_digest("list_slides.py"),
+        slides=list(SLIDES.index),
+        patients=list(SLIDES["patient"]),
+        cohorts=list(SLIDES["cohort"]),
+        sections=SECTIONS,
+    message:
+        "List all slides"
+    script:
+        "../workflow_scripts/list_slides.py"

@@ -290,6 +290,53 @@ def test_a_bad_slide_hands_its_reason_on_to_the_list(
         )
 
 
+def test_all_slides_are_listed_with_quality_and_status(tmp_path, prepare, tile, encode, run_script):
+    """A section, a slide, and one that is left out with the reason that check_slides found."""
+    good, _ = prepare(_write_image(tmp_path / "image.tiff"))
+    kept, _ = tile(good)
+    quality = tmp_path / "kept.quality.tsv"
+    quality.write_bytes(kept["quality"].read_bytes())
+    tiles = pd.read_parquet(kept["tiles"])
+    image, _, complaint = _write_bad("white", tmp_path, tmp_path)
+    bad, _ = prepare(image, skip=True)
+    lost, _ = tile(bad, skip=True)
+    path, _ = encode(bad, lost["tiles"], [{"name": "descriptors"}], skip=True)
+    ids = {"slides": ["A", "B", "S1"], "patients": ["p", "q", "r"], "cohorts": ["v", "c", "c"]}
+    features = tmp_path / "good.h5"
+    with h5py.File(features, "w") as file:
+        file.attrs["slide"] = "A"
+    failed = {"failed": tmp_path / "failed.tsv", "page": tmp_path / "failed.html"}
+    run_script(
+        "check_slides.py",
+        input={"features": [features, features, path]},
+        output=failed,
+        params=ids,
+    )
+    made = {"table": tmp_path / "slides.tsv", "page": tmp_path / "slides.html"}
+    given = {"quality": [quality, quality, lost["quality"]], "failed": [failed["failed"]]}
+    run_script("list_slides.py", input=given, output=made, params={**ids, "sections": ["A"]})
+    listed = read_tsv(made["table"])
+    assert list(listed["role"]) == ["section", "slide", "slide"]
+    assert list(listed["status"]) == ["used", "used", "left out"]
+    assert re.search(complaint, listed["reason"][2])
+    assert listed["n_tiles"][2] == 0
+    assert np.isnan(listed["tissue_mm2"][2])
+    assert listed["n_tiles"][0] == len(tiles)
+    assert listed["median_sharpness"][0] == pytest.approx(tiles["blur"].median(), rel=1e-4)
+    page = made["page"].read_text()
+    assert "2 of 3 are used" in page
+    assert re.search(complaint, page)
+
+    # With `on_bad_slide: stop` there is no list of failures, and no column of reasons to show.
+    run_script(
+        "list_slides.py",
+        input={"quality": [quality], "failed": []},
+        output=made,
+        params={"slides": ["A"], "patients": ["p"], "cohorts": ["v"], "sections": ["A"]},
+    )
+    assert "reason" not in made["page"].read_text()
+
+
 def test_outlines_drawn_in_qupath_limit_the_tiles(tmp_path, prepare, tile):
     slide, _ = prepare(_write_image(tmp_path / "image.tiff"))
     output, _ = tile(slide)

@@ -1,0 +1,45 @@
+"""List all slides of a study with their quality and whether they are used."""
+
+from typing import TYPE_CHECKING
+
+from histogep.files import write_tsv
+from histogep.jobs import job_log
+from histogep.pages import Table, write_page
+from histogep.slide_list import list_slides
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    params = snakemake.params
+    listed = list_slides(
+        snakemake.input.quality,
+        slides=params.slides,
+        patients=params.patients,
+        cohorts=params.cohorts,
+        sections=params.sections,
+        failed=next(iter(snakemake.input.failed), None),
+    )
+    write_tsv(listed, snakemake.output.table)
+    shares = ("share_pen", "share_blurred", "share_folded")
+    n_used = (listed["status"] == "used").sum()
+    write_page(
+        snakemake.output.page,
+        title=f"Slides: {n_used} of {len(listed)} are used",
+        tables=[
+            Table(
+                listed.drop(columns=[] if n_used < len(listed) else "reason"),
+                formats=dict.fromkeys(shares, "{:.1%}") | {"tissue_mm2": "{:.1f}"},
+                bars=dict.fromkeys(shares, (0.0, 1.0)),
+                bar_colours=dict.fromkeys(shares, "#f3c9a5"),
+                headers={"mpp": "um per px", "tissue_mm2": "tissue, mm²", "n_tiles": "tiles"},
+            )
+        ],
+        notes=[
+            "A section has spots and trains the model, a slide is predicted. `share_pen` is of pen "
+            "and tissue together, `share_blurred` and `share_folded` are of the tiles, and "
+            "`median_sharpness` is the variance of the Laplacian of the median tile: compare it "
+            "between slides of one scanner."
+        ],
+    )
+    log.info("%d of %d slides are used", n_used, len(listed))
