@@ -1,22 +1,18 @@
 """From H&E slides to spatial gene expression, tumour maps and outcome: the entry point."""
 
-import gc
 import sys
 
-from histogep import clusters
+from histogep import clusters, planning
 from snakemake import benchmark as sampling
 from snakemake.utils import min_version
 
-# A plan is millions of small objects that all stay: looking for garbage among them again and again
-# takes a sixth of the time of planning.
-gc.set_threshold(200_000, 20, 100)
+min_version("9.14")
+planning.spare_planning(sys.modules)
 
 # A look at a job's memory for `benchmark:` walks its whole address space and halts it meanwhile, up to
 # .2 s where torch is loaded. Twice a second that took a tenth of the default study's time. The log of
 # a job has its exact peak.
 sampling.BENCHMARK_INTERVAL_SHORT = 2.0
-
-min_version("9.14")
 
 
 report: "report/workflow.rst"

@@ -3,7 +3,10 @@
 The sheet has ten sections with spots, the rest are slides without spots in five cohorts, two slides
 a patient, with survival and response. All files exist and are empty: a dry run reads none of them.
 
-    .venv/bin/python benchmarks_suite/cohort_plan.py --slides 5000 --on-bad-slide stop skip
+    .venv/bin/python benchmarks_suite/cohort_plan.py --slides 5000 --of stop skip floor
+
+`floor` is what Snakemake itself takes: a workflow of rules without code, parameters, functions or
+messages, with the files, logs and benchmarks of the five jobs of each slide and of the cohorts.
 """
 
 from __future__ import annotations
@@ -18,6 +21,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 N_SECTIONS = 10
 N_COHORTS = 5
+#: Inputs, then outputs, of the rules of the floor; the first five run for each slide.
+FLOOR = {
+    "prepare_slide": (["slides/{s}.svs"], ["slides/{s}.json", "slides/{s}"]),
+    "tile_slide": (
+        ["slides/{s}.json", "slides/{s}.svs", "slides/{s}"],
+        [f"tiles/{{s}}.{end}" for end in ("parquet", "geojson", "quality.tsv", "png")],
+    ),
+    "encode_tiles": (
+        ["slides/{s}.json", "slides/{s}.svs", "slides/{s}", "tiles/{s}.parquet"],
+        ["features/{s}.h5"],
+    ),
+    "predict_slide": (
+        ["slides/{s}.json", "features/{s}.h5", "positions.gtf"],
+        [f"expression/{{s}}.{end}" for end in ("h5ad", "geojson", "png")],
+    ),
+    "infer_cnv": (
+        ["features/{s}.h5", "expression/{s}.h5ad", "positions.gtf"],
+        [f"cnv/{{s}}.{end}" for end in ("h5ad", "arms.tsv", "png")],
+    ),
+}
 _RUN = (
     "import resource, subprocess, sys; rc = subprocess.call(sys.argv[1:], stdout=2);"
     "used = resource.getrusage(resource.RUSAGE_CHILDREN);"
@@ -56,10 +79,43 @@ def write_study(folder: Path, n_slides: int, *, on_bad_slide: str = "stop") -> P
     return config
 
 
-def plan(folder: Path, config: Path) -> tuple[float, float, float, str]:
+def write_floor(folder: Path, n_slides: int) -> Path:
+    """Write a workflow of as many slides, files and jobs, of which none does anything."""
+    (folder / "slides").mkdir(parents=True)
+    (folder / "positions.gtf").touch()
+    slides = [f"S{i:05d}" for i in range(n_slides)]
+    for slide in slides:
+        (folder / f"slides/{slide}.svs").touch()
+    rules = [f"SLIDES = {slides!r}\nwildcard_constraints:\n    s=r'S[0-9]+',\n    c=r'[0-9]'"]
+    per_cohort = {"subtype_tumours": "cnv", "summarise_patients": "expression"}
+    made = [f"results/{rule}/{c}.tsv" for rule in per_cohort for c in range(N_COHORTS)]
+    rules.append(
+        f"rule all:\n    input: [f'results/expression/{{s}}.h5ad' for s in SLIDES], {made}"
+    )
+    for rule, (inputs, outputs) in FLOOR.items():
+        inputs = [x if x.endswith((".svs", ".gtf")) else f"results/{x}" for x in inputs]
+        outputs = [f"results/{x}" for x in outputs]
+        rules.append(
+            f"rule {rule}:\n    input: {inputs}\n    output: {outputs}\n"
+            f"    log: 'logs/{rule}/{{s}}.log'\n    benchmark: 'benchmarks/{rule}/{{s}}.tsv'"
+        )
+    for rule, kind in per_cohort.items():
+        files = f"[f'results/{kind}/{{s}}.h5ad' for s in SLIDES[int(w.c)::{N_COHORTS}]]"
+        rules.append(
+            f"rule {rule}:\n    input: lambda w: {files}\n    output: 'results/{rule}/{{c}}.tsv'"
+        )
+    path = folder / "Snakefile"
+    path.write_text("\n\n".join(rules) + "\n")
+    return path
+
+
+def plan(
+    folder: Path, config: Path | None, *, snakefile: Path = ROOT / "Snakefile"
+) -> tuple[float, float, float, str]:
     """Dry-run a study; return seconds, CPU seconds, peak MB of the largest process, the last lines."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--dry-run"]
-    command += ["--quiet", "rules", "--cores", "2", "--directory", folder, "--configfile", config]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--dry-run"]
+    command += ["--quiet", "rules", "--cores", "2", "--directory", folder]
+    command += ["--configfile", config] if config else []
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", _RUN, *map(str, command)],
@@ -77,25 +133,23 @@ def main() -> None:
     """Print one row per number of slides and way of dealing with bad slides."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slides", type=int, nargs="+", default=[5000])
-    parser.add_argument("--on-bad-slide", nargs="+", default=["stop"], choices=["stop", "skip"])
+    parser.add_argument("--of", nargs="+", default=["stop"], choices=["stop", "skip", "floor"])
     given = parser.parse_args()
-    print("slides\ton_bad_slide\tjobs\tseconds\tcpu_seconds\tpeak_mb")
+    print("slides\tof\tjobs\tseconds\tcpu_seconds\tpeak_mb")
     for n_slides in given.slides:
-        for choice in given.on_bad_slide:
-            with tempfile.TemporaryDirectory() as folder:
-                config = write_study(Path(folder), n_slides, on_bad_slide=choice)
-                seconds, cpu, peak, said = plan(Path(folder), config)
+        for choice in given.of:
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                if choice == "floor":
+                    made = plan(folder, None, snakefile=write_floor(folder, n_slides))
+                else:
+                    made = plan(folder, write_study(folder, n_slides, on_bad_slide=choice))
+            seconds, cpu, peak, said = made
             jobs = next(
                 words[1] for line in said.splitlines() if (words := line.split())[:1] == ["total"]
             )
-            print(
-                n_slides,
-                choice,
-                jobs,
-                f"{seconds:.1f}\t{cpu:.1f}\t{peak:.0f}",
-                sep="\t",
-                flush=True,
-            )
+            times = f"{seconds:.1f}\t{cpu:.1f}\t{peak:.0f}"
+            print(n_slides, choice, jobs, times, sep="\t", flush=True)
 
 
 if __name__ == "__main__":

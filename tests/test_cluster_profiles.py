@@ -29,6 +29,12 @@ def profile(name):
     return yaml.safe_load((ROOT / f"profiles/{name}/profile.yaml").read_text())
 
 
+def test_the_guide_names_the_rules_that_ask_for_a_gpu():
+    text = (ROOT / "docs/cluster.md").read_text()
+    named = re.search(r"## GPUs\n\n(.*?) ask for `gpu=1`", text, re.DOTALL)[1]
+    assert set(re.findall(r"`(\w+)`", named)) == GPU_RULES
+
+
 @pytest.mark.parametrize("name", ["slurm", "cluster-generic"])
 def test_a_profile_names_rules_that_are_there_and_sends_gpu_rules_to_gpus(name):
     settings = profile(name)
