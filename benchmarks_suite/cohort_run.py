@@ -19,6 +19,8 @@ from pathlib import Path
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from histogep.simulate import write_study
 
 ROOT = Path(__file__).resolve().parents[1]
