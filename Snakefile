@@ -19,6 +19,8 @@ report: "report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/common_slides.smk"
+include: "rules/common_model.smk"
 include: "rules/simulate.smk"
 include: "rules/slides.smk"
 include: "rules/spots.smk"

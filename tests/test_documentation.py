@@ -69,7 +69,7 @@ def messages():
     )
     for path in [*library, *(snakemake / name for name in there)]:
         found += filter(None, map(_template, ast.walk(ast.parse(path.read_text()))))
-    text = (ROOT / "rules/common.smk").read_text()
+    text = "".join(path.read_text() for path in sorted(ROOT.glob("rules/common*.smk")))
     return [*found, *(re.sub(r"\{.*?\}", "…", part) for part in re.findall(r'f?"(.+?)"', text))]
 
 
