@@ -88,6 +88,19 @@ def test_every_message_of_the_troubleshooting_is_one_of_the_code(messages, quote
     assert any(re.search(wanted, message, re.DOTALL) for message in messages), quoted
 
 
+def test_every_fault_has_tests_and_they_exist():
+    text = (ROOT / "docs/reliability.md").read_text()
+    section = text.split("## Faults\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "][1:]
+    assert len(rows) > 15
+    for fault, *_, tests in rows:
+        named = re.findall(r"`(\w+)\.(\w+)`", tests)
+        assert named, fault
+        for module, test in named:
+            source = (ROOT / "tests" / f"{module}.py").read_text()
+            assert f"\ndef {test}(" in source, f"{module}.{test}"
+
+
 # -------------------------------------------------------------------- settings, links, commands
 
 
@@ -140,16 +153,3 @@ def test_named_functions_and_modules_exist(document):
         if rest and rest != ["py"]:
             defined = {getattr(node, "name", "") for node in ast.parse(path.read_text()).body}
             assert rest[0] in defined, name
-
-
-def test_every_fault_has_tests_and_they_exist():
-    text = (ROOT / "docs/reliability.md").read_text()
-    section = text.split("## Faults\n")[1].split("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "][1:]
-    assert len(rows) > 15
-    for fault, *_, tests in rows:
-        named = re.findall(r"`(\w+)\.(\w+)`", tests)
-        assert named, fault
-        for module, test in named:
-            source = (ROOT / "tests" / f"{module}.py").read_text()
-            assert f"\ndef {test}(" in source, f"{module}.{test}"
