@@ -6,19 +6,21 @@ from histogep import clusters, planning
 from snakemake import benchmark as sampling
 from snakemake.utils import min_version
 
+min_version("9.14")
+planning.spare_planning(sys.modules)
+
 # A look at a job's memory for `benchmark:` walks its whole address space and halts it meanwhile, up to
 # .2 s where torch is loaded. Twice a second that took a tenth of the default study's time. The log of
 # a job has its exact peak.
 sampling.BENCHMARK_INTERVAL_SHORT = 2.0
-
-min_version("9.14")
-planning.spare_planning(sys.modules)
 
 
 report: "report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/common_slides.smk"
+include: "rules/common_model.smk"
 include: "rules/simulate.smk"
 include: "rules/slides.smk"
 include: "rules/spots.smk"

@@ -1,4 +1,7 @@
-"""Validated configuration and sheets, wildcard constraints, and the input functions of all rules."""
+"""Validated configuration and sheets, wildcard constraints, and input functions.
+
+Those of the rules of slides are in common_slides.smk, those of folds and models in common_model.smk.
+"""
 
 import re
 from pathlib import Path
@@ -219,6 +222,11 @@ def usable_sections(wildcards):
     return usable(SECTIONS)
 
 
+def patient_of(slide):
+    """Return the patient of a slide."""
+    return SLIDE_ROWS[slide]["patient"]
+
+
 def usable_section_patients(wildcards):
     """Return the patient of each section, in the order of `usable_sections`."""
     return [patient_of(section) for section in usable(SECTIONS)]
@@ -247,186 +255,6 @@ def responding_patients(wildcards):
     """Return the patients of each of `response_cohorts`."""
     return [
         f"results/patients/{cohort}.parquet" for cohort in response_cohorts(wildcards)
-    ]
-
-
-def fold_ids():
-    """Return the ids of the folds of the usable sections."""
-    sections = usable(SECTIONS)
-    patients = {patient_of(section) for section in sections}
-    return folds.fold_names(
-        n_patients=len(patients), n_sections=len(sections), settings=config["folds"]
-    )
-
-
-def of_folds(pattern):
-    """Return an input function that gives the files of all folds, one for each {fold}."""
-
-    def files(wildcards):
-        return [pattern.format(fold=fold, study=STUDY) for fold in fold_ids()]
-
-    return files
-
-
-def held_out():
-    """Return fold and model of every prediction of held-out sections."""
-    return [
-        (fold, model)
-        for fold in fold_ids()
-        for model, choices in config["models"].items()
-        # The wide panel serves copy number only; the paper's protocol knows only its own network.
-        if (fold.startswith("honest-") and choices["panel"] == "main")
-        or (fold.startswith("hist-") and choices["kind"] == "cmunet")
-    ]
-
-
-def wide_held_out():
-    """Return fold and model of the wide panel's held-out training.
-
-    It serves copy number only: its honest folds are trained where predicted is compared with
-    measured copy number, and audited like all others.
-    """
-    return [
-        (fold, config["deploy"]["wide"])
-        for fold in fold_ids()
-        if fold.startswith("honest-") and study_stages().runs("cnv agreement")
-    ]
-
-
-def of_wide(name):
-    """Return an input function that gives a file of each held-out training of the wide panel."""
-
-    def files(wildcards):
-        return [
-            f"results/models/{STUDY}/{fold}/{model}/{name}"
-            for fold, model in wide_held_out()
-        ]
-
-    return files
-
-
-def slide_row(wildcards):
-    """Return the row of {slide} in the slide sheet."""
-    try:
-        return SLIDE_ROWS[wildcards.slide]
-    except KeyError:
-        raise WorkflowError(f"the slide sheet has no slide {wildcards.slide}") from None
-
-
-def slide_image(wildcards):
-    """Return the whole-slide image of {slide}."""
-    return slide_row(wildcards)["image"]
-
-
-def slide_mpp(wildcards):
-    """Return the pixel size of {slide} in um that the sheet gives, or None."""
-    mpp = slide_row(wildcards)["mpp"]
-    return None if mpp != mpp else float(mpp)
-
-
-def patient_of(slide):
-    """Return the patient of a slide."""
-    return SLIDE_ROWS[slide]["patient"]
-
-
-def designed_composition(wildcards):
-    """Return what the simulated tissue of {slide} consists of."""
-    return slide_composition(config["seed"], wildcards.slide).to_settings()
-
-
-def tile_inputs(wildcards):
-    """Return the spots of {slide} if it has any: its tiles lie on them; or its annotated regions."""
-    if wildcards.slide in SECTIONS:
-        return {"spots": f"results/spots/{wildcards.slide}.h5ad"}
-    regions = slide_row(wildcards)["regions"]
-    return {"regions": regions} if regions else {}
-
-
-def given_features(wildcards):
-    """Return the features of {slide} that the sheet gives, if any."""
-    path = slide_row(wildcards)["features"]
-    return {"given": path} if path else {}
-
-
-def section_counts(wildcards):
-    """Return the counts of {slide} and, for legacy ST tables, the positions of its spots."""
-    row = slide_row(wildcards)
-    if row["counts"].startswith("data/simulated/"):
-        folder = row["counts"]
-        return {
-            "counts": f"{folder}/filtered_feature_bc_matrix.h5",
-            "positions": f"{folder}/spatial/tissue_positions.csv",
-            "scalefactors": f"{folder}/spatial/scalefactors_json.json",
-            "hires": f"{folder}/spatial/tissue_hires_image.png",
-        }
-    given = {"counts": row["counts"], "positions": row["positions"]}
-    return {name: path for name, path in given.items() if path}
-
-
-def resource_content(wildcards):
-    """Return the digest of a shipped reference: its content, not its place, decides a rerun."""
-    return digest_resource(wildcards.name)
-
-
-def section_labels(wildcards):
-    """Return the annotation of {slide} if it has one, and the gene positions if they are known."""
-    inputs = {
-        "labels": slide_row(wildcards)["labels"],
-        "gene_positions": GENE_POSITIONS,
-    }
-    return {name: path for name, path in inputs.items() if path}
-
-
-def model_settings(wildcards):
-    """Return the settings of {model}."""
-    return config["models"][wildcards.model]
-
-
-def training_inputs(wildcards):
-    """Return an ensemble's members; for the fold `all`, the honest folds' settings.
-
-    Those fix the number of epochs.
-    """
-    members = config["models"][wildcards.model]["members"]
-    if members:
-        folder = f"results/models/{STUDY}/{wildcards.fold}"
-        return {
-            "members": [f"{folder}/{member}/weights.safetensors" for member in members],
-            "member_settings": [
-                f"{folder}/{member}/settings.json" for member in members
-            ],
-        }
-    if wildcards.fold != "all":
-        return {}
-    return {
-        "fold_settings": [
-            f"results/models/{STUDY}/{fold}/{model}/settings.json"
-            for fold, model in held_out()
-            if fold.startswith("honest-") and model == wildcards.model
-        ]
-    }
-
-
-def trained_settings(wildcards):
-    """Return the settings of every model that was trained with sections held out."""
-    return [
-        f"results/models/{STUDY}/{fold}/{model}/settings.json"
-        for fold, model in held_out()
-    ]
-
-
-def audited_settings(wildcards):
-    """Return the settings of every model with sections held out, those of the wide panel too."""
-    return trained_settings(wildcards) + [
-        f"results/models/{STUDY}/{fold}/{model}/settings.json"
-        for fold, model in wide_held_out()
-    ]
-
-
-def held_out_predictions(wildcards):
-    """Return the predictions of every held-out section by every model."""
-    return [
-        f"results/predictions/{STUDY}/{fold}/{model}.h5ad" for fold, model in held_out()
     ]
 
 

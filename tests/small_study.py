@@ -24,6 +24,7 @@ class Study:
         self.folder = folder
         self.profile = profile
         self.calls = 0
+        self.started: list[Call] = []
         command = [sys.executable, "-m", "histogep.simulate", "--study", folder]
         sizes = ["--patients-with-spots", 2, "--sections", 2, "--patients-without-spots", 1]
         sizes += ["--section-rows", 16, "--section-cols", 16]
@@ -63,7 +64,15 @@ class Study:
                 cwd=REPOSITORY,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
-        return Call(process, log)
+        self.started.append(Call(process, log))
+        return self.started[-1]
+
+    def settle(self) -> None:
+        """Let calls that a failed test has left come to their end; jobs that run are finished."""
+        for call in self.started:
+            if call.process.poll() is None:
+                call.process.terminate()
+                call.wait()
 
     def finish(self, *arguments: str | Path, **options: str | None) -> Call:
         """Run to the end, which must be a good one."""

@@ -69,7 +69,7 @@ def messages():
     )
     for path in [*library, *(snakemake / name for name in there)]:
         found += filter(None, map(_template, ast.walk(ast.parse(path.read_text()))))
-    text = (ROOT / "rules/common.smk").read_text()
+    text = "".join(path.read_text() for path in sorted(ROOT.glob("rules/common*.smk")))
     return [*found, *(re.sub(r"\{.*?\}", "…", part) for part in re.findall(r'f?"(.+?)"', text))]
 
 
@@ -86,6 +86,19 @@ def test_there_are_messages_to_look_for():
 def test_every_message_of_the_troubleshooting_is_one_of_the_code(messages, quoted):
     wanted = ".*".join(re.escape(part) for part in quoted.split("…"))
     assert any(re.search(wanted, message, re.DOTALL) for message in messages), quoted
+
+
+def test_every_fault_has_tests_and_they_exist():
+    text = (ROOT / "docs/reliability.md").read_text()
+    section = text.split("## Faults\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "][1:]
+    assert len(rows) > 15
+    for fault, *_, tests in rows:
+        named = re.findall(r"`(\w+)\.(\w+)`", tests)
+        assert named, fault
+        for module, test in named:
+            source = (ROOT / "tests" / f"{module}.py").read_text()
+            assert f"\ndef {test}(" in source, f"{module}.{test}"
 
 
 # -------------------------------------------------------------------- settings, links, commands

@@ -697,6 +697,8 @@ def test_bad_slides_are_listed_and_the_cohort_goes_on_without_them(cohort):
         "lonely": "prepare_slide",
     }
     assert "no tissue" in failed.loc["glass", "reason"]
+    listed = table(folder, "slides.tsv", index_col="slide")
+    assert set(listed.index[listed["status"] == "left out"]) == set(failed.index)
     assert predicted(folder) == {"H01-1", "H02-1"}
     assert set(table(folder, "cnv/c/subtypes.tsv")["slide"]) <= {"H01-1", "H02-1"}
     assert not (folder / "results/cnv/lost").exists()

@@ -23,23 +23,25 @@ with job_log(snakemake.log[0]) as log:
     write_tsv(listed, snakemake.output.table)
     shares = ("share_pen", "share_blurred", "share_folded")
     n_used = (listed["status"] == "used").sum()
+    shown = listed if n_used < len(listed) else listed.drop(columns="reason")
     write_page(
         snakemake.output.page,
         title=f"Slides: {n_used} of {len(listed)} are used",
         tables=[
             Table(
-                listed.drop(columns=[] if n_used < len(listed) else "reason"),
+                shown,
                 formats=dict.fromkeys(shares, "{:.1%}") | {"tissue_mm2": "{:.1f}"},
                 bars=dict.fromkeys(shares, (0.0, 1.0)),
                 bar_colours=dict.fromkeys(shares, "#f3c9a5"),
-                headers={"mpp": "um per px", "tissue_mm2": "tissue, mm²", "n_tiles": "tiles"},
+                headers={name: name.split("_")[-1] for name in shown}
+                | {"mpp": "um/px", "tissue_mm2": "tissue, mm²"},
             )
         ],
         notes=[
-            "A section has spots and trains the model, a slide is predicted. `share_pen` is of pen "
-            "and tissue together, `share_blurred` and `share_folded` are of the tiles, and "
-            "`median_sharpness` is the variance of the Laplacian of the median tile: compare it "
-            "between slides of one scanner."
+            "A section has spots and trains the model, a slide is predicted. The share of pen is of "
+            "pen and tissue together, those of blurred and folded tiles are of the tiles. Sharpness "
+            "is the variance of the Laplacian of the median tile: compare it between slides of one "
+            "scanner. results/slides.tsv has the same table."
         ],
     )
     log.info("%d of %d slides are used", n_used, len(listed))
