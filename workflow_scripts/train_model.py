@@ -27,7 +27,6 @@ with job_log(snakemake.log[0]) as log:
         records = [read_json(path) for path in files.member_settings]
         weights = [read_arrays(path) for path in files.members]
         arrays, settings, history = fit_ensemble(snakemake.wildcards.model, records, weights)
-        epochs = None
     else:
         folds = read_tsv(files.folds, dtype=str)
         panel = read_tsv(files.panel, dtype={"gene": str}, keep_default_na=False)
@@ -51,12 +50,11 @@ with job_log(snakemake.log[0]) as log:
             device=choose_device(needs_torch(params.settings), **granted),
         )
         arrays, settings, history = model.arrays, model.settings, model.history
-        epochs = model.epochs
+        if model.epochs is not None:
+            write_tsv(model.epochs, snakemake.log.epochs)
     with complete(snakemake.output.weights) as temporary:
         save_file(arrays, temporary)
     write_json(settings, snakemake.output.settings)
     write_tsv(history, snakemake.output.history)
-    if epochs is not None:
-        write_tsv(epochs, snakemake.log.epochs)
     shutil.rmtree(checkpoints, ignore_errors=True)
     log.info("%d parameters", settings["n_parameters"])
