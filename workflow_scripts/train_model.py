@@ -12,7 +12,7 @@ from histogep.ensembles import fit_ensemble
 from histogep.files import complete, read_json, read_tsv, write_json, write_tsv
 from histogep.folds import fold_roles
 from histogep.jobs import job_log
-from histogep.modelling import fit_model
+from histogep.modelling import FittedModel, fit_model
 from histogep.weights import read_arrays
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ with job_log(snakemake.log[0]) as log:
     if params.settings["kind"] == "ensemble":
         records = [read_json(path) for path in files.member_settings]
         weights = [read_arrays(path) for path in files.members]
-        arrays, settings, history = fit_ensemble(snakemake.wildcards.model, records, weights)
+        model = FittedModel(*fit_ensemble(snakemake.wildcards.model, records, weights))
     else:
         folds = read_tsv(files.folds, dtype=str)
         panel = read_tsv(files.panel, dtype={"gene": str}, keep_default_na=False)
@@ -49,12 +49,11 @@ with job_log(snakemake.log[0]) as log:
             code=params.code,
             device=choose_device(needs_torch(params.settings), **granted),
         )
-        arrays, settings, history = model.arrays, model.settings, model.history
-        if model.epochs is not None:
-            write_tsv(model.epochs, snakemake.log.epochs)
     with complete(snakemake.output.weights) as temporary:
-        save_file(arrays, temporary)
-    write_json(settings, snakemake.output.settings)
-    write_tsv(history, snakemake.output.history)
+        save_file(model.arrays, temporary)
+    write_json(model.settings, snakemake.output.settings)
+    write_tsv(model.history, snakemake.output.history)
+    if model.epochs is not None:
+        write_tsv(model.epochs, snakemake.log.epochs)
     shutil.rmtree(checkpoints, ignore_errors=True)
-    log.info("%d parameters", settings["n_parameters"])
+    log.info("%d parameters", model.settings["n_parameters"])
