@@ -147,3 +147,10 @@ def test_a_mend_that_fails_does_not_stop_the_run(capsys):
 def test_the_workflow_starts_with_the_guarded_mends_only():
     start = (ROOT / "Snakefile").read_text().split("onstart:\n")[1].split("\n\n\n")[0]
     assert re.findall(r"clusters\.(\w+)", start) == ["mend_at_start"]
+
+
+def test_the_plugins_are_found_by_jobs_that_run_elsewhere():
+    """A job on a node runs in the folder of the results: a relative path leads nowhere there."""
+    recipe = (ROOT / "Makefile").read_text().split("\ncluster-test:")[1].split("\n\n")[0]
+    (path,) = re.findall(r"PYTHONPATH=(\S+)", recipe)
+    assert path.startswith("$(CURDIR)/")
