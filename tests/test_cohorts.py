@@ -119,14 +119,14 @@ def test_a_change_reruns_what_the_docs_say_and_no_more(planned, change):
     assert set(planned[change]) == documented()[change]
 
 
-def test_settings_of_one_outcome_or_contrast_leave_the_others_alone(planted):
+def test_settings_of_one_outcome_or_contrast_leave_the_others_alone(planned):
     # The paper's protocol knows survival only; a cohort has tumour, survival and response contrasts.
-    assert planted["`maps` (`hist`)"]["train_map_net"] == 1
-    assert planted["`maps`"]["train_map_net"] == 2
-    assert planted["`response` (`folds`)"]["train_map_net"] == 1
-    assert planted["`survival` (`penalties`)"]["train_map_net"] == 1
-    everything = planted["`enrichment`"]["enrich_genes"]
-    assert 0 < planted["`response`"]["enrich_genes"] < everything
+    assert planned["`maps` (`hist`)"]["train_map_net"] == 1
+    assert planned["`maps`"]["train_map_net"] == 2
+    assert planned["`response` (`folds`)"]["train_map_net"] == 1
+    assert planned["`survival` (`penalties`)"]["train_map_net"] == 1
+    everything = planned["`enrichment`"]["enrich_genes"]
+    assert 0 < planned["`response`"]["enrich_genes"] < everything
 
 
 def test_slides_that_stay_are_not_touched_when_one_comes_or_goes(planned):
