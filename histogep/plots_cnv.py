@@ -34,6 +34,12 @@ if TYPE_CHECKING:  # a slide's figure need not wait for scipy.stats
 
 _REFERENCE_COLOUR = LABEL_COLOURS["non-malignant"]
 _UNASSIGNED_COLOUR = LABEL_COLOURS["undetermined"]
+#: Size of a slide's figure, and in it the left, bottom, width and height of strip, heatmap, colour
+#: bar, map and calls.
+_PROFILE_MM = (210.0, 105.0)
+_BOXES_MM = (
+    (7, 26, 3.5, 69), (12, 26, 119, 69), (50, 11, 42, 2.2), (139, 52, 36, 43), (139, 4, 68, 36),
+)  # fmt: skip
 #: Clones take the colours that the reference does not have.
 _CLONE_COLOURS = [c for c in CATEGORY_COLOURS if c != _REFERENCE_COLOUR]
 
@@ -65,10 +71,10 @@ def profile_figure(result: anndata.AnnData, arms: pd.DataFrame) -> Figure:
     colours = _group_colours(groups)
     word = _word(name)
     rows = np.concatenate([_ordered(result, np.flatnonzero(clone == group)) for group in groups])
-    fig = figure(width_mm=200, height_mm=105)
-    grid = fig.add_gridspec(2, 3, width_ratios=[0.025, 1, 0.38], height_ratios=[1, 0.5])
-    strip = fig.add_subplot(grid[:, 0])
-    heat = fig.add_subplot(grid[:, 1])
+    fig = figure(width_mm=_PROFILE_MM[0], height_mm=_PROFILE_MM[1], placed=True)
+    strip, heat, below, tissue, told = (
+        fig.add_axes(tuple(np.array(box) / (*_PROFILE_MM, *_PROFILE_MM))) for box in _BOXES_MM
+    )
     code = np.concatenate([[i] * int((clone == g).sum()) for i, g in enumerate(groups)])
     strip.imshow(
         code[:, np.newaxis],
@@ -102,10 +108,10 @@ def profile_figure(result: anndata.AnnData, arms: pd.DataFrame) -> Figure:
     if result.uns["reference"] == RANKED:
         title += "\nlow confidence: the labels give no contrast, the ends of the marker score do"
     heat.set_title(title)
-    bar = fig.colorbar(image, ax=heat, location="bottom", shrink=0.35, aspect=30, pad=0.02)
+    bar = fig.colorbar(image, cax=below, orientation="horizontal")
     bar.set_label("log ratio to the reference spots, within the noise = 0")
-    _map(fig.add_subplot(grid[0, 2]), result, clone, groups, colours, lattice, word)
-    _calls(fig.add_subplot(grid[1, 2]), result, arms, word)
+    _map(tissue, result, clone, groups, colours, lattice, word)
+    _calls(told, result, arms, word)
     return fig
 
 
