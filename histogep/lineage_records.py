@@ -217,7 +217,8 @@ class Lineage:
             code=codes[0] if codes else "",
             seed=seeds[0] if len(seeds) == 1 else None,
             settings=_name_settings(values, self.configuration, rule=record["rule"]),
-            software=next((self._versions(log) for log in logs if log.is_file()), {}),
+            # A job may write tables among its logs, which tell no versions.
+            software=next((v for log in logs if log.is_file() and (v := self._versions(log))), {}),
             inputs=tuple(record.get("input") or ()),
             input_sha256={
                 name: text.split(":")[-1]

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from histogep.bad_slides import refuse_failed
 from histogep.deployment import load_model
 from histogep.devices import choose_device, needs_torch
 from histogep.files import read_json
@@ -22,6 +23,7 @@ with job_log(snakemake.log[0]) as log:
     torch = any(needs_torch(record) for record in model.settings["models"].values())
     device = choose_device(torch, **granted)
     record = read_json(files.slide)
+    refuse_failed(record)
     options = {"device": device, "section": training_section(model.settings, record["sha256"])}
     with predict_into(output.expression, files.features, model, **options) as prediction:
         slide = prediction.features.slide
