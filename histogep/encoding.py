@@ -316,13 +316,15 @@ def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder
         side = network.input_px
         noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         fused = fuse_convolutions(network.network, noise)
-        if fused is not network.network:
+        if fused is network.network:
+            fused = None
+        else:
             network = copy.copy(network)
             network._modules = network._modules | {"network": fused}
     network = network.to(device, memory_format=torch.channels_last)
     if precision == "bfloat16":
         network = network.to(torch.bfloat16)
-    if fused is network.network:
+    if fused is not None:
         kind = next(fused.parameters()).dtype
         pack_weights(fused, noise.to(kind), batch=CPU_BATCH)
     return dataclasses.replace(encoder, network=network, precision=precision)

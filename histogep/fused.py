@@ -55,6 +55,10 @@ class FusedConv2d(nn.Module):
             self.weight.contiguous().to_mkldnn(), *self.geometry, self.groups, list(shape)
         )
 
+    def unpack(self) -> None:
+        """Go on with the weights as they are."""
+        self._packed = None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the activated output of the convolution."""
         name, bounds = self.activation
@@ -97,7 +101,7 @@ def fuse_convolutions(network: nn.Module, example: torch.Tensor) -> nn.Module:
 
 
 def pack_weights(network: nn.Module, example: torch.Tensor, *, batch: int) -> None:
-    """Pack the weights of all fused convolutions, in place.
+    """Pack the weights of all fused convolutions, in place; none where this build of torch cannot.
 
     Parameters
     ----------
@@ -113,10 +117,16 @@ def pack_weights(network: nn.Module, example: torch.Tensor, *, batch: int) -> No
         module.register_forward_pre_hook(lambda m, args: m.pack((batch, *args[0].shape[1:])))
         for module in fused
     ]
-    with torch.inference_mode():
-        network(example.contiguous(memory_format=torch.channels_last))
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.inference_mode():
+            network(example.contiguous(memory_format=torch.channels_last))
+    except (RuntimeError, AttributeError, TypeError) as error:
+        log.info("weights of the encoder are not packed: %s", str(error)[:200])
+        for module in fused:
+            module.unpack()
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _pad_within(network: nn.Module, example: torch.Tensor) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from histogep import collect_garbage_as_usual
+
 T = TypeVar("T")
 
 
@@ -52,6 +54,8 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     """
     from histogep.software import format_versions, loaded_versions
 
+    # What a job works on may hang together in circles, such as views of a slide's table.
+    collect_garbage_as_usual()
     saved = [os.dup(1), os.dup(2)]
     with open(path, "w", buffering=1) as handle:
         _flush()

@@ -171,7 +171,8 @@ def _check_patients(folds: pd.DataFrame, found: _Findings) -> None:
     found.add("one_patient_per_section", "*", "; ".join(problems))
     names = folds["patient"].drop_duplicates().sort_values()
     problems = [
-        f"the patients {', '.join(map(repr, same))} are one but for case or spaces"
+        f"the patients {', '.join(map(repr, same))} are one, by barcode or but for case and spaces: "
+        "give them one id in the slides sheet"
         for _, same in names.groupby(names.map(patient_key), sort=True)
         if len(same) > 1
     ]

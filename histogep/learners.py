@@ -71,7 +71,6 @@ class LogisticLearner:
 
     def __init__(self, response: np.ndarray):
         self.response = np.asarray(response, float)
-        self._intercept: dict[bytes, np.ndarray] = {}
 
     def fit(
         self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray, *, tolerance: float = 1e-9

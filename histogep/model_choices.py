@@ -96,11 +96,20 @@ def _of_deployment(
     if not main:
         yield "models: none predicts the main panel; set panel to main for an expression model"
     for role, name in deploy.items():
-        if name in ("", "auto"):
+        # Expression is what a folder is for; a wide model is one by its name, there is no choice.
+        if name == {"expression": "auto", "wide": ""}.get(role) or (
+            role == "tumour" and name in ("", "auto")
+        ):
             continue
         task = "tumour" if role == "tumour" else "expression"
+        panel = "wide" if role == "wide" else "main"
         if name not in models:
             yield f"deploy.{role} names {name!r}; the models are {', '.join(models)}"
+        elif models[name]["panel"] != panel:
+            yield (
+                f"deploy.{role} names {name}, whose panel is {models[name]['panel']}; name a model "
+                f"of panel {panel}"
+            )
         elif models[name]["task"] not in (task, "both"):
             yield (
                 f"deploy.{role} names {name}, whose task is {models[name]['task']}; name a model of "

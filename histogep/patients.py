@@ -17,7 +17,7 @@ from histogep.jobs import InputError
 from histogep.matrices import read_h5ad
 from histogep.sheets import STAGES, sex_number, stage_number
 from histogep.signatures import Signature, score_signatures
-from histogep.training_images import SECTION
+from histogep.training_images import section_of
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ class _Sums:
     distant: float = 0.0
     mapped: bool = True
     slides: list[str] = field(default_factory=list)
-    sections: list[str] = field(default_factory=list)  # training sections that its slides are
     held: list[np.ndarray] = field(default_factory=list)
     held_tumour: list[np.ndarray] = field(default_factory=list)
     upper: np.ndarray | None = None
@@ -148,6 +147,10 @@ def summarise_patients(
         for slide, patient in zip(slides, slide_patients, strict=True)
         if slide in left_out
     ]
+    copies: dict[str, list[str]] = {}  # training sections whose image a slide is, left out or not
+    for path, patient in zip(expression, slide_patients, strict=True):
+        if section := section_of(path):
+            copies.setdefault(patient, []).append(section)
     used = [number for number, slide in enumerate(slides) if slide not in left_out]
     expression, slides, slide_patients = (
         [values[number] for number in used] for values in (expression, slides, slide_patients)
@@ -167,11 +170,12 @@ def summarise_patients(
     trained_on = set(map(patient_key, training))
     for patient, part in sorted(sums.items()):
         reason = ""
-        seen = patient_key(patient) in trained_on or bool(part.sections)
+        sections = copies.get(patient, [])
+        seen = patient_key(patient) in trained_on or bool(sections)
         if seen and training_patients == "exclude":
             reason = IN_TRAINING
-            if part.sections:
-                reason += f" (its slides are the images of {', '.join(part.sections)})"
+            if sections:
+                reason += f" (its slides are the images of {', '.join(sections)})"
         elif part.tiles == 0:
             reason = "no tile on any slide"
         elif clinical is not None and patient not in clinical.index:
@@ -271,7 +275,6 @@ def _pool_tiles(
         part.mapped &= bool(np.isfinite(probability).all())  # a model folder may have no tumour map
         tumour = probability >= threshold
         part.slides.append(str(slide))
-        part.sections += [str(data.uns[SECTION])] if data.uns.get(SECTION) else []
         part.held.append(values.astype(np.float32))
         part.held_tumour.append(tumour)
         part.tiles += len(values)

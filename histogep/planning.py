@@ -44,8 +44,12 @@ def check_scripts_once(dag: ModuleType) -> None:
     seen: set[Any] = set()
 
     def process_job(self: Any, job: Any) -> None:
-        script = str(getattr(job.rule, self.script_type, None))
-        key = (id(self), job.rule)
+        try:
+            script = str(getattr(job.rule, self.script_type, None))
+            key = (id(self), job.rule)
+        except AttributeError:  # of another version: as if nothing were mended
+            look(self, job)
+            return
         if "{" not in script and key in seen:
             return
         look(self, job)
@@ -66,11 +70,15 @@ def describe_no_hidden_jobs(jobs: ModuleType) -> None:
         return
 
     def log_info(self: Any, *args: Any, **options: Any) -> None:
-        workflow = self.dag.workflow
-        hidden = any(kind.name == "RULES" for kind in workflow.output_settings.quiet or ())
-        if workflow.dryrun and hidden and not (self.rule.is_checkpoint or self.rule.is_handover):
-            return
-        describe(self, *args, **options)
+        try:
+            workflow = self.dag.workflow
+            quiet = any(kind.name == "RULES" for kind in workflow.output_settings.quiet or ())
+            hidden = workflow.dryrun and quiet
+            hidden = hidden and not (self.rule.is_checkpoint or self.rule.is_handover)
+        except AttributeError:  # of another version: as if nothing were mended
+            hidden = False
+        if not hidden:
+            describe(self, *args, **options)
 
     log_info.only_shown = True
     jobs.Job.log_info = log_info

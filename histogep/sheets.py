@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from histogep.barcodes import patient_of
+from histogep.barcodes import patient_key, patient_of
 from histogep.jobs import InputError
 
 SLIDE_COLUMNS = (
@@ -359,13 +359,21 @@ def _repeated(sheet: pd.DataFrame, column: str) -> list[str]:
 
 
 def _patients_by_case(sheet: pd.DataFrame) -> list[str]:
-    """Patients that differ in case only: one person under two ids would train and test."""
-    return [
-        f"lines {', '.join(map(str, rows['line']))}: patients "
-        f"{', '.join(map(repr, sorted(set(rows['patient']))))} differ in case only; give them one id"
-        for name, rows in sheet.groupby(sheet["patient"].str.lower(), sort=True)
-        if name and rows["patient"].nunique() > 1
-    ]
+    """One person under two ids would train and test: ids in two cases, sections by two barcodes."""
+    problems = []
+    for _, rows in sheet.groupby(sheet["patient"].map(patient_key), sort=True):
+        ids = set(rows["patient"]) - {""}
+        if len(ids) > len({name.lower() for name in ids}):
+            why = "differ in case only"
+        elif rows.loc[rows["counts"] != "", "patient"].nunique() > 1:
+            why = "are one by their barcodes"
+        else:
+            continue
+        problems.append(
+            f"lines {', '.join(map(str, rows['line']))}: patients "
+            f"{', '.join(map(repr, sorted(ids)))} {why}; give them one id"
+        )
+    return problems
 
 
 def _shared_by_patients(sheet: pd.DataFrame, column: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import h5py
 
+from histogep.barcodes import patient_key
 from histogep.files import readable
 from histogep.jobs import InputError
 
@@ -41,15 +42,27 @@ def training_section(settings: Mapping[str, Any], sha256: str) -> str:
     return ""
 
 
+def section_of(path: str | Path) -> str:
+    """Return the training section whose image a slide of predicted or measured expression is, or ""."""
+    with readable(path), h5py.File(path, "r") as file:
+        stored = file.get(f"uns/{SECTION}")
+        return "" if stored is None else stored.asstr()[()]
+
+
 def out_of_sample(
-    expression: Sequence[str | Path], *, training_patients: str = "exclude"
+    expression: Sequence[str | Path],
+    *,
+    slide_patients: Sequence[str],
+    training_patients: str = "exclude",
 ) -> list[bool]:
-    """Return of each file of expression whether its slide is no image that the model was trained on.
+    """Return of each file of expression whether its patient has no image that the model was trained on.
 
     Parameters
     ----------
     expression
         `results/expression/*.h5ad` (or `results/spots/*.h5ad`: measured, so always True).
+    slide_patients
+        Their patients, in the same order: all slides of a patient go with one.
     training_patients
         The setting `summary.training_patients`; `keep` keeps all.
 
@@ -60,17 +73,18 @@ def out_of_sample(
     """
     if training_patients == "keep":
         return [True] * len(expression)
-    kept = []
-    for path in expression:
-        with readable(path), h5py.File(path, "r") as file:
-            stored = file.get(f"uns/{SECTION}")
-            section = "" if stored is None else stored.asstr()[()]
-        kept.append(not section)
-        if section:
-            LOG.warning("%s is the image of the training section %s: left out", path, section)
+    patients = [patient_key(patient) for patient in slide_patients]
+    seen = set()
+    for path, patient in zip(expression, patients, strict=True):
+        if section := section_of(path):
+            seen.add(patient)
+            LOG.warning(
+                "%s is the image of the training section %s: its patient is left out", path, section
+            )
+    kept = [patient not in seen for patient in patients]
     if expression and not any(kept):
         raise InputError(
-            "every slide of the cohort is the image of a section that the model was trained on: give "
-            "it other slides, or set summary.training_patients to keep"
+            "every slide of the cohort is of a patient whose image the model was trained on: give it "
+            "other slides, or set summary.training_patients to keep"
         )
     return kept

@@ -444,3 +444,10 @@ def ranking_inputs(wildcards):
             f"results/expression/{slide}.h5ad" for slide in unseen_slides(wildcards)
         ]
     }
+
+
+def ranking_patient_ids(wildcards):
+    """Return the patients of the slides whose predicted expression ranks the genes, in order."""
+    ranked_by_slides = "expression" in ranking_inputs(wildcards)
+    slides = unseen_slides(wildcards) if ranked_by_slides else []
+    return [patient_of(slide) for slide in slides]

@@ -224,6 +224,19 @@ def test_padding_and_activations_go_into_the_convolutions():
     assert fuse_convolutions(apart, example) is apart
 
 
+def test_weights_stay_as_they_are_where_they_cannot_be_packed(monkeypatch, caplog):
+    def absent(*arguments):
+        raise AttributeError("no such call")
+
+    network = fuse_convolutions(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
+    monkeypatch.setattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", absent)
+    caplog.set_level("INFO")
+    pack_weights(network, torch.randn(1, 3, 8, 8), batch=4)
+    assert "not packed: no such call" in caplog.text
+    assert network[0]._packed is None
+    assert network(torch.randn(1, 3, 8, 8)).shape == (1, 4, 6, 6)
+
+
 def test_the_default_encoder_is_fused():
     placed = encoding.place_encoder(
         load_encoder({"name": "lite0", "precision": "float32"}), torch.device("cpu")

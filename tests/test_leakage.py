@@ -271,7 +271,7 @@ def test_counts_under_two_patients_fail_whatever_the_names_of_their_files(study)
 def test_a_patient_under_two_spellings_fails(study, other):
     study["folds"].loc[study["folds"]["slide"] == "S1", "patient"] = other
     assert "one_spelling_per_patient" in failed(run(study))
-    with pytest.raises(InputError, match="are one but for case or spaces"):
+    with pytest.raises(InputError, match="are one, by barcode or but for case"):
         require_clean(run(study))
 
 

@@ -80,6 +80,21 @@ def test_wider_views_and_snapshots_may_be_chosen_and_no_model_may_be_deployed():
     )
 
 
+@pytest.mark.parametrize(
+    "deploy",
+    [
+        {"expression": ""},
+        {"expression": "wide"},
+        {"tumour": "wide"},
+        {"wide": "auto"},
+        {"wide": "ridge"},
+    ],
+)
+def test_deployments_that_would_leave_a_folder_without_its_model_are_refused(deploy):
+    with pytest.raises(InputError, match=f"deploy.{next(iter(deploy))} names"):
+        check(deploy=deploy)
+
+
 def tiny_sections(task):
     rng = np.random.default_rng(0)
     row, col = (axis.ravel() for axis in np.indices((6, 6)))

@@ -273,10 +273,25 @@ def test_the_image_of_a_training_section_is_no_new_slide_whatever_its_id(cohort)
     assert reason == f"{IN_TRAINING} (its slides are the images of S7)"
     kept, _ = summarise_patients(paths, **options, training_patients="keep")
     assert kept.set_index("patient")["in_training"].to_dict() == {"007": False, "B": True}
-    assert out_of_sample(paths) == [True, True, False, True, True]
-    assert all(out_of_sample(paths, training_patients="keep"))
-    with pytest.raises(InputError, match="every slide of the cohort is the image of a section"):
-        out_of_sample(paths[2:3])
+    patients = ["P", "Q", "R ", "r", "S"]
+    new = out_of_sample(paths, slide_patients=patients)
+    assert new == [True, True, False, False, True]  # the patient's other slide goes too
+    assert all(out_of_sample(paths, slide_patients=patients, training_patients="keep"))
+    with pytest.raises(InputError, match="every slide of the cohort is of a patient whose image"):
+        out_of_sample(paths[2:3], slide_patients=["R"])
+
+
+def test_a_training_image_counts_though_its_slide_is_left_out(cohort):
+    paths, _, options = cohort
+    data = ad.read_h5ad(paths[1])
+    data.uns["training_section"] = "S7"
+    data.write_h5ad(paths[1])
+    names = ["TCGA-AA-0001-01Z-00-DX1", "TCGA-AA-0001-01A-01-TS1", "TCGA-AA-0002-01Z-00-DX1"]
+    given = {"slides": names, "slide_patients": names, "patients": None}
+    table, dropped = summarise_patients(paths[:3], **options | given)
+    assert list(table["patient"]) == ["TCGA-AA-0002"]
+    reason = dropped[dropped["reason"].str.startswith(IN_TRAINING)]
+    assert list(reason["patient"]) == ["TCGA-AA-0001"]
 
 
 def test_a_cohort_of_training_patients_only_is_refused(cohort):

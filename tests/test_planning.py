@@ -53,6 +53,21 @@ def processor(dag, *, exists=True):
     return dag.ScriptProcessor(SimpleNamespace(workflow=workflow))
 
 
+def test_a_version_without_these_parts_plans_as_it_would_alone():
+    """Where Snakemake names a part otherwise, the mended calls go to its own."""
+    called = []
+    dag = SimpleNamespace(
+        ScriptProcessor=type("P", (), {"process_job": lambda self, job: called.append("look")})
+    )
+    check_scripts_once(dag)
+    for _ in range(2):
+        dag.ScriptProcessor().process_job(SimpleNamespace())
+    jobs = SimpleNamespace(Job=type("J", (), {"log_info": lambda self: called.append("told")}))
+    describe_no_hidden_jobs(jobs)
+    jobs.Job().log_info()
+    assert called == ["look", "look", "told"]
+
+
 @pytest.mark.parametrize(("script", "looks"), [("../one.py", 1), ("../{wildcards.slide}.py", 3)])
 def test_a_script_is_looked_for_once_for_all_jobs_of_a_rule(dag, monkeypatch, script, looks):
     monkeypatch.setattr(

@@ -23,8 +23,11 @@ with job_log(snakemake.log[0]):
     if "patients" in sources:
         sources["patients"] = pd.read_parquet(sources["patients"])
     if "expression" in sources:
-        given = {"training_patients": snakemake.params.training_patients}
-        new = out_of_sample(sources["expression"], **given)
+        new = out_of_sample(
+            sources["expression"],
+            slide_patients=snakemake.params.slide_patients,
+            training_patients=snakemake.params.training_patients,
+        )
         sources["expression"] = list(compress(sources["expression"], new))
     ranking, gsea, title, reason = enrich_contrast(
         snakemake.wildcards.contrast,
