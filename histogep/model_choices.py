@@ -105,13 +105,13 @@ def _of_deployment(
         panel = "wide" if role == "wide" else "main"
         if name not in models:
             yield f"deploy.{role} names {name!r}; the models are {', '.join(models)}"
-        elif models[name]["panel"] != panel:
-            yield (
-                f"deploy.{role} names {name}, whose panel is {models[name]['panel']}; name a model "
-                f"of panel {panel}"
-            )
         elif models[name]["task"] not in (task, "both"):
             yield (
                 f"deploy.{role} names {name}, whose task is {models[name]['task']}; name a model of "
                 f"task {task} or both"
+            )
+        elif models[name]["panel"] != panel:
+            yield (
+                f"deploy.{role} names {name}, whose panel is {models[name]['panel']}; name a model "
+                f"of panel {panel}"
             )

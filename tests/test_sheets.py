@@ -87,11 +87,15 @@ def test_two_patients_share_neither_a_file_nor_an_id_but_for_its_case(sheet, tmp
     assert "lines 2, 3: counts" in message
 
 
-def test_sections_of_one_patient_under_two_barcodes_are_refused(sheet):
-    rows = [f"S{n}\tTCGA-AA-0001-01{n}\tc\tDIR/{n}.svs\t\t" for n in "AB"]
+def test_sections_of_one_patient_under_two_barcodes_are_refused(sheet, tmp_path):
+    (tmp_path / "more.tsv.gz").write_text("")
+    rows = [f"S{n}\tTCGA-AA-0001-01{n}\tc\tDIR/{n.lower()}.svs" for n in "AC"]
     assert len(read_slides(sheet(*rows))) == 2
+    counts = ("counts", "more")
     with pytest.raises(InputError, match="lines 2, 3: .* are one by their barcodes"):
-        read_slides(sheet(*(row + f"DIR/{n}.tsv.gz\tDIR/{n}.tsv" for n, row in enumerate(rows))))
+        read_slides(
+            sheet(*(f"{r}\t\tDIR/{c}.tsv.gz\tDIR/a.svs" for r, c in zip(rows, counts, strict=True)))
+        )
 
 
 def test_two_slides_of_one_patient_may_share_an_image(sheet):
