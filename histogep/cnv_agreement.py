@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 COLUMNS = [
     *("slide", "patient", "fold", "contrast", "n_spots", "n_genes", "n_arms", "r"),
     *("null_arms_mean", "null_arms_q95", "p_arms", "null_genes_mean", "null_genes_q95", "p_genes"),
-    *("arms_above", "verdict", "note"),
+    *("arms_above", "null_above_mean", "null_above_q95", "verdict", "note"),
 ]
 ARM_COLUMNS = [
     *("slide", "contrast", "arm", "n_genes", "measured", "predicted"),
@@ -221,8 +221,12 @@ def compare_section(
         if contrast == TUMOUR:
             draws = min(settings.get("permutations", 499), _MOST_DRAWS)
             spots = first | second
-            within = correlate_spots(profiles, genes, table["arm"], spots, draws=draws, seed=seed)
+            within, by_chance = correlate_spots(
+                profiles, genes, table["arm"], spots, draws=draws, seed=seed
+            )
             found["arms_above"] = int((within["p"] <= 0.05).sum())
+            found["null_above_mean"] = by_chance.mean()
+            found["null_above_q95"] = np.quantile(by_chance, 0.95)
         worst = max(found["p_arms"], found["p_genes"])
         verdict = NOT_APPLICABLE if np.isnan(found["r"]) else PASS if worst <= 0.05 else FAIL
         row = {"contrast": contrast, "n_spots": int(first.sum()), "verdict": verdict, "note": ""}
@@ -245,7 +249,7 @@ def correlate_spots(
     *,
     draws: int,
     seed: int,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, np.ndarray]:
     """Return the correlation over spots of measured with predicted arms, each beside its null.
 
     A spot's value is the mean log ratio of the arm less that of all genes. The null is had from as
@@ -269,9 +273,12 @@ def correlate_spots(
 
     Returns
     -------
-    pandas.DataFrame
+    table
         arm, r (Pearson), null_mean, null_q95, p (not corrected for the number of arms); NaN where
         one side is constant.
+    by_chance
+        Of each draw the number of arms with a p of .05 at most among all draws, (draws,): how many
+        that are together, as arms of one spot are no separate trials.
     """
     arms = list(arms)
     member = pd.Index(arms).get_indexer(genes["arm"].astype(object))
@@ -306,7 +313,10 @@ def correlate_spots(
     chunks = range(0, draws, _DRAWS_AT_ONCE)
     null = np.concatenate([correlations(dealt[at : at + _DRAWS_AT_ONCE]) for at in chunks])
     p = (1 + (null >= r).sum(axis=0)) / (1 + draws)
-    return pd.DataFrame(
+    # A draw counts itself, as the arms as they are do; a constant arm is above nothing.
+    p_null = np.array([(null >= one).sum(axis=0) for one in null]) / draws
+    by_chance = ((p_null <= 0.05) & np.isfinite(null)).sum(axis=1)
+    table = pd.DataFrame(
         {
             "arm": arms,
             "r": r,
@@ -315,6 +325,7 @@ def correlate_spots(
             "p": np.where(np.isnan(r), np.nan, p),
         }
     )
+    return table, by_chance
 
 
 def _contrasts(section: HeldOut) -> dict[str, tuple[np.ndarray, np.ndarray]]:

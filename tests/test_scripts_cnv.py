@@ -413,6 +413,9 @@ def test_predicted_arms_agree_with_measured_ones_in_the_patient_held_out(compare
     others = values.drop(index=["7p", "7q", "3p", "3q"])
     assert others["r"].max() < values.loc["7q", "r"]
     assert tumour["arms_above"] == (values["p"] <= 0.05).sum()
+    # By chance a twentieth of the arms at most, on average.
+    assert 0 < tumour["null_above_mean"] <= 0.05 * len(values)
+    assert tumour["arms_above"] > tumour["null_above_mean"]
 
 
 def test_the_correlation_of_an_arm_over_spots_is_that_of_its_means(genome):
@@ -424,7 +427,10 @@ def test_the_correlation_of_an_arm_over_spots_is_that_of_its_means(genome):
         for values in (np.log1p(counts), np.log1p(counts) + noise)
     ]
     genes = profiles[0].genes.merge(profiles[1].genes[["gene"]], on="gene")
-    found = correlate_spots(profiles, genes, ["1p", "7q"], tumour, draws=19, seed=0)
+    found, by_chance = correlate_spots(profiles, genes, ["1p", "7q"], tumour, draws=40, seed=0)
+    # Of 40 draws the two best of each arm have p of .05 at most.
+    assert by_chance.shape == (40,)
+    assert by_chance.sum() == 2 * 2
     for arm, r in zip(found["arm"], found["r"], strict=True):
         means = []
         for profile in profiles:
