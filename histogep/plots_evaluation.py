@@ -200,8 +200,10 @@ def _roc(ax: Axes, maps: Sequence[HeldOut], area: pd.Series) -> None:
         title=f"{maps[0].model}\nmean AUROC {area.mean():.3f}",
     )
     if ax.get_legend_handles_labels()[0]:
-        # Below the panel: inside it a curve may run anywhere.
-        ax.figure.legend(title="patient", loc="outside lower center", ncols=8)
+        # Below the panel, where no curve runs, and few to a line, as it is narrow.
+        ax.figure.legend(
+            title="patient", loc="outside lower center", ncols=3, handlelength=1.2, columnspacing=1
+        )
 
 
 def _violin(ax: Axes, place: int, values: np.ndarray, colour: str) -> None:
