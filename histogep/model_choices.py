@@ -22,6 +22,9 @@ TASKS_OF = {
     "ensemble": ("expression",),
 }
 
+#: What may stand for the name of a deployed model: the best by inner folds, or none.
+_UNNAMED = {"expression": ("auto",), "tumour": ("auto", ""), "wide": ("",)}
+
 
 def check_models(
     models: Mapping[str, Mapping[str, Any]],
@@ -96,10 +99,7 @@ def _of_deployment(
     if not main:
         yield "models: none predicts the main panel; set panel to main for an expression model"
     for role, name in deploy.items():
-        # Expression is what a folder is for; a wide model is one by its name, there is no choice.
-        if name == {"expression": "auto", "wide": ""}.get(role) or (
-            role == "tumour" and name in ("", "auto")
-        ):
+        if name in _UNNAMED[role]:
             continue
         task = "tumour" if role == "tumour" else "expression"
         panel = "wide" if role == "wide" else "main"
