@@ -11,7 +11,11 @@ _IN_A_JOB = hasattr(sys.modules["__main__"], "snakemake")
 _USUAL_THRESHOLD = gc.get_threshold()
 if _IN_A_JOB:
     gc.set_threshold(50_000, 20, 100)
-    atexit.register(gc.freeze)
+
+    @atexit.register
+    def _end() -> None:
+        # nanobind, which triton is built on, prints whatever of its objects is not collected.
+        (gc.unfreeze if "triton" in sys.modules else gc.freeze)()
 
 
 def collect_garbage_as_usual() -> None:

@@ -22,6 +22,7 @@ FORMAT = 1
 SETTINGS = "settings.json"
 GENES = "genes.tsv"
 DISTANCE = "training_features.safetensors"
+_DECLARED = ("digest", "lattice", "encoders", "models")
 
 
 def folder_digest(folder: str | Path, settings: Mapping[str, Any]) -> str:
@@ -35,20 +36,20 @@ def folder_digest(folder: str | Path, settings: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def read_settings(folder: str | Path) -> dict[str, Any]:
-    """Return the settings of a model folder, after checking that the folder is whole.
+def declared_settings(folder: str | Path) -> dict[str, Any]:
+    """Return what a model folder says of itself, for a plan: its files are not looked at.
 
     Raises
     ------
     InputError
-        No such folder, another format, or files that differ from those that were packed.
+        No such folder, another format, or a settings.json that `package_model` did not write.
     """
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise InputError(f"{folder} holds no {SETTINGS}: it is no model folder of package_model")
     try:
         settings = read_json(path)
-        packed, version = settings["digest"], settings["format"]
+        version = settings["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a model's settings ({error})") from error
     if version != FORMAT:
@@ -56,10 +57,27 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
             f"{folder} is a model folder of format {version}, this version reads {FORMAT}: "
             "pack it again"
         )
-    if folder_digest(folder, settings) != packed:
+    if lacking := [key for key in _DECLARED if key not in settings]:
         raise InputError(
-            f"the files of {folder} are not those that were packed (digest {packed[:12]}): copy "
-            "the folder again, or pack it anew"
+            f"{path} cannot be read as a model's settings (no {', '.join(lacking)}): give `model` "
+            "a folder that package_model wrote"
+        )
+    return settings
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the settings of a model folder, after checking that the folder is whole.
+
+    Raises
+    ------
+    InputError
+        As `declared_settings`, or files that differ from those that were packed.
+    """
+    settings = declared_settings(folder)
+    if folder_digest(folder, settings) != settings["digest"]:
+        raise InputError(
+            f"the files of {folder} are not those that were packed (digest "
+            f"{settings['digest'][:12]}): copy the folder again, or pack it anew"
         )
     return settings
 

@@ -18,7 +18,6 @@ from histogep import (
     stages,
 )
 from histogep.bad_slides import failed_slides
-from histogep.files import read_json
 from histogep.jobs import InputError
 from histogep.lineage import record_run
 from histogep.provenance import code_digest
@@ -79,10 +78,6 @@ def read_study():
         },
         "model": reference(complete["model"], "model"),
     }
-    if files["model"] and not (Path(files["model"]) / "settings.json").is_file():
-        raise InputError(
-            f"model: {files['model']} holds no settings.json, so is no model"
-        )
     slides = (
         sheets.read_slides(
             reference(complete["slides"], "slides"), data_root=data_root, made=made
@@ -123,7 +118,9 @@ try:
     SETTINGS, FILES, SLIDES, PATIENTS, MEASURED_PATIENTS = read_study()
     APPLIED = None
     if FILES["model"]:
-        APPLIED = read_json(Path(FILES["model"]) / "settings.json")
+        from histogep.model_folder import declared_settings
+
+        APPLIED = declared_settings(FILES["model"])
     STAGES = stages.plan_stages(
         SETTINGS, SLIDES, PATIENTS, MEASURED_PATIENTS, applied_model=APPLIED
     )

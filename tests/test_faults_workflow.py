@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from histogep.model_folder import FORMAT
 from tests.slurm_cluster import wait_for
 from tests.small_study import LONGEST, Call, Study
 
@@ -190,11 +192,11 @@ def test_a_disk_that_takes_no_more_is_named_and_costs_nothing_else(study, mounte
 
 def test_out_of_memory_says_so(study):
     """The limit of the shell, which schedulers without a better one set."""
-    target = targets(study)["encode_tiles"]
+    target = targets(study)["train_model"]
     whole = (study.folder / target).read_bytes()
     (study.folder / target).unlink()
     call = study.start(target)
-    pid = during(study, call, "encode_tiles")
+    pid = during(study, call, "train_model")
     used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     subprocess.run(["prlimit", "--pid", str(pid), f"--as={used}"], check=True)
     assert call.wait() == 1
@@ -205,7 +207,7 @@ def test_out_of_memory_says_so(study):
 
 def test_a_truncated_result_of_an_earlier_run_is_named(study):
     """Snakemake itself takes it for a good one: its name and its time are right."""
-    path = study.folder / targets(study)["encode_tiles"]
+    path = study.folder / f"results/features/{study.trained_on}.h5"
     whole, times = path.read_bytes(), path.stat()
     path.write_bytes(whole[: len(whole) // 2])
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -213,7 +215,7 @@ def test_a_truncated_result_of_an_earlier_run_is_named(study):
     target.unlink()
     call = study.start(targets(study)["train_model"])
     assert call.wait() == 1
-    assert "results/features/P01-1.h5 cannot be read as features" in call.said
+    assert f"results/features/{study.trained_on}.h5 cannot be read as features" in call.said
     assert "delete it" in call.said
     path.unlink()
     study.finish(targets(study)["train_model"])
@@ -231,9 +233,9 @@ def own(study, tmp_path):
     (folder / "Glas 1.tiff").symlink_to(store / "Schnitt 1 é.tiff")
     model = folder / "model"
     model.mkdir()
-    (model / "settings.json").write_text(
-        '{"lattice": {"kind": "visium", "pitch_um": 100, "tile_um": 112}}'
-    )
+    lattice = {"kind": "visium", "pitch_um": 100, "tile_um": 112}
+    settings = {"format": FORMAT, "digest": "", "lattice": lattice, "encoders": [], "models": {}}
+    (model / "settings.json").write_text(json.dumps(settings))
     (folder / "slides.tsv").write_text("slide\tpatient\tcohort\timage\nS1\tp1\tc\tGlas 1.tiff\n")
     (folder / "study.yaml").write_text(
         "study: own\nslides: slides.tsv\nmodel: model\nencoders: [{name: descriptors}]\n"

@@ -81,3 +81,16 @@ def test_only_a_jobs_process_puts_off_garbage_collection_until_it_works(job, tmp
         cwd=REPOSITORY,
     )
     assert done.stdout.split() == [str(job), "True"]
+
+
+def test_a_job_that_trains_says_nothing_at_its_end():
+    """An optimiser loads triton, whose binding lists on standard error what was not collected."""
+    code = (
+        "snakemake = 1; import histogep, torch\n"
+        "from histogep.jobs import collect_garbage_as_usual; collect_garbage_as_usual()\n"
+        "torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert not done.stderr
