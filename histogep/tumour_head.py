@@ -280,7 +280,7 @@ def fit_tumour(
                 "encoders": "+".join(shapes[k][1]),
                 "reach": shapes[k][2],
                 "alpha": float(alphas[a]),
-                "score": (1 + float(scores[k, a])) / 2,
+                "score": (1 + float(scores[k, a])) / 2 if judged else None,
                 "weight": float(shares[k, a]),
             }
             for k, a in np.ndindex(*scores.shape)
