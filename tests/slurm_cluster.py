@@ -1,36 +1,50 @@
 """A SLURM cluster on one machine, for tests: two nodes with a make-believe GPU each, on loopback.
 
-Needs root and Debian's slurmctld, slurmd, slurm-client, munge and slurm-wlm-basic-plugins. The
-configuration has to lie in /etc/slurm (jobs start without SLURM_CONF), so a machine that has one
+Needs root and Debian's slurmctld, slurmd, slurm-client, munge and slurm-wlm-basic-plugins; with
+accounting also slurmdbd, slurm-wlm-mysql-plugin and mariadb-server. The configuration has to lie in /etc/slurm (jobs start without SLURM_CONF), so a machine that has one
 already is left alone; `stop` takes ours away again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.small_study import LONGEST, Call
+
 ETC = Path("/etc/slurm")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "sacct", "sacctmgr", "mariadbd", "mariadb-install-db")
+#: Where Debian's slurmdbd looks for the database.
+DATABASE_SOCKET = Path("/run/mysqld/mysqld.sock")
 #: What a node claims to have, so that the requests of profiles/slurm fit; less is there.
 NODE_MB, NODE_CPUS = 16000, 8
+#: The account that root's jobs are charged to, where accounts are kept.
+ACCOUNT = "lab"
 
 
-def missing() -> str:
+def missing(*, accounting: bool = False) -> str:
     """Return why no cluster can be started here, "" if one can."""
     if os.geteuid() != 0:
         return "needs root"
-    absent = [name for name in PROGRAMS if not shutil.which(name)]
+    programs = PROGRAMS + (ACCOUNTING_PROGRAMS if accounting else ())
+    absent = [name for name in programs if not shutil.which(name)]
     if absent:
         return f"not installed: {', '.join(absent)}"
     if (ETC / "slurm.conf").exists():
         return f"{ETC}/slurm.conf exists: this machine belongs to a cluster"
+    if accounting and DATABASE_SOCKET.exists():
+        return f"{DATABASE_SOCKET} exists: this machine has a database"
     return ""
 
 
@@ -61,10 +75,13 @@ class SlurmCluster:
         Where keys, state and logs lie.
     nodes
         Number of nodes; all are this machine.
+    accounting
+        Keep an account of all jobs (slurmdbd on a MariaDB of its own), which `sacct` reads.
     """
 
-    def __init__(self, folder: Path, *, nodes: int = 2):
+    def __init__(self, folder: Path, *, nodes: int = 2, accounting: bool = False):
         self.folder = folder
+        self.accounting = accounting
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
 
     def start(self) -> None:
@@ -98,6 +115,12 @@ class SlurmCluster:
             f"--log-file={munge}/log",
             f"--seed-file={munge}/seed",
         )
+        if self.accounting:
+            self._start_database()
+            self.start_accounting()
+            run("sacctmgr", "--immediate", "add", "cluster", "test")
+            run("sacctmgr", "--immediate", "add", "account", ACCOUNT, "cluster=test")
+            run("sacctmgr", "--immediate", "add", "user", "root", f"account={ACCOUNT}")
         self.start_controller()
         for node in self.nodes:
             run("slurmd", "-N", node)
@@ -114,9 +137,10 @@ class SlurmCluster:
         """Stop everything and take the configuration away."""
         run("scancel", "--user", "root", check=False)
         time.sleep(1)
-        for name in (*(f"slurmd-{node}" for node in self.nodes), "slurmctld", "munged"):
+        daemons = [*(f"slurmd-{node}" for node in self.nodes), "slurmctld"]
+        for name in (*daemons, "slurmdbd", "mariadbd", "munged"):
             self._end(name, signal.SIGTERM)
-        for name in ("slurm.conf", "gres.conf"):
+        for name in ("slurm.conf", "gres.conf", "slurmdbd.conf"):
             (ETC / name).unlink(missing_ok=True)
 
     def start_controller(self) -> None:
@@ -129,6 +153,26 @@ class SlurmCluster:
     def kill_controller(self) -> None:
         """Kill slurmctld as a crash would."""
         self._end("slurmctld", signal.SIGKILL)
+
+    def start_accounting(self) -> None:
+        """Start slurmdbd on the database."""
+        run("slurmdbd")
+        ask = ["sacctmgr", "list", "cluster"]
+        wait_for(
+            lambda: not subprocess.run(ask, capture_output=True).returncode,
+            seconds=30,
+            what="slurmdbd",
+        )
+
+    def kill_accounting(self) -> None:
+        """Kill slurmdbd as a crash would."""
+        self._end("slurmdbd", signal.SIGKILL)
+
+    def account_of(self, number: str) -> dict[str, str]:
+        """Return State, Account and ReqMem of a job, as the account has them."""
+        names = ("State", "Account", "ReqMem")
+        told = run("sacct", "-XnP", "-j", number, "-o", ",".join(names))
+        return dict(zip(names, told.strip().split("|"), strict=True))
 
     def jobs(self, *states: str) -> dict[str, str]:
         """Return the comment (rule and wildcards) of each job in some states, by its id."""
@@ -170,6 +214,53 @@ class SlurmCluster:
         except TimeoutError:
             os.kill(pid, signal.SIGKILL)
 
+    def _start_database(self) -> None:
+        data, log = self.folder / "database", self.folder / "log/mariadbd.log"
+        run("mariadb-install-db", "--user=root", f"--datadir={data}", "--skip-test-db")
+        DATABASE_SOCKET.parent.mkdir(exist_ok=True)
+        options = [f"--datadir={data}", f"--socket={DATABASE_SOCKET}", "--skip-networking"]
+        options += [f"--pid-file={self.folder}/run/mariadbd.pid", "--user=root"]
+        options += ["--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"]
+        with open(log, "w") as said:
+            subprocess.Popen(["mariadbd", "--no-defaults", *options], stdout=said, stderr=said)
+        client = ["mariadb", "--no-defaults", "--user=root", f"--socket={DATABASE_SOCKET}"]
+        grant = (
+            "create database slurm_acct_db; "
+            "grant all on slurm_acct_db.* to 'slurm'@'localhost' identified by 'slurm'"
+        )
+        wait_for(
+            lambda: not subprocess.run([*client, "-e", grant], capture_output=True).returncode,
+            seconds=60,
+            what="mariadbd",
+        )
+        path = ETC / "slurmdbd.conf"
+        path.write_text(
+            f"""\
+AuthType=auth/munge
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort=26819
+SlurmUser=root
+LogFile={self.folder}/log/slurmdbd.log
+PidFile={self.folder}/run/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm_acct_db
+"""
+        )
+        path.chmod(0o600)
+
+    def _accounting_conf(self) -> str:
+        if not self.accounting:
+            return "AccountingStorageType=accounting_storage/none"
+        return (
+            "AccountingStorageType=accounting_storage/slurmdbd\n"
+            "AccountingStorageHost=127.0.0.1\nAccountingStoragePort=26819\n"
+            "AccountingStorageTRES=gres/gpu"
+        )
+
     def _slurm_conf(self) -> str:
         host = run("hostname", "-s").strip()
         nodes = "".join(
@@ -204,7 +295,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
-AccountingStorageType=accounting_storage/none
+{self._accounting_conf()}
 MinJobAge=600
 KillWait=2
 SlurmctldTimeout=30
@@ -216,3 +307,36 @@ MailProg=/bin/true
 {nodes}PartitionName=cpu Nodes=ALL Default=YES MaxTime=1-00:00:00 DefaultTime=10 State=UP
 PartitionName=gpu Nodes=ALL MaxTime=1-00:00:00 DefaultTime=10 State=UP
 """
+
+
+@contextlib.contextmanager
+def started_cluster(folder: Path, **options: Any) -> Iterator[SlurmCluster]:
+    """Start a cluster for a test and stop it; skip where that cannot be."""
+    if not importlib.util.find_spec("snakemake_executor_plugin_slurm"):
+        pytest.skip("requirements-slurm.txt is not installed")
+    if reason := missing(accounting=options.get("accounting", False)):
+        pytest.skip(f"no SLURM cluster can be started here: {reason}")
+    made = SlurmCluster(folder, **options)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def started(cluster: SlurmCluster, call: Call, comment: str) -> str:
+    """Wait for a job whose comment has this beginning to run; return its id."""
+
+    def found():
+        assert call.process.poll() is None, call.said[-4000:]
+        return [job for job, told in cluster.jobs("RUNNING").items() if told.startswith(comment)]
+
+    return wait_for(found, seconds=LONGEST, what=f"a running {comment}")[0]
+
+
+def record(fault: str, jobs: list[str] | str, happened: str) -> None:
+    """Note a fault, its jobs and what happened in the file HISTOGEP_CLUSTER_LOG, if that is set."""
+    if path := os.environ.get("HISTOGEP_CLUSTER_LOG"):
+        listed = jobs if isinstance(jobs, str) else ", ".join(jobs)
+        with open(path, "a") as file:
+            file.write(f"{fault}\t{listed}\t{happened}\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_cluster import SlurmCluster, missing, run, wait_for
+from tests.slurm_cluster import record, run, started, started_cluster, wait_for
 from tests.small_study import LONGEST, REPOSITORY, Study
 
 pytestmark = [
@@ -29,16 +29,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    if not importlib.util.find_spec("snakemake_executor_plugin_slurm"):
-        pytest.skip("requirements-slurm.txt is not installed")
-    if reason := missing():
-        pytest.skip(f"no SLURM cluster can be started here: {reason}")
-    made = SlurmCluster(tmp_path_factory.mktemp("slurm"))
-    try:
-        made.start()
+    with started_cluster(tmp_path_factory.mktemp("slurm")) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="module")
@@ -46,31 +38,7 @@ def study(tmp_path_factory):
     return Study(tmp_path_factory.mktemp("cluster") / "small", profile="profiles/slurm")
 
 
-@pytest.fixture(scope="module")
-def record():
-    """Return a function that notes a fault, its jobs and what happened."""
-    path = os.environ.get("HISTOGEP_CLUSTER_LOG")
-
-    def note(fault: str, jobs: list[str] | str, happened: str) -> None:
-        listed = jobs if isinstance(jobs, str) else ", ".join(jobs)
-        if path:
-            with open(path, "a") as file:
-                file.write(f"{fault}\t{listed}\t{happened}\n")
-
-    return note
-
-
-def started(cluster, call, comment: str) -> str:
-    """Wait for a job whose comment has this beginning to run; return its id."""
-
-    def found():
-        assert call.process.poll() is None, call.said[-4000:]
-        return [job for job, told in cluster.jobs("RUNNING").items() if told.startswith(comment)]
-
-    return wait_for(found, seconds=LONGEST, what=f"a running {comment}")[0]
-
-
-def test_a_controller_that_crashes_loses_no_job(cluster, study, record):
+def test_a_controller_that_crashes_loses_no_job(cluster, study):
     call = study.start(*(f"results/spots/{slide}.h5ad" for slide in ("P01-1", "P02-1")))
     started(cluster, call, "rule_simulate_section")
     time.sleep(8)  # A controller that dies within its saving interval of 5 s forgets the start.
@@ -86,7 +54,7 @@ def test_a_controller_that_crashes_loses_no_job(cluster, study, record):
     record("slurmctld killed with -9, away for 25 s", running, f"{len(done)} jobs, none run twice")
 
 
-def test_a_job_over_its_memory_says_so_and_gets_more(cluster, study, record):
+def test_a_job_over_its_memory_says_so_and_gets_more(cluster, study):
     call = study.finish(
         "results/features/H01-1.h5",
         "--set-resources",
@@ -104,7 +72,7 @@ def test_a_job_over_its_memory_says_so_and_gets_more(cluster, study, record):
     record("encode_tiles over its memory", [first, second], "killed and named; 8 x memory, done")
 
 
-def test_a_drained_node_finishes_its_jobs_and_gets_no_more(cluster, study, record):
+def test_a_drained_node_finishes_its_jobs_and_gets_no_more(cluster, study):
     call = study.start(f"results/genes/{study.name}/all.tsv")
     job = started(cluster, call, "rule_score_genes")
     node = cluster.job(job)["NodeList"]
@@ -121,7 +89,7 @@ def test_a_drained_node_finishes_its_jobs_and_gets_no_more(cluster, study, recor
     )
 
 
-def test_a_job_over_its_time_says_so_and_gets_more(cluster, study, record):
+def test_a_job_over_its_time_says_so_and_gets_more(cluster, study):
     call = study.start(
         f"results/models/{study.name}/honest-1/ridge/weights.safetensors",
         "--set-resources",
@@ -140,7 +108,7 @@ def test_a_job_over_its_time_says_so_and_gets_more(cluster, study, record):
     record("train_model hangs over its time", [first, second], "TIMEOUT and named; more time, done")
 
 
-def test_a_killed_snakemake_is_started_again_and_computes_nothing_twice(cluster, study, record):
+def test_a_killed_snakemake_is_started_again_and_computes_nothing_twice(cluster, study):
     call = study.start()
     predicted = f"results/predictions/{study.name}/*/*.h5ad"
     wait_for(
@@ -161,6 +129,8 @@ def test_a_killed_snakemake_is_started_again_and_computes_nothing_twice(cluster,
     again = study.finish()
     after = study.results()
     unfinished = {name for job in orphans for name in (cluster.job(job)["Comment"],)}
+    written_at_the_end_of_each_run = "results/provenance/lineage.tsv"
+    before.pop(written_at_the_end_of_each_run, None)
     rewritten = [name for name, when in before.items() if after[name] != when]
     for name in rewritten:
         parts = set(Path(name).parts)
@@ -177,7 +147,7 @@ def test_a_killed_snakemake_is_started_again_and_computes_nothing_twice(cluster,
     )
 
 
-def test_per_slide_rules_go_as_job_arrays(cluster, study, record):
+def test_per_slide_rules_go_as_job_arrays(cluster, study):
     for name in ("H01-1", "P01-1", "P02-1"):
         (study.folder / f"results/slides/{name}.json").unlink(missing_ok=True)
     call = study.finish(
@@ -192,7 +162,7 @@ def test_per_slide_rules_go_as_job_arrays(cluster, study, record):
     )
 
 
-def test_another_scheduler_through_its_three_commands(cluster, study, record):
+def test_another_scheduler_through_its_three_commands(cluster, study):
     if not importlib.util.find_spec("snakemake_executor_plugin_cluster_generic"):
         pytest.skip("snakemake-executor-plugin-cluster-generic is not installed")
     (study.folder / "results/features/H01-1.h5").unlink(missing_ok=True)
@@ -203,7 +173,9 @@ def test_another_scheduler_through_its_three_commands(cluster, study, record):
         profile="profiles/cluster-generic",
     )
     assert call.wait() == 0, call.said[-6000:]
-    (job,) = re.findall(r"external jobid '(\d+)'", call.said)
+    # The test before has taken geometries away, so the slide is tiled again first.
+    job = re.findall(r"external jobid '(\d+)'", call.said)[-1]
+    assert cluster.job(job)["JobName"] == "encode_tiles"
     assert cluster.job(job)["JobState"] == "COMPLETED"
     assert cluster.job(job)["Partition"] == "gpu"
     record("cluster-generic: encode_tiles through sbatch, squeue, scancel", job, "done")
