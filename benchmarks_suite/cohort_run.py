@@ -1,8 +1,9 @@
 """Run a cohort of tiny simulated slides to the end: what thousands of jobs cost beside their work.
 
 Two sections train the model, the other slides (one a patient) are predicted, profiled and analysed
-with survival, response and enrichment. A slide is 0.5 mm wide and is described without a network,
-so that nearly all of the time is that of starting jobs.
+with survival, response and enrichment. A slide is 0.5 mm wide, is described without a network and
+predicted without one, so that nearly all of the time is that of starting jobs. A run that was
+interrupted goes on in the same folder; the row then counts the jobs and seconds of the last call.
 
     .venv/bin/python benchmarks_suite/cohort_run.py --slides 1000 --cores 2 --folder /tmp/cohort
 """
@@ -35,6 +36,7 @@ def make_study(folder: Path, n_slides: int) -> Path:
     )
     config["encoders"] = [{"name": "descriptors"}]
     config["folds"] |= {"honest": 2, "hist": 2}
+    config["deploy"] = {"expression": "ridge"}
     for model in ("cmunet", "tumour"):
         config["models"][model]["epochs"] = 4
     path = folder / "config.yaml"
