@@ -30,7 +30,7 @@ from histogep.model_folder import (
     tiles_of,
     weights_file,
 )
-from histogep.training_images import SECTION
+from histogep.slide_images import IMAGE, SECTION, training_section
 from histogep.weights import read_arrays
 
 LOG = logging.getLogger(__name__)
@@ -154,11 +154,11 @@ class DeployedModel:
         expression: np.ndarray,
         tumour: np.ndarray,
         distance: np.ndarray,
-        section: str = "",
+        image: str = "",
     ) -> Prediction:
         """Return a prediction with what else is known of the slide; warn if it is distant.
 
-        `section` is the training section whose image the slide is, "" for a new one.
+        `image` is the SHA-256 of the slide's image, "" where it is not known.
         """
         distant = distance > self.distances.threshold
         share = float(distant.mean())
@@ -185,7 +185,8 @@ class DeployedModel:
                 "mpp": _mpp(features),
                 "distant_share": share,
                 "out_of_distribution": share > DISTANT_SHARE,
-                SECTION: section,
+                IMAGE: image,
+                SECTION: training_section(self.settings, image) if image else "",
             },
         )
 

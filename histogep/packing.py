@@ -27,7 +27,7 @@ from histogep.model_folder import (
     folder_digest,
     weights_file,
 )
-from histogep.training_images import IMAGES
+from histogep.slide_images import IMAGES
 
 LOG = logging.getLogger(__name__)
 ROLES = ("expression", "tumour", "wide")

@@ -17,7 +17,7 @@ from histogep.jobs import InputError
 from histogep.matrices import read_h5ad
 from histogep.sheets import STAGES, sex_number, stage_number
 from histogep.signatures import Signature, score_signatures
-from histogep.training_images import section_of
+from histogep.slide_images import find_copies, image_of, section_of
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ GENE, UPPER, SIGNATURE, SHARE = "gene:", "upper:", "signature:", "share_"
 CLINICAL = ("age", "sex", "stage")
 #: Strength of a patient's profile, as copy number and as an expression subtype.
 BURDENS = ("cnv_burden", "expression_burden")
+#: SHA-256 of the images of a patient's slides, with commas between them.
+IMAGES_COLUMN = "images"
 #: Why a patient was left out whose sections taught the model.
 IN_TRAINING = "the model was trained on this patient's sections: not out of sample"
 #: Columns that describe the image besides genes, signatures and subtype shares.
@@ -106,7 +108,7 @@ def summarise_patients(
     training
         Patients whose sections the model was trained on: what it predicts of their other slides is
         not out of sample. Ids count as one whatever their case. A patient with a slide that is the
-        image of a training section (`histogep.training_images`) is one of them under another id.
+        image of a training section (`histogep.slide_images`) is one of them under another id.
     training_patients
         `exclude` drops them, `keep` keeps them flagged in the column in_training.
 
@@ -121,6 +123,7 @@ def summarise_patients(
         - distant_fraction: share of tiles far from the training features; distant: above
           `max_distant`;
         - in_training: the model was trained on sections of the patient;
+        - images: SHA-256 of the images of the patient's slides, joined by commas;
         - tumour_fraction: share of tumour tiles; NaN without a tumour map;
         - heterogeneity: mean over genes of the standard deviation between the tumour tiles of a
           slide (predicted log1p CP10k);
@@ -133,12 +136,14 @@ def summarise_patients(
         - signature:<name>: scored on the mean over ALL tiles, since signatures were made for
           bulk tissue and immune cells stand beside the tumour as often as in it.
     dropped
-        patient, slides, reason; of a patient whose other slides stay, the slides left out.
+        patient, slides, reason; of a patient whose other slides stay, the slides left out (such
+        as a second copy of one image).
 
     Raises
     ------
     InputError
-        No patient is left; slides predicted by different models; a file without what it needs.
+        No patient is left; slides predicted by different models; slides of two patients that are
+        one image; a file without what it needs.
     """
     slide_patients = [patient_of(patient) for patient in slide_patients]
     left_out = leave_out(slides, slide_patients, sample_types=sample_types)
@@ -147,10 +152,21 @@ def summarise_patients(
         for slide, patient in zip(slides, slide_patients, strict=True)
         if slide in left_out
     ]
-    copies: dict[str, list[str]] = {}  # training sections whose image a slide is, left out or not
+    sections: dict[str, list[str]] = {}  # training sections whose image a slide is, left out or not
     for path, patient in zip(expression, slide_patients, strict=True):
         if section := section_of(path):
-            copies.setdefault(patient, []).append(section)
+            sections.setdefault(patient, []).append(section)
+    images = [image_of(path) for path in expression]
+    copies = find_copies(images, slides=slides, slide_patients=slide_patients)
+    dropped += [
+        {"patient": patient, "slides": slide, "reason": f"the same image as slide {copies[slide]}"}
+        for slide, patient in zip(slides, slide_patients, strict=True)
+        if slide in copies and slide not in left_out
+    ]
+    left_out |= copies
+    of_patient: dict[str, set[str]] = {}
+    for image, patient in zip(images, slide_patients, strict=True):
+        of_patient.setdefault(patient, set()).add(image)
     used = [number for number, slide in enumerate(slides) if slide not in left_out]
     expression, slides, slide_patients = (
         [values[number] for number in used] for values in (expression, slides, slide_patients)
@@ -170,12 +186,12 @@ def summarise_patients(
     trained_on = set(map(patient_key, training))
     for patient, part in sorted(sums.items()):
         reason = ""
-        sections = copies.get(patient, [])
-        seen = patient_key(patient) in trained_on or bool(sections)
+        own = sections.get(patient, [])
+        seen = patient_key(patient) in trained_on or bool(own)
         if seen and training_patients == "exclude":
             reason = IN_TRAINING
-            if sections:
-                reason += f" (its slides are the images of {', '.join(sections)})"
+            if own:
+                reason += f" (its slides are the images of {', '.join(own)})"
         elif part.tiles == 0:
             reason = "no tile on any slide"
         elif clinical is not None and patient not in clinical.index:
@@ -188,6 +204,7 @@ def summarise_patients(
         row = _describe(part, min_tumour_tiles, max_distant)
         row["patient"] = patient
         row["in_training"] = seen
+        row[IMAGES_COLUMN] = ",".join(sorted(of_patient[patient] - {""}))
         row.update({} if clinical is None else clinical.loc[patient].to_dict())
         rows.append(row)
     if clinical is not None:

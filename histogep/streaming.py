@@ -34,7 +34,7 @@ def predict_into(
     features: str | Path,
     model: DeployedModel,
     *,
-    section: str = "",
+    image: str = "",
     device: str = "cpu",
 ) -> Iterator[Prediction]:
     """Write results/expression/{slide}.h5ad; give the prediction, its expression in the file.
@@ -47,8 +47,8 @@ def predict_into(
         results/features/{slide}.h5.
     model
         A loaded model folder.
-    section
-        The training section whose image the slide is (`training_images.training_section`).
+    image
+        SHA-256 of the slide's image: tells whether the model was trained on it, and is kept.
     device
         "cpu" or "cuda".
 
@@ -75,7 +75,7 @@ def predict_into(
                 expression=table,
                 tumour=probability_of(odds),
                 distance=distance,
-                section=section,
+                image=image,
             )
             _write_rest(file, prediction)
             yield prediction

@@ -22,14 +22,14 @@ from histogep.discrimination import (
 from histogep.jobs import InputError
 from histogep.learners import LogisticLearner
 from histogep.nested import choose_and_fit, reduce_image, stratified
-from histogep.patients import image_columns
+from histogep.patients import IMAGES_COLUMN, image_columns
 from histogep.response import CLASS_PER_COMPONENT, DEFAULTS, rank_auroc, with_response
 
 log = logging.getLogger(__name__)
 
 COLUMNS = [
     *("train", "test", "n_train", "train_positives", "n_test", "test_positives", "n_genes"),
-    *("shared_ids", "auroc", "ci_low", "ci_high", "p", "auprc", "auprc_null"),
+    *("n_shared", "auroc", "ci_low", "ci_high", "p", "auprc", "auprc_null"),
 ]
 SCORE_COLUMNS = ["train", "test", "patient", "response", "score"]
 #: Permutations of the test cohort's responses; they cost nothing, as the model stays.
@@ -44,10 +44,10 @@ class TransferResult:
     ----------
     performance
         One row per ordered pair of cohorts: train, test, n_train, train_positives, n_test,
-        test_positives, n_genes (both have), shared_ids (patients of the same id in both, who do not
-        train; where too few are left there is no model and the figures are empty), auroc,
-        ci_low, ci_high (95 %, bootstrap of test patients within their class), p (one-sided, the
-        test responses permuted), auprc, auprc_null (share of responders).
+        test_positives, n_genes (both have), n_shared (patients who stand in both, by their id or
+        by an image, and do not train; where too few are left there is no model and the figures
+        are empty), auroc, ci_low, ci_high (95 %, bootstrap of test patients within their class),
+        p (one-sided, the test responses permuted), auprc, auprc_null (share of responders).
     scores
         train, test, patient, response, score: of every test patient.
     """
@@ -88,13 +88,14 @@ def transfer_response(
     rows, scores = [], []
     for train, test in permutations(tables, 2):
         # The same patients, predicted and measured say, must not teach what they are tested on.
-        known = set(tables[test]["patient"].map(patient_key))
-        shared = tables[train]["patient"].map(patient_key).isin(known)
+        known = set().union(*_marks(tables[test]))
+        shared = np.array([bool(own & known) for own in _marks(tables[train])])
         if shared.any():
             log.warning(
-                "%d ids of %s stand in %s too, and do not train for it", shared.sum(), train, test
+                "%d patients of %s stand in %s too, by id or image, and do not train for it",
+                *(shared.sum(), train, test),
             )
-        row = {"train": train, "test": test, "shared_ids": int(shared.sum())}
+        row = {"train": train, "test": test, "n_shared": int(shared.sum())}
         try:
             learnt = with_response(tables[train][~shared])
         except InputError as error:
@@ -113,6 +114,15 @@ def transfer_response(
         pd.DataFrame(rows).reindex(columns=COLUMNS),
         pd.concat(scores, ignore_index=True) if scores else empty,
     )
+
+
+def _marks(table: pd.DataFrame) -> list[set[str]]:
+    """Return what each patient is known by: the id, and the images where slides were predicted."""
+    marks = [{patient_key(patient)} for patient in table["patient"]]
+    if IMAGES_COLUMN in table:
+        for own, images in zip(marks, table[IMAGES_COLUMN], strict=True):
+            own |= set(images.split(",")) - {""}
+    return marks
 
 
 def _sizes(test: pd.DataFrame) -> dict[str, int]:

@@ -21,7 +21,7 @@ from histogep.packing import choose_models, gene_table, package_model
 from histogep.qupath import write_tiles
 from histogep.ridge import predict_wide
 from histogep.selection import gene_correlations
-from histogep.training_images import training_section
+from histogep.slide_images import training_section
 from tests.model_study import GENES, LATTICE, make_features, make_study
 
 NARROW = {"channels": [8, 8, 8, 8, 8], "blocks": 1, "kernel": 3, "epochs": 15, "batch": 2}

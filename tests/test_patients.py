@@ -9,7 +9,7 @@ from histogep.jobs import InputError
 from histogep.patients import IN_TRAINING, count_patients, image_columns, summarise_patients
 from histogep.sheets import sex_number, stage_number
 from histogep.signatures import Signature
-from histogep.training_images import out_of_sample
+from histogep.slide_images import out_of_sample
 
 GENES = ["GZMA", "PRF1", "COL1A1", "NOISE"]
 SIGNATURES = {
@@ -292,6 +292,36 @@ def test_a_training_image_counts_though_its_slide_is_left_out(cohort):
     assert list(table["patient"]) == ["TCGA-AA-0002"]
     reason = dropped[dropped["reason"].str.startswith(IN_TRAINING)]
     assert list(reason["patient"]) == ["TCGA-AA-0001"]
+
+
+def with_images(paths, images):
+    for path, image in zip(paths, images, strict=True):
+        data = ad.read_h5ad(path)
+        data.uns["image_sha256"] = image
+        data.write_h5ad(path)
+
+
+def test_one_image_under_two_patients_is_refused(cohort):
+    paths, _, options = cohort
+    with_images(paths, ["x", "y", "z", "w", "y"])
+    with pytest.raises(InputError, match="a2 of patient 007 and d1 of patient D"):
+        summarise_patients(paths, **options)
+
+
+def test_a_second_copy_of_a_slide_does_not_count_twice(cohort):
+    paths, _, options = cohort
+    alone, _ = summarise_patients(
+        [paths[0], *paths[2:]],
+        **options
+        | {name: [options[name][0], *options[name][2:]] for name in ("slides", "slide_patients")},
+    )
+    with_images(paths, ["x", "x", "z", "", ""])  # of the others no image is known
+    table, dropped = summarise_patients(paths, **options)
+    assert table.set_index("patient")["images"].to_dict() == {"007": "x", "B": "z"}
+    pd.testing.assert_frame_equal(table.drop(columns="images"), alone.drop(columns="images"))
+    assert ("007", "a2", "the same image as slide a1") in set(
+        dropped[["patient", "slides", "reason"]].itertuples(index=False, name=None)
+    )
 
 
 def test_a_cohort_of_training_patients_only_is_refused(cohort):

@@ -475,7 +475,9 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
     write_json({"slide": "NEW", "sha256": f"image of {study.slides[1]}"}, tmp_path / "NEW.json")
     log = run_script("predict_slide.py", **arguments)
     assert f"the image is that of the training section {study.slides[1]}" in log
-    assert anndata.read_h5ad(output["expression"]).uns["training_section"] == study.slides[1]
+    told = anndata.read_h5ad(output["expression"]).uns
+    assert told["training_section"] == study.slides[1]
+    assert told["image_sha256"] == f"image of {study.slides[1]}"
     write_json({"slide": "OTHER", "sha256": ""}, tmp_path / "NEW.json")
     with pytest.raises(InputError, match="is of slide NEW"):
         run_script("predict_slide.py", **arguments)

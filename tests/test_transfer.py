@@ -81,9 +81,9 @@ def test_refusals_and_ids_in_both_are_told(planted, caplog):
     with pytest.raises(InputError, match="share no gene"):
         transfer_response({"a": tables["a"], "b": other}, settings=QUICK, seed=1)
     same = transfer_response({"a": tables["a"], "b": tables["a"]}, settings=QUICK, seed=1)
-    assert "60 ids of a stand in b too" in caplog.text
+    assert "60 patients of a stand in b too" in caplog.text
     assert same.performance["auroc"].isna().all()
-    assert same.performance["shared_ids"].tolist() == [60, 60]
+    assert same.performance["n_shared"].tolist() == [60, 60]
     assert len(same.scores) == 0
     assert len(transfer_matrix(same.performance).axes[0].texts) == 0
 
@@ -96,8 +96,21 @@ def test_patients_of_both_cohorts_do_not_train(planted):
     joined = pd.concat([tables["a"], tables["noise"].iloc[:100]], ignore_index=True)
     mixed = transfer_response({"a": joined, "b": tables["noise"]}, settings=QUICK, seed=1)
     row = mixed.performance.iloc[0]
-    assert (row["shared_ids"], row["n_train"]) == (100, 60)
+    assert (row["n_shared"], row["n_train"]) == (100, 60)
     assert row["auroc"] == pytest.approx(apart.performance.iloc[0]["auroc"], abs=0.1)
+    # Under other ids they are found by their images; a cohort of measured expression has none.
+    renamed = joined.assign(
+        patient=[f"R{number}" for number in range(len(joined))],
+        images=[*[""] * 60, *[f"{number:064x},{number + 500:064x}" for number in range(100)]],
+    )
+    noise = tables["noise"].assign(
+        images=[f"{number:064x}" for number in range(len(tables["noise"]))]
+    )
+    hidden = transfer_response({"a": renamed, "b": noise}, settings=QUICK, seed=1)
+    row = hidden.performance.iloc[0]
+    assert (row["n_shared"], row["n_train"]) == (100, 60)
+    alone = transfer_response({"a": renamed, "b": tables["noise"]}, settings=QUICK, seed=1)
+    assert alone.performance["n_shared"].tolist() == [0, 0]
 
 
 def test_immunotherapy_cohorts_are_carried_over(shared_data, request):

@@ -11,7 +11,6 @@ from histogep.plots import save
 from histogep.plots_expression import plot_prediction
 from histogep.qupath import write_tiles
 from histogep.streaming import predict_into
-from histogep.training_images import training_section
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -24,7 +23,7 @@ with job_log(snakemake.log[0]) as log:
     device = choose_device(torch, **granted)
     record = read_json(files.slide)
     refuse_failed(record)
-    options = {"device": device, "section": training_section(model.settings, record["sha256"])}
+    options = {"device": device, "image": record["sha256"]}
     with predict_into(output.expression, files.features, model, **options) as prediction:
         slide = prediction.features.slide
         if slide != record["slide"]:

@@ -9,7 +9,7 @@ from histogep.files import complete, write_tsv
 from histogep.jobs import job_log
 from histogep.plots import save
 from histogep.plots_enrichment import activity_maps
-from histogep.training_images import out_of_sample
+from histogep.slide_images import out_of_sample
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

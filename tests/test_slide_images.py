@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import shutil
 
+from histogep.slide_images import training_section
 from histogep.sources import source_sha256
-from histogep.training_images import training_section
 
 
 def test_a_copied_file_is_found_under_any_name_and_a_changed_one_is_not(tmp_path):

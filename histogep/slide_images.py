@@ -1,7 +1,8 @@
-"""Slides that a model was trained on under another name: found by what their image files hold.
+"""Slides that are one image under two names: found by what their image files hold.
 
 A model folder keeps the SHA-256 of the image of each training section. What a model says of such an
-image is not out of sample, whatever slide and patient it is filed under in another study.
+image is not out of sample, whatever slide and patient it is filed under in another study. A predicted
+slide keeps that of its own: one image under two patients of a cohort would be trained and tested on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ LOG = logging.getLogger(__name__)
 IMAGES = "training_images"
 #: In `uns` of a predicted slide: the training section whose image it is, or "".
 SECTION = "training_section"
+#: In `uns` of a predicted slide: the SHA-256 of its image, or "" where that is not known.
+IMAGE = "image_sha256"
 
 
 def training_section(settings: Mapping[str, Any], sha256: str) -> str:
@@ -44,9 +47,48 @@ def training_section(settings: Mapping[str, Any], sha256: str) -> str:
 
 def section_of(path: str | Path) -> str:
     """Return the training section whose image a slide of predicted or measured expression is, or ""."""
-    with readable(path), h5py.File(path, "r") as file:
-        stored = file.get(f"uns/{SECTION}")
-        return "" if stored is None else stored.asstr()[()]
+    return _stored(path, SECTION)
+
+
+def image_of(path: str | Path) -> str:
+    """Return the SHA-256 of the image of a slide of predicted expression, "" where it is not known."""
+    return _stored(path, IMAGE)
+
+
+def find_copies(
+    images: Sequence[str], *, slides: Sequence[str], slide_patients: Sequence[str]
+) -> dict[str, str]:
+    """Return slide -> the slide of the same patient that it is a copy of.
+
+    Parameters
+    ----------
+    images
+        SHA-256 of the image of each slide, "" where it is not known.
+    slides, slide_patients
+        Their ids, in the same order.
+
+    Raises
+    ------
+    InputError
+        Slides of two patients are one image: nobody can tell whose it is.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    copies, problems = {}, []
+    for image, slide, patient in zip(images, slides, slide_patients, strict=True):
+        if not image:
+            continue
+        known, owner = first.setdefault(image, (slide, patient))
+        if patient_key(owner) != patient_key(patient):
+            problems.append(f"  {known} of patient {owner} and {slide} of patient {patient}")
+        elif slide != known:
+            copies[slide] = known
+    if problems:
+        raise InputError(
+            "slides of two patients are the same image (SHA-256), so one would be learnt from and "
+            "tested on; correct the patient or leave a slide out of the slide sheet:\n"
+            + "\n".join(problems)
+        )
+    return copies
 
 
 def out_of_sample(
@@ -88,3 +130,9 @@ def out_of_sample(
             "other slides, or set summary.training_patients to keep"
         )
     return kept
+
+
+def _stored(path: str | Path, key: str) -> str:
+    with readable(path), h5py.File(path, "r") as file:
+        stored = file.get(f"uns/{key}")
+        return "" if stored is None else stored.asstr()[()]
