@@ -15,6 +15,8 @@ from histogep.files import complete
 
 #: How a number is written where nothing else is said.
 DEFAULT_FORMAT = "{:.3g}"
+#: Characters; a longer text is broken into lines, so that it does not push the numbers out of sight.
+_SENTENCE = 40
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 13px/1.45 "Helvetica Neue", Arial, sans-serif; color: #1c1c1c; background: #fff;
@@ -26,6 +28,7 @@ table { border-collapse: collapse; margin: .6em 0; font-variant-numeric: tabular
 th { text-align: left; font-weight: 600; border-bottom: 2px solid #444; padding: .3em .45em;
   position: sticky; top: 0; background: #fff; vertical-align: bottom; }
 td { padding: .22em .45em; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
+td.sentence { white-space: normal; overflow-wrap: anywhere; min-width: 24em; }
 td.number, th.number { text-align: right; }
 td.none { color: #aaa; } tr:hover td { background-color: #f3f6f9; }
 code { font-size: .95em; background: #f1f1f1; padding: 0 .2em; }
@@ -155,7 +158,8 @@ def _cell(table: Table, column: str, value: object, numeric: bool) -> str:
             f' style="background-image:linear-gradient(to right,{colour} {share:.1f}%,'
             f'transparent {share:.1f}%)"'
         )
-    return f"<td{_class('number' if numeric else '')}{style}>{text}</td>"
+    kind = "number" if numeric else "sentence" if len(text) > _SENTENCE else ""
+    return f"<td{_class(kind)}{style}>{text}</td>"
 
 
 def format_value(value: object, form: str | Callable[[object], str] | None = None) -> str:

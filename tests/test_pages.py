@@ -91,6 +91,15 @@ def test_formats_headers_and_bars():
     assert len(reader.styles) == 3  # NaN has no bar
 
 
+def test_a_sentence_is_broken_into_lines_and_a_short_text_is_not():
+    frame = pd.DataFrame(
+        {"slide": ["S1"], "reason": ["the file is cut short: " + "fetch it again " * 3]}
+    )
+    page = render_page("Slides", [Table(frame)])
+    assert "<td>S1</td>" in page
+    assert '<td class="sentence">the file' in page
+
+
 def test_groups_and_empty_tables(tmp_path):
     frame = pd.DataFrame({"a": ["x", "x", "y"]})
     write_page(
