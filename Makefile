@@ -59,7 +59,7 @@ $(CLUSTER): $(TESTABLE) requirements-slurm.txt requirements-cluster-generic.txt
 	-r requirements-slurm.txt -r requirements-cluster-generic.txt
 	touch $@
 
-cluster-test: $(CLUSTER)  ## A small study on a SLURM of one machine (root, Debian; about 20 minutes)
+cluster-test: $(CLUSTER)  ## A small study on a SLURM of one machine (root, Debian; about 25 minutes)
 	@command -v slurmctld > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends \
 	slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins; } || echo "SLURM cannot be installed: skipped"
 	@command -v slurmdbd mariadbd > /dev/null || apt-get install -y -qq --no-install-recommends \
