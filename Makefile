@@ -62,8 +62,9 @@ $(CLUSTER): $(TESTABLE) requirements-slurm.txt requirements-cluster-generic.txt
 cluster-test: $(CLUSTER)  ## A small study on a SLURM of one machine (root, Debian; about 25 minutes)
 	@command -v slurmctld > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends \
 	slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins; } || echo "SLURM cannot be installed: skipped"
-	@command -v slurmdbd mariadbd > /dev/null || apt-get install -y -qq --no-install-recommends \
-	slurmdbd slurm-wlm-mysql-plugin mariadb-server || echo "SLURM's accounting cannot be installed: skipped"
+	@{ command -v slurmdbd && command -v mariadbd; } > /dev/null || { apt-get update -qq && \
+	apt-get install -y -qq --no-install-recommends slurmdbd slurm-wlm-mysql-plugin mariadb-server; } \
+	|| echo "SLURM's accounting cannot be installed: skipped"
 	HISTOGEP_CLUSTER_TESTS=1 PYTHONPATH=$(CURDIR)/.venv/cluster $(BIN)/python -m pytest -rs tests/test_cluster.py tests/test_cluster_accounting.py
 
 settings-table: $(INSTALLED)  ## Rewrite the table of settings in config/README.md

@@ -13,7 +13,7 @@ import pyvips
 
 from histogep.files import complete
 from histogep.jobs import BadSlide
-from histogep.sources import source_files, source_sha256
+from histogep.sources import dicom_series, source_files, source_sha256
 from histogep.tiff_layout import TIFF_STARTS, find_truncation
 
 log = logging.getLogger(__name__)
@@ -102,6 +102,11 @@ def check_source(slide: str, source: Path) -> Path:
         series = sorted(source.glob("*.dcm"))
         if not series:
             raise BadSlide(f"slide {slide}: the folder {source} holds no DICOM (*.dcm) files")
+        if len(set(map(dicom_series, series))) > 1:
+            raise BadSlide(
+                f"slide {slide}: the folder {source} holds more than one DICOM series: name one file "
+                "of the slide's own"
+            )
         for file in series:
             if openslide.OpenSlide.detect_format(str(file)) is not None:
                 return file

@@ -22,7 +22,7 @@ FORMAT = 1
 SETTINGS = "settings.json"
 GENES = "genes.tsv"
 DISTANCE = "training_features.safetensors"
-_DECLARED = ("digest", "lattice", "encoders", "models")
+_DECLARED = {"digest": str, "lattice": dict, "encoders": list, "models": dict}
 
 
 def folder_digest(folder: str | Path, settings: Mapping[str, Any]) -> str:
@@ -57,7 +57,9 @@ def declared_settings(folder: str | Path) -> dict[str, Any]:
             f"{folder} is a model folder of format {version}, this version reads {FORMAT}: "
             "pack it again"
         )
-    if lacking := [key for key in _DECLARED if key not in settings]:
+    if lacking := [
+        key for key, kind in _DECLARED.items() if not isinstance(settings.get(key), kind)
+    ]:
         raise InputError(
             f"{path} cannot be read as a model's settings (no {', '.join(lacking)}): give `model` "
             "a folder that package_model wrote"

@@ -29,6 +29,8 @@ BURDENS = ("cnv_burden", "expression_burden")
 IMAGES_COLUMN = "images"
 #: Why a patient was left out whose sections taught the model.
 IN_TRAINING = "the model was trained on this patient's sections: not out of sample"
+#: Why a slide was left out that is another slide's file.
+SECOND_COPY = "the same image as another slide of the patient"
 #: Columns that describe the image besides genes, signatures and subtype shares.
 COMPOSITION = ("tumour_fraction", "heterogeneity", *BURDENS)
 
@@ -156,17 +158,28 @@ def summarise_patients(
     for path, patient in zip(expression, slide_patients, strict=True):
         if section := section_of(path):
             sections.setdefault(patient, []).append(section)
-    images = [image_of(path) for path in expression]
-    copies = find_copies(images, slides=slides, slide_patients=slide_patients)
+    images = dict(zip(slides, map(image_of, expression), strict=True))
+    if not all(images.values()):
+        log.warning(
+            "of %d slides no digest of the image is known, so copies of them are not found: predict "
+            "them again",
+            sum(not image for image in images.values()),
+        )
+    described = [(s, p) for s, p in zip(slides, slide_patients, strict=True) if s not in left_out]
+    copies = find_copies(
+        [images[slide] for slide, _ in described],
+        slides=[slide for slide, _ in described],
+        slide_patients=[patient for _, patient in described],
+    )
     dropped += [
-        {"patient": patient, "slides": slide, "reason": f"the same image as slide {copies[slide]}"}
-        for slide, patient in zip(slides, slide_patients, strict=True)
-        if slide in copies and slide not in left_out
+        {"patient": patient, "slides": slide, "reason": SECOND_COPY}
+        for slide, patient in described
+        if slide in copies
     ]
     left_out |= copies
     of_patient: dict[str, set[str]] = {}
-    for image, patient in zip(images, slide_patients, strict=True):
-        of_patient.setdefault(patient, set()).add(image)
+    for slide, patient in zip(slides, slide_patients, strict=True):
+        of_patient.setdefault(patient, set()).add(images[slide])
     used = [number for number, slide in enumerate(slides) if slide not in left_out]
     expression, slides, slide_patients = (
         [values[number] for number in used] for values in (expression, slides, slide_patients)

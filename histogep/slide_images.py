@@ -84,37 +84,46 @@ def find_copies(
             copies[slide] = known
     if problems:
         raise InputError(
-            "slides of two patients are the same image (SHA-256), so one would be learnt from and "
-            "tested on; correct the patient or leave a slide out of the slide sheet:\n"
-            + "\n".join(problems)
+            "slides of two patients are the same image (SHA-256): nobody can tell whose it is, and "
+            "what is learnt from one would be tested on the other; correct the patient or leave a "
+            "slide out of the slide sheet:\n" + "\n".join(problems)
         )
+    for slide, known in copies.items():
+        LOG.warning("slide %s is the same image as %s of its patient: left out", slide, known)
     return copies
 
 
 def out_of_sample(
     expression: Sequence[str | Path],
     *,
+    slides: Sequence[str],
     slide_patients: Sequence[str],
     training_patients: str = "exclude",
 ) -> list[bool]:
-    """Return of each file of expression whether its patient has no image that the model was trained on.
+    """Return of each file of expression whether it counts: new to the model, and no second copy.
+
+    New is a patient who has no image that the model was trained on.
 
     Parameters
     ----------
     expression
         `results/expression/*.h5ad` (or `results/spots/*.h5ad`: measured, so always True).
-    slide_patients
-        Their patients, in the same order: all slides of a patient go with one.
+    slides, slide_patients
+        Their ids, in the same order: all slides of a patient go with one of a training section.
     training_patients
         The setting `summary.training_patients`; `keep` keeps all.
 
     Raises
     ------
     InputError
-        No slide is left.
+        No slide is left, or slides of two patients are one image.
     """
+    copies = find_copies(
+        list(map(image_of, expression)), slides=slides, slide_patients=slide_patients
+    )
+    single = [slide not in copies for slide in slides]
     if training_patients == "keep":
-        return [True] * len(expression)
+        return single
     patients = [patient_key(patient) for patient in slide_patients]
     seen = set()
     for path, patient in zip(expression, patients, strict=True):
@@ -123,7 +132,7 @@ def out_of_sample(
             LOG.warning(
                 "%s is the image of the training section %s: its patient is left out", path, section
             )
-    kept = [patient not in seen for patient in patients]
+    kept = [alone and owner not in seen for alone, owner in zip(single, patients, strict=True)]
     if expression and not any(kept):
         raise InputError(
             "every slide of the cohort is of a patient whose image the model was trained on: give it "

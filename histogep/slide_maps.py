@@ -13,6 +13,7 @@ import numpy as np
 from histogep.barcodes import PRIMARY, leave_out, patient_of
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.slide_images import find_copies, image_of
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +130,18 @@ def read_slide_maps(
     owners = [patient_of(patient) for patient in slide_patients]
     left_out = leave_out(slides, owners, sample_types=sample_types)
     wanted = set(patients)
+    candidates = [
+        (path, slide, owner)
+        for path, slide, owner in zip(expression, slides, owners, strict=True)
+        if owner in wanted and slide not in left_out
+    ]
+    images = [image_of(path) for path, _, _ in candidates]
+    copies = find_copies(
+        images, slides=[c[1] for c in candidates], slide_patients=[c[2] for c in candidates]
+    )
     maps, models = [], {}
-    for path, slide, owner in zip(expression, slides, owners, strict=True):
-        if owner not in wanted or slide in left_out:
+    for path, slide, owner in candidates:
+        if slide in copies:
             continue
         data = ad.read_h5ad(path)
         if not data.n_obs:

@@ -17,26 +17,45 @@ log = logging.getLogger(__name__)
 def source_sha256(path: Path) -> str:
     """Return the SHA-256 of a slide's bytes.
 
-    Of a slide in many files (a DICOM series, a MIRAX folder), of the names and digests of them all.
+    Of a slide in many files (a DICOM series, a MIRAX folder), of the digests of them all whatever
+    their names, which change when such a slide is copied under another id.
     """
     files = list(source_files(path))
     if len(files) == 1:
         return file_sha256(files[0])
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
-    return digest.hexdigest()
+    return hashlib.sha256("\n".join(sorted(map(file_sha256, files))).encode()).hexdigest()
 
 
 def source_files(path: Path) -> Iterator[Path]:
-    """Give the files that make up a slide, in order of name."""
+    """Give the files that make up a slide, in order of name.
+
+    Of DICOM all files of the named folder (which holds one series, `geometry.check_source`), or those
+    of the series of the named file, since its folder may hold many slides.
+    """
     if path.is_dir() or path.suffix.lower() == ".dcm":
-        yield from sorted((path if path.is_dir() else path.parent).glob("*.dcm"))
+        files = sorted((path if path.is_dir() else path.parent).glob("*.dcm"))
+        if path.is_dir():
+            yield from files
+        else:
+            series = dicom_series(path)
+            yield from (file for file in files if file == path or dicom_series(file) == series)
         return
     yield path
     companion = path.with_suffix("")
     if path.suffix.lower() in (".mrxs", ".vms", ".vmu") and companion.is_dir():
         yield from sorted(file for file in companion.iterdir() if file.is_file())
+
+
+def dicom_series(file: Path) -> str:
+    """Return the SeriesInstanceUID of a DICOM file, "" of a file that is none."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        read = dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+    except InvalidDicomError:
+        return ""
+    return str(read.get("SeriesInstanceUID", ""))
 
 
 def refuse_replaced(described: Mapping[str, Any], description: str | Path) -> None:

@@ -443,8 +443,12 @@ def ranking_inputs(wildcards):
     }
 
 
-def ranking_patient_ids(wildcards):
-    """Return the patients of the slides whose predicted expression ranks the genes, in order."""
+def ranking_slide_ids(wildcards):
+    """Return the slides whose predicted expression ranks the genes, in order."""
     ranked_by_slides = "expression" in ranking_inputs(wildcards)
-    slides = unseen_slides(wildcards) if ranked_by_slides else []
-    return [patient_of(slide) for slide in slides]
+    return unseen_slides(wildcards) if ranked_by_slides else []
+
+
+def ranking_patient_ids(wildcards):
+    """Return their patients, in the same order."""
+    return [patient_of(slide) for slide in ranking_slide_ids(wildcards)]

@@ -44,6 +44,7 @@ rule enrich_genes:
     params:
         code=code_digest("enrich_genes.py"),
         training_patients=config["summary"]["training_patients"],
+        slides=ranking_slide_ids,
         slide_patients=ranking_patient_ids,
         collections=GENE_SET_NAMES,
         enrichment=enrichment_settings,

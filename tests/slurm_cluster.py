@@ -44,7 +44,7 @@ def missing(*, accounting: bool = False) -> str:
     if (ETC / "slurm.conf").exists():
         return f"{ETC}/slurm.conf exists: this machine belongs to a cluster"
     if accounting and DATABASE_SOCKET.exists():
-        return f"{DATABASE_SOCKET} exists: this machine has a database"
+        return f"{DATABASE_SOCKET} exists: this machine has a database, which would have to stop"
     return ""
 
 
@@ -140,6 +140,8 @@ class SlurmCluster:
         daemons = [*(f"slurmd-{node}" for node in self.nodes), "slurmctld"]
         for name in (*daemons, "slurmdbd", "mariadbd", "munged"):
             self._end(name, signal.SIGTERM)
+        if self.accounting:
+            DATABASE_SOCKET.unlink(missing_ok=True)  # a database that had to be killed leaves it
         for name in ("slurm.conf", "gres.conf", "slurmdbd.conf"):
             (ETC / name).unlink(missing_ok=True)
 

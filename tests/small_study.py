@@ -117,6 +117,19 @@ class Call:
         """Return the SLURM ids of the jobs of a rule, in the order of their submission."""
         return re.findall(rf"SLURM jobid (\d+) \(log: \S*/rule_{rule}", self.said)
 
+    def submitted(self) -> dict[str, str]:
+        """Return rule/wildcards of each job given to SLURM, by the number that Snakemake gives it."""
+        told = r"Job (\d+) has been submitted with SLURM jobid \d+ \(log: \S*?/slurm/rule_(\S+)/\d+\.log"
+        found = re.findall(told, self.said)
+        names = [name for _, name in found]
+        assert len(names) == len(set(names)), "a job was submitted twice"
+        return dict(found)
+
+    def unfinished(self) -> set[str]:
+        """Return rule/wildcards of the jobs whose end was not told."""
+        ended = set(re.findall(r"Finished jobid: (\d+) ", self.said))
+        return {name for job, name in self.submitted().items() if job not in ended}
+
     @property
     def run_id(self) -> str:
         return re.search(r"SLURM run ID: (\S+)", self.said)[1]

@@ -161,6 +161,10 @@ def test_a_folder_that_is_none_is_said_so(tmp_path):
     (tmp_path / "settings.json").write_text('{"format": 1, "digest": "x", "lattice": {}}')
     with pytest.raises(InputError, match="no encoders, models"):
         load_model(tmp_path)
+    settings = {"format": 1, "digest": "x", "lattice": {}, "encoders": [], "models": []}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="no models"):
+        load_model(tmp_path)
 
 
 def test_the_folder_knows_the_images_of_its_sections_and_an_older_one_says_it_does_not(

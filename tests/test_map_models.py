@@ -364,6 +364,12 @@ def test_slides_of_the_wanted_patients_are_read(slides):
     np.testing.assert_allclose(read[0].values, maps[0].values, atol=1e-6)
     with pytest.raises(InputError, match="no slide with tiles of patients P99"):
         read_slide_maps(paths, patients=["P99"], **options)
+    for path in paths:
+        data = ad.read_h5ad(path)
+        data.uns["image_sha256"] = "one" if path.stem in ("S2-0", "S2-1") else path.stem
+        data.write_h5ad(path)
+    single = read_slide_maps(paths, patients=["P00", "P02"], **options)
+    assert [m.slide for m in single] == ["S0-0", "S2-0"]
     data = ad.read_h5ad(paths[0])
     data.uns["model_digest"] = "another"
     data.write_h5ad(paths[0])

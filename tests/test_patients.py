@@ -6,7 +6,13 @@ import pandas as pd
 import pytest
 
 from histogep.jobs import InputError
-from histogep.patients import IN_TRAINING, count_patients, image_columns, summarise_patients
+from histogep.patients import (
+    IN_TRAINING,
+    SECOND_COPY,
+    count_patients,
+    image_columns,
+    summarise_patients,
+)
 from histogep.sheets import sex_number, stage_number
 from histogep.signatures import Signature
 from histogep.slide_images import out_of_sample
@@ -274,11 +280,12 @@ def test_the_image_of_a_training_section_is_no_new_slide_whatever_its_id(cohort)
     kept, _ = summarise_patients(paths, **options, training_patients="keep")
     assert kept.set_index("patient")["in_training"].to_dict() == {"007": False, "B": True}
     patients = ["P", "Q", "R ", "r", "S"]
-    new = out_of_sample(paths, slide_patients=patients)
+    ids = {"slides": options["slides"], "slide_patients": patients}
+    new = out_of_sample(paths, **ids)
     assert new == [True, True, False, False, True]  # the patient's other slide goes too
-    assert all(out_of_sample(paths, slide_patients=patients, training_patients="keep"))
+    assert all(out_of_sample(paths, **ids, training_patients="keep"))
     with pytest.raises(InputError, match="every slide of the cohort is of a patient whose image"):
-        out_of_sample(paths[2:3], slide_patients=["R"])
+        out_of_sample(paths[2:3], slides=["b1"], slide_patients=["R"])
 
 
 def test_a_training_image_counts_though_its_slide_is_left_out(cohort):
@@ -308,7 +315,7 @@ def test_one_image_under_two_patients_is_refused(cohort):
         summarise_patients(paths, **options)
 
 
-def test_a_second_copy_of_a_slide_does_not_count_twice(cohort):
+def test_a_second_copy_of_a_slide_does_not_count_twice(cohort, caplog):
     paths, _, options = cohort
     alone, _ = summarise_patients(
         [paths[0], *paths[2:]],
@@ -319,9 +326,34 @@ def test_a_second_copy_of_a_slide_does_not_count_twice(cohort):
     table, dropped = summarise_patients(paths, **options)
     assert table.set_index("patient")["images"].to_dict() == {"007": "x", "B": "z"}
     pd.testing.assert_frame_equal(table.drop(columns="images"), alone.drop(columns="images"))
-    assert ("007", "a2", "the same image as slide a1") in set(
+    assert ("007", "a2", SECOND_COPY) in set(
         dropped[["patient", "slides", "reason"]].itertuples(index=False, name=None)
     )
+    assert "slide a2 is the same image as a1" in caplog.text
+    assert "of 2 slides no digest of the image is known" in caplog.text
+    single = out_of_sample(
+        paths,
+        slides=options["slides"],
+        slide_patients=options["slide_patients"],
+        training_patients="keep",
+    )
+    assert single == [True, False, True, True, True]
+
+
+def test_an_image_of_a_slide_that_is_left_out_takes_no_slide_along(cohort):
+    paths, _, options = cohort
+    with_images(paths, ["x", "x", "z", "u", "x"])
+    names = ["TCGA-AA-0001-11A-01-TS1", "TCGA-AA-0001-01Z-00-DX1", "TCGA-AA-0002-01Z-00-DX1"]
+    given = {"slides": names, "slide_patients": names, "patients": None}
+    table, dropped = summarise_patients(paths[:3], **options | given)
+    assert list(table["patient"]) == ["TCGA-AA-0001", "TCGA-AA-0002"]
+    assert SECOND_COPY not in set(dropped["reason"])
+    # Nor does the slide of another patient that describes nobody.
+    names[1] = "TCGA-AA-0003-01Z-00-DX1"
+    table, _ = summarise_patients(
+        paths[:3], **options | {"slides": names, "slide_patients": names, "patients": None}
+    )
+    assert list(table["patient"]) == ["TCGA-AA-0002", "TCGA-AA-0003"]
 
 
 def test_a_cohort_of_training_patients_only_is_refused(cohort):

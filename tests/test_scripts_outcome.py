@@ -206,7 +206,8 @@ def test_slides_without_a_tumour_map_end_in_a_page_that_says_so(run_script, stud
         output=output,
         params={
             "collections": ["planted"], "enrichment": {}, "ranking": {}, "seed": 1,
-            "training_patients": "exclude", "slide_patients": ["a", "b", "c"],
+            "training_patients": "exclude",
+            "slides": [path.stem for path in study["slides"][:3]], "slide_patients": ["a", "b", "c"],
         },
         wildcards={"cohort": "c", "contrast": "tumour"},
     )  # fmt: skip

@@ -25,6 +25,7 @@ with job_log(snakemake.log[0]):
     if "expression" in sources:
         new = out_of_sample(
             sources["expression"],
+            slides=snakemake.params.slides,
             slide_patients=snakemake.params.slide_patients,
             training_patients=snakemake.params.training_patients,
         )

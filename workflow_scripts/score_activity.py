@@ -19,7 +19,10 @@ with job_log(snakemake.log[0]):
     names = zip(params.collections, map(read_gmt, snakemake.input.gene_sets), strict=True)
     paths = snakemake.input.slides
     new = out_of_sample(
-        paths, slide_patients=params.slide_patients, training_patients=params.training_patients
+        paths,
+        slides=params.slides,
+        slide_patients=params.slide_patients,
+        training_patients=params.training_patients,
     )
     table, maps = score_activity(
         list(compress(paths, new)),
