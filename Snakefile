@@ -35,6 +35,11 @@ include: "rules/enrichment.smk"
 include: "rules/provenance.smk"
 
 
+if workflow.is_main_process:
+    for line in STAGES.left_out():
+        print(line, file=sys.stderr)
+
+
 onstart:
     slurm = sys.modules.get("snakemake_executor_plugin_slurm")
     clusters.mend_at_start(workflow.scheduler, slurm)

@@ -36,7 +36,8 @@ def record_failure(error: BadSlide, *, rule: str, skip: bool) -> dict[str, str]:
         The error itself, if bad slides are not to be skipped.
     """
     if not skip:
-        raise error
+        remedy = "; or go on without such slides: on_bad_slide: skip"
+        raise BadSlide(f"{error}{remedy}", rule=error.rule) from None
     log.error("%s", error)
     return {"rule": error.rule or rule, "reason": str(error)}
 

@@ -62,6 +62,20 @@ def check_models(
     check_members(models)
 
 
+def check_applied(model: Mapping[str, Any], encoders: Sequence[Mapping[str, Any]]) -> None:
+    """Raise an InputError unless the encoders are those of the model folder that is applied.
+
+    Whether their weights are the same is known once slides are encoded (`model_folder.check_features`).
+    """
+    wanted = [str(encoder["name"]) for encoder in model["encoders"]]
+    given = [_block(str(encoder["name"])) for encoder in encoders]
+    if given != wanted:
+        raise InputError(
+            f"encoders: {' + '.join(given)} given, but the model of `model` reads "
+            f"{' + '.join(wanted)}: set `encoders` to those"
+        )
+
+
 def _block(encoder: str) -> str:
     """Return what the features of an encoder are called: those of a snapshot, as its folder."""
     return PurePath(encoder).name if encoder.startswith("local-dir:") else encoder

@@ -82,7 +82,10 @@ def read_slides(
                     f"line {line}: {column} needs data_root: call with --config data_root=FOLDER"
                 )
             elif file and not made(file) and not Path(file).exists():
-                problems.append(f"line {line}: {column} {file} does not exist")
+                problems.append(
+                    f"line {line}: {column} {file} does not exist (looked in {Path.cwd()} and beside "
+                    "the sheet)"
+                )
             elif not file and column == "image":
                 problems.append(f"line {line}: no image")
 
@@ -302,6 +305,11 @@ def _read_sheet(
     if not lines:
         raise InputError(f"{path} is empty; its first line names the columns: {' '.join(columns)}")
     header = [name.strip() for name in lines[0][1]]
+    if len(header) == 1 and len(columns) > 1 and header[0] not in columns:
+        raise InputError(
+            f"{path} line {lines[0][0]}: the columns are separated by tabs, not by commas or spaces; "
+            "save it as tab-separated text"
+        )
     problems = [f"no column {name!r}" for name in needed if name not in header]
     problems += [
         f"unknown column {name!r} (known: {', '.join(columns)})"
@@ -309,8 +317,6 @@ def _read_sheet(
         if name not in columns
     ]
     problems += [f"column {name!r} stands twice" for name in set(header) if header.count(name) > 1]
-    if len(header) == 1 and len(columns) > 1:
-        problems.append("the columns are separated by tabs, not by commas or spaces")
     for number, cells in lines[1:]:
         if len(cells) > len(header):
             problems.append(f"line {number}: {len(cells)} cells under {len(header)} columns")
@@ -392,5 +398,12 @@ def _shared_by_patients(sheet: pd.DataFrame, column: str) -> list[str]:
 
 def _raise(path: str | Path, problems: list[str]) -> None:
     if problems:
+        # In the order of the lines; what concerns no single line comes first.
+        problems = sorted(problems, key=_line_of)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError(f"{path} has {count}:\n" + "\n".join(f"  {line}" for line in problems))
+
+
+def _line_of(problem: str) -> int:
+    found = re.match(r"lines? (\d+)", problem)
+    return int(found[1]) if found else 0

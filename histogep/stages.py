@@ -60,6 +60,16 @@ class Stages:
         """Return the cohorts in which a stage runs."""
         return [stage.cohort for stage in self.stages if stage.name == name and stage.runs]
 
+    def left_out(self) -> list[str]:
+        """Return one line for each reason why stages do not run, with the stages and cohorts."""
+        named: dict[str, list[str]] = {}
+        for stage in self.stages:
+            # Whether a model is trained or applied is the user's own choice, and no loss.
+            if not stage.runs and stage.name != "model":
+                name = stage.name + (f" ({stage.cohort})" if stage.cohort else "")
+                named.setdefault(stage.reason, []).append(name)
+        return [f"left out: {', '.join(names)}: {reason}" for reason, names in named.items()]
+
     def rows(self) -> list[dict[str, str]]:
         """Return one plain row per stage, for the report."""
         return [
@@ -100,7 +110,8 @@ def plan_stages(
     ------
     InputError
         When nothing can run: neither a slide nor a measured cohort; slides with neither sections
-        to train on nor a model to apply; sections of fewer patients than held-out evaluation needs.
+        to train on nor a model to apply; sections of fewer patients than held-out evaluation needs;
+        a patient sheet that names no patient of the slide sheet.
     """
     study = config["study"]
     applied = config["model"] is not None
@@ -116,6 +127,8 @@ def plan_stages(
             "there is nothing to work on: give a slide sheet as `slides:`, cohorts with bulk "
             "expression as `measured:`, or both"
         )
+    if patients is not None and len(slides) and not measured:
+        _refuse_other_ids(slides, patients)
     if not len(slides):
         plan("model", [], "no slides: nothing to train on")
     elif not applied:
@@ -205,10 +218,19 @@ def plan_stages(
         measurable = bool(set(members.index) & set(sections)) or (len(predicted) and mapped)
         contrasts = ["tumour"] if measurable else []
         known = _outcomes(members.loc[predicted], patients)
-        if known is not None and len(predicted) and not _any_outcome(known):
+        ids = sorted(set(map(patient_of, members.loc[predicted, "patient"])))
+        absent = [] if known is None else [name for name in ids if name not in known.index]
+        if known is not None and absent and len(absent) == len(ids):
+            reason = f"the patients sheet names none of its {len(ids)} patients, such as {ids[0]}"
+            plan("patients", [], reason, cohort)
+            unfit = unfit or reason
+        elif known is not None and len(predicted) and not _any_outcome(known):
             plan("patients", [], "no patient has an outcome in the patients sheet", cohort)
         elif known is not None and len(predicted):
-            plan("patients", [f"results/patients/{cohort}.parquet"], "has predicted slides", cohort)
+            reason = f"{len(known)} patients with slides to predict are in the patients sheet"
+            if absent:
+                reason += f", {len(absent)} are not: {_some(absent)}"
+            plan("patients", [f"results/patients/{cohort}.parquet"], reason, cohort)
         contrasts += plan_outcomes(cohort, known, unfit)
         summarised = any(s.name == "patients" and s.cohort == cohort and s.runs for s in planned)
         if subtype is not None and has_positions and summarised:
@@ -257,6 +279,21 @@ def trained_on(sections: pd.DataFrame, applied_model: Mapping[str, Any] | None) 
         for role in ("train", "validation"):
             patients |= {patient_of(str(name)) for name in model.get(f"{role}_patients", ())}
     return sorted(patients)
+
+
+def _refuse_other_ids(slides: pd.DataFrame, patients: pd.DataFrame) -> None:
+    """Raise an InputError if the patient sheet is of other patients, or writes their ids otherwise."""
+    ids = sorted(set(map(patient_of, slides["patient"])))
+    if not set(ids) & set(patients.index):
+        raise InputError(
+            f"patients: the sheet names none of the {len(ids)} patients of the slide sheet. It has "
+            f"{_some(list(patients.index))}; the slides are of {_some(ids)}. The ids must be the "
+            "same text"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _outcomes(members: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFrame | None:

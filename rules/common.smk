@@ -118,9 +118,12 @@ try:
     SETTINGS, FILES, SLIDES, PATIENTS, MEASURED_PATIENTS = read_study()
     APPLIED = None
     if FILES["model"]:
-        from histogep.model_folder import declared_settings
+        from histogep.model_folder import declared_settings, read_settings
 
-        APPLIED = declared_settings(FILES["model"])
+        # Its files are compared with their digest once, not again in every job.
+        read_model = read_settings if workflow.is_main_process else declared_settings
+        APPLIED = read_model(FILES["model"])
+        model_choices.check_applied(APPLIED, SETTINGS["encoders"])
     STAGES = stages.plan_stages(
         SETTINGS, SLIDES, PATIENTS, MEASURED_PATIENTS, applied_model=APPLIED
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from histogep.model_folder import FORMAT
+from histogep.model_folder import FORMAT, folder_digest
 from tests.slurm_cluster import wait_for
 from tests.small_study import LONGEST, Call, Study
 
@@ -236,7 +236,9 @@ def own(study, tmp_path):
     model = folder / "model"
     model.mkdir()
     lattice = {"kind": "visium", "pitch_um": 100, "tile_um": 112}
-    settings = {"format": FORMAT, "digest": "", "lattice": lattice, "encoders": [], "models": {}}
+    encoders = [{"name": "descriptors", "sha256": ""}]
+    settings = {"format": FORMAT, "lattice": lattice, "encoders": encoders, "models": {}}
+    settings["digest"] = folder_digest(model, settings)
     (model / "settings.json").write_text(json.dumps(settings))
     (folder / "slides.tsv").write_text("slide\tpatient\tcohort\timage\nS1\tp1\tc\tGlas 1.tiff\n")
     (folder / "study.yaml").write_text(

@@ -10,7 +10,7 @@ import yaml
 from histogep.datasets import TASKS, Section
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.model_choices import TASKS_OF, check_models
+from histogep.model_choices import TASKS_OF, check_applied, check_models
 from histogep.modelling import fit_model
 from histogep.settings import check_study_name, complete_settings
 
@@ -139,3 +139,11 @@ def test_a_study_cannot_take_the_folder_of_the_sections(name):
     with pytest.raises(InputError, match=f"study is '{name}'.*choose another name"):
         check_study_name(name)
     check_study_name("sections2")
+
+
+def test_the_encoders_of_an_applied_model_are_known_before_a_slide_is_encoded():
+    model = {"encoders": [{"name": "descriptors", "sha256": ""}, {"name": "mine", "sha256": "a"}]}
+    check_applied(model, [{"name": "descriptors"}, {"name": "local-dir:/weights/mine"}])
+    for given in (["descriptors"], ["mine", "descriptors"], []):
+        with pytest.raises(InputError, match=r"reads descriptors \+ mine: set `encoders`"):
+            check_applied(model, [{"name": name} for name in given])

@@ -214,3 +214,22 @@ def test_regions_of_a_section_are_refused(sheet):
     row = "S1\tp\tc\tDIR/a.svs\t\tDIR/counts.tsv.gz\tDIR/a.svs\tDIR/a.svs"
     with pytest.raises(InputError, match="line 2: regions are of slides without spots"):
         read_slides(sheet(row, header=header))
+
+
+@pytest.mark.parametrize("separator", [",", "   "])
+def test_columns_that_no_tab_separates_are_said_so_and_nothing_else(tmp_path, separator):
+    path = tmp_path / "slides.tsv"
+    path.write_text(separator.join(("slide", "patient", "cohort", "image")) + "\n")
+    with pytest.raises(InputError, match="line 1: the columns are separated by tabs") as caught:
+        read_slides(path)
+    assert "unknown column" not in str(caught.value)
+
+
+def test_problems_stand_in_the_order_of_the_lines(tmp_path):
+    path = tmp_path / "slides.tsv"
+    path.write_text("slide\tpatient\tcohort\timage\tcounts\nA\tp\tc\t\tX\nB\tq\tc\tno.tiff\t\n")
+    with pytest.raises(InputError) as caught:
+        read_slides(path)
+    lines = [said.split(":")[0].strip() for said in str(caught.value).splitlines()[1:]]
+    assert lines == ["line 2", "line 2", "line 3"]
+    assert "looked in" in str(caught.value)

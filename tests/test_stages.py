@@ -139,6 +139,24 @@ def test_a_cohort_without_a_row_in_the_patient_sheet_has_no_patients_stage():
     assert "results/expression/X.h5ad" in stages.targets()
 
 
+def test_a_patient_sheet_with_other_ids_is_no_silent_loss_of_the_outcomes():
+    slides = _slides(*TRAINING, *HOSPITAL)
+    patients = _patients(12, time=1.0, event=1.0)
+    other = patients.rename(index=lambda name: f"PAT-{name}")
+    with pytest.raises(InputError, match=r"It has PAT-P0, PAT-P1, PAT-P10 and 9 more; the slides"):
+        plan_stages(CONFIG, slides, other.sort_index())
+    some = patients.rename(index={"P0": "P-0", "P1": "P-1"})
+    rows = plan_stages(CONFIG, slides, some).rows()
+    reason = next(r["reason"] for r in rows if (r["stage"], r["cohort"]) == ("patients", "h"))
+    assert reason == (
+        "10 patients with slides to predict are in the patients sheet, 2 are not: P0, P1"
+    )
+    strange = _slides(*TRAINING, *HOSPITAL, ("X", "PX", "other", ""))
+    told = plan_stages(CONFIG, strange, patients).left_out()
+    reason = "the patients sheet names none of its 1 patients, such as PX"
+    assert f"left out: patients (other), survival (other), response (other): {reason}" in told
+
+
 def test_patients_that_the_model_learnt_from_are_no_out_of_sample_patients():
     """Slides without spots of the training patients: their prediction is not out of sample."""
     patients = _patients(12, time=1.0, event=1.0)
