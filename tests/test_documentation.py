@@ -62,7 +62,7 @@ def messages():
     library = [*ROOT.glob("histogep/*.py")]
     snakemake = Path(snakemake.__file__).parent
     there = (
-        "cli.py",
+        "api.py",
         "exceptions.py",
         "common/__init__.py",
         "persistence/__init__.py",
