@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,15 @@ MIN_PATIENTS = 10
 #: Survival needs this many events (and one for each fold), response this many of each kind.
 MIN_EVENTS = 3
 MIN_CLASS = 3
+#: Where the stages of a cohort write, which are left out when the sheets change.
+_WRITES = {
+    "cnv": "results/cnv/{cohort}/subtypes.tsv",
+    "patients": "results/patients/{cohort}.parquet",
+    "survival": "results/survival/{cohort}",
+    "response": "results/response/{cohort}",
+    "enrichment": "results/enrichment/{cohort}",
+    "activity": "results/activity/{cohort}.tsv",
+}
 _NO_MAP = "the model folder has no tumour map, and there is no outcome to rank genes by"
 _ONLY_TRAINED = "the model was trained on every patient with a slide to predict"
 _ONLY_SPOTS = "no slides without spots (scores of training patients would leak)"
@@ -69,6 +79,16 @@ class Stages:
                 name = stage.name + (f" ({stage.cohort})" if stage.cohort else "")
                 named.setdefault(stage.reason, []).append(name)
         return [f"left out: {', '.join(names)}: {reason}" for reason, names in named.items()]
+
+    def leftovers(self, folder: Path) -> list[str]:
+        """Return one line for each result in a folder that belongs to a stage that does not run."""
+        return [
+            f"{path}: of an earlier run and no part of this one; delete it, or mend why it is left out"
+            for stage in self.stages
+            if not stage.runs and stage.name in _WRITES
+            for path in [_WRITES[stage.name].format(cohort=stage.cohort)]
+            if (folder / path).exists()
+        ]
 
     def rows(self) -> list[dict[str, str]]:
         """Return one plain row per stage, for the report."""

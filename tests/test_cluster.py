@@ -44,7 +44,9 @@ def test_a_controller_that_crashes_loses_no_job(cluster, study):
     # A controller that dies within its saving interval of 5 s forgets the start of a job, and a step
     # that starts while it is away fails (and is sent again): so wait until the scripts run.
     logs = [study.folder / f"logs/simulate_section/{slide}.log" for slide in ("P01-1", "P02-1")]
-    wait_for(lambda: all(log.exists() for log in logs), seconds=LONGEST, what="two scripts that run")
+    wait_for(
+        lambda: all(log.exists() for log in logs), seconds=LONGEST, what="two scripts that run"
+    )
     running = list(cluster.jobs("RUNNING"))
     assert running
     cluster.kill_controller()

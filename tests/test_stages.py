@@ -157,6 +157,15 @@ def test_a_patient_sheet_with_other_ids_is_no_silent_loss_of_the_outcomes():
     assert f"left out: patients (other), survival (other), response (other): {reason}" in told
 
 
+def test_what_an_earlier_run_left_of_a_stage_that_is_left_out_is_named(tmp_path):
+    slides = _slides(*TRAINING, *HOSPITAL)
+    (tmp_path / "results/survival/h").mkdir(parents=True)
+    (tmp_path / "results/response/h").mkdir(parents=True)
+    stages = plan_stages(CONFIG, slides, _patients(12, time=1.0, event=1.0))
+    (said,) = stages.leftovers(tmp_path)
+    assert said.startswith("results/response/h: of an earlier run and no part of this one")
+
+
 def test_patients_that_the_model_learnt_from_are_no_out_of_sample_patients():
     """Slides without spots of the training patients: their prediction is not out of sample."""
     patients = _patients(12, time=1.0, event=1.0)
