@@ -50,7 +50,7 @@ fast-test: $(TESTABLE)  ## Library and script tests, one file a core
 workflow-test: $(TESTABLE)  ## Tests that run Snakemake itself
 	$(BIN)/python -m pytest -m workflow -n $(CORES) --dist loadgroup --no-loadscope-reorder
 
-fault-test: $(TESTABLE)  ## Kill, fill, cut and lock what Snakemake runs (about 10 minutes; some need root)
+fault-test: $(TESTABLE)  ## Kill, fill, cut and lock what Snakemake runs (about 8 minutes; some need root)
 	HISTOGEP_FAULT_TESTS=1 $(BIN)/python -m pytest tests/test_faults_workflow.py
 
 # Beside .venv, not in it: with the plugin there every start of Snakemake would look for a cluster.
