@@ -33,7 +33,7 @@ def record_failure(error: BadSlide, *, rule: str, skip: bool) -> dict[str, str]:
     Raises
     ------
     BadSlide
-        The error itself, if bad slides are not to be skipped.
+        The same reason with the setting that would go on, if bad slides are not to be skipped.
     """
     if not skip:
         remedy = "; or go on without such slides: on_bad_slide: skip"

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from histogep.barcodes import PRIMARY, leave_out, patient_key, patient_of
+from histogep.clinical import clinical_numbers, has_outcome
 from histogep.files import read_tsv
 from histogep.jobs import InputError
 from histogep.matrices import read_h5ad
-from histogep.sheets import STAGES, sex_number, stage_number
+from histogep.sheets import STAGES
 from histogep.signatures import Signature, score_signatures
 from histogep.slide_images import find_copies, image_of, section_of
 
@@ -355,40 +356,6 @@ def _describe(part: _Sums, min_tumour_tiles: int, max_distant: float) -> dict[st
         "_upper": part.upper,
         "_tissue": part.tissue / part.tiles,
     }
-
-
-def clinical_numbers(patients: pd.DataFrame) -> pd.DataFrame:
-    """Return outcome and covariates as numbers, by patient; absent columns stay absent."""
-    table = pd.DataFrame(index=pd.Index(patients["patient"].astype(str), name=None))
-    problems: list[str] = []
-    for column in ("time", "event", "age", "response"):
-        if column in patients:
-            table[column] = pd.to_numeric(patients[column]).to_numpy(float)
-    for column, convert in (("sex", sex_number), ("stage", stage_number)):
-        if column not in patients:
-            continue
-        values = []
-        for patient, text in zip(table.index, patients[column], strict=True):
-            try:
-                values.append(convert("" if text is None or text != text else text))
-            except InputError as error:
-                problems.append(f"  patient {patient}: {error}")
-                values.append(np.nan)
-        table[column] = values
-    if problems:
-        raise InputError("the patient sheet has mistakes:\n" + "\n".join(problems))
-    return table
-
-
-def has_outcome(clinical: pd.DataFrame) -> np.ndarray:
-    """Return who has a survival time with its event, or a response, from `clinical_numbers`."""
-    known = clinical.notna()
-    result = np.zeros(len(clinical), bool)
-    if {"time", "event"} <= set(clinical):
-        result |= (known["time"] & known["event"]).to_numpy()
-    if "response" in clinical:
-        result |= known["response"].to_numpy()
-    return result
 
 
 def source_name(table: pd.DataFrame) -> str:

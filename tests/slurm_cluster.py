@@ -29,6 +29,13 @@ ACCOUNTING_PROGRAMS = ("slurmdbd", "sacct", "sacctmgr", "mariadbd", "mariadb-ins
 DATABASE_SOCKET = Path("/run/mysqld/mysqld.sock")
 #: What a node claims to have, so that the requests of profiles/slurm fit; less is there.
 NODE_MB, NODE_CPUS = 16000, 8
+#: Of every test module that starts a cluster.
+MARKS = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(
+        not os.environ.get("HISTOGEP_CLUSTER_TESTS"), reason="HISTOGEP_CLUSTER_TESTS is not set"
+    ),
+]
 #: The account that root's jobs are charged to, where accounts are kept.
 ACCOUNT = "lab"
 

@@ -40,7 +40,6 @@ class Study:
         config["references"] = {}
         path.write_text(yaml.safe_dump(config))
         self.name = config["study"]
-        self.trained_on = "P02-1"  # in the fold honest-1
 
     def start(
         self,

@@ -17,15 +17,10 @@ from pathlib import Path
 import pytest
 
 from histogep.files import read_tsv
-from tests.slurm_cluster import record, run, started, started_cluster, wait_for
+from tests.slurm_cluster import MARKS, record, run, started, started_cluster, wait_for
 from tests.small_study import LONGEST, REPOSITORY, Study
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(
-        not os.environ.get("HISTOGEP_CLUSTER_TESTS"), reason="HISTOGEP_CLUSTER_TESTS is not set"
-    ),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

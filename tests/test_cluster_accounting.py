@@ -5,20 +5,14 @@ Beside what `test_cluster` needs, Debian's slurmdbd and MariaDB are needed.
 
 from __future__ import annotations
 
-import os
 import time
 
 import pytest
 
-from tests.slurm_cluster import ACCOUNT, record, started, started_cluster
+from tests.slurm_cluster import ACCOUNT, MARKS, record, started, started_cluster
 from tests.small_study import Study
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(
-        not os.environ.get("HISTOGEP_CLUSTER_TESTS"), reason="HISTOGEP_CLUSTER_TESTS is not set"
-    ),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from histogep.files import read_tsv
 from histogep.model_folder import FORMAT, folder_digest
 from tests.slurm_cluster import wait_for
 from tests.small_study import LONGEST, Call, Study
@@ -209,7 +210,9 @@ def test_out_of_memory_says_so(study):
 
 def test_a_truncated_result_of_an_earlier_run_is_named(study):
     """Snakemake itself takes it for a good one: its name and its time are right."""
-    path = study.folder / f"results/features/{study.trained_on}.h5"
+    roles = read_tsv(study.folder / f"results/folds/{study.name}.tsv")
+    slide = roles.query("fold == 'honest-1' and role == 'train'")["slide"].iloc[0]
+    path = study.folder / f"results/features/{slide}.h5"
     whole, times = path.read_bytes(), path.stat()
     path.write_bytes(whole[: len(whole) // 2])
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -217,7 +220,7 @@ def test_a_truncated_result_of_an_earlier_run_is_named(study):
     target.unlink()
     call = study.start(targets(study)["train_model"])
     assert call.wait() == 1
-    assert f"results/features/{study.trained_on}.h5 cannot be read as features" in call.said
+    assert f"results/features/{slide}.h5 cannot be read as features" in call.said
     assert "delete it" in call.said
     path.unlink()
     study.finish(targets(study)["train_model"])
