@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from histogep.barcodes import patient_of
+from histogep.covariates import unreadable_covariates
 from histogep.jobs import InputError
-from histogep.sheets import read_patients, sex_number, stage_number, unreadable_covariates
+from histogep.sheets import read_patients
 from histogep.tables import read_layout, read_table
 
 log = logging.getLogger(__name__)
@@ -120,40 +121,6 @@ def read_clinical(path: str | Path, *, endpoint: str = "OS") -> pd.DataFrame:
     if (response := _first(raw, _RESPONSE)) is not None:
         sheet["response"] = _responses(raw[response], sheet["patient"], path)
     return _one_row_each(sheet, path).set_index("patient", drop=False).sort_index()
-
-
-def clinical_numbers(patients: pd.DataFrame) -> pd.DataFrame:
-    """Return outcome and covariates as numbers, by patient; absent columns stay absent."""
-    table = pd.DataFrame(index=pd.Index(patients["patient"].astype(str), name=None))
-    problems: list[str] = []
-    for column in ("time", "event", "age", "response"):
-        if column in patients:
-            table[column] = pd.to_numeric(patients[column]).to_numpy(float)
-    for column, convert in (("sex", sex_number), ("stage", stage_number)):
-        if column not in patients:
-            continue
-        values = []
-        for patient, text in zip(table.index, patients[column], strict=True):
-            try:
-                values.append(convert("" if text is None or text != text else text))
-            except InputError as error:
-                problems.append(f"  patient {patient}: {error}")
-                values.append(np.nan)
-        table[column] = values
-    if problems:
-        raise InputError("the patient sheet has mistakes:\n" + "\n".join(problems))
-    return table
-
-
-def has_outcome(clinical: pd.DataFrame) -> np.ndarray:
-    """Return who has a survival time with its event, or a response, from `clinical_numbers`."""
-    known = clinical.notna()
-    result = np.zeros(len(clinical), bool)
-    if {"time", "event"} <= set(clinical):
-        result |= (known["time"] & known["event"]).to_numpy()
-    if "response" in clinical:
-        result |= known["response"].to_numpy()
-    return result
 
 
 def fold_stage(text: str) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from histogep.barcodes import PRIMARY, leave_out, patient_of
 from histogep.bulk import SCALES, read_expression
-from histogep.clinical import clinical_numbers, has_outcome
+from histogep.covariates import clinical_numbers, has_outcome
 from histogep.jobs import InputError
 from histogep.patients import GENE, SIGNATURE
 from histogep.signatures import Signature, score_signatures

@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 
 from histogep.barcodes import PRIMARY, leave_out, patient_key, patient_of
-from histogep.clinical import clinical_numbers, has_outcome
+from histogep.covariates import STAGES, clinical_numbers, has_outcome
 from histogep.files import read_tsv
 from histogep.jobs import InputError
 from histogep.matrices import read_h5ad
-from histogep.sheets import STAGES
 from histogep.signatures import Signature, score_signatures
 from histogep.slide_images import find_copies, image_of, section_of
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from histogep.barcodes import patient_key, patient_of
+from histogep.covariates import unreadable_covariates
 from histogep.jobs import InputError
 
 SLIDE_COLUMNS = (
@@ -26,11 +27,6 @@ _ID = re.compile(f"^{ID_PATTERN}$")
 #: Ids that other readers of the results would take for a missing value.
 _MISSING = {"na", "nan", "null", "none"}
 _MPP_RANGE = (0.05, 5.0)
-_STAGE_TEXT = re.compile(r"^(?:stage\s*)?(IV|III|II|I|[1-4])\s*[ABCD]?[0-9]?$", re.IGNORECASE)
-#: Stages as numbers.
-STAGES = {"I": 1.0, "II": 2.0, "III": 3.0, "IV": 4.0}
-_SEX = {"f": 0.0, "female": 0.0, "w": 0.0, "woman": 0.0, "m": 1.0, "male": 1.0, "man": 1.0}
-_UNKNOWN = {"", "na", "n/a", "nan", "none", "unknown", "x", "stage x", "[not available]"}
 
 
 def read_slides(
@@ -217,53 +213,6 @@ def read_patients(path: str | Path) -> pd.DataFrame:
         ]
     _raise(path, problems)
     return sheet.drop(columns="line").set_index("patient", drop=False).sort_index()
-
-
-def stage_number(text: str) -> float:
-    """Return 1 to 4 for a stage such as `II`, `Stage IIIA` or `3`; NaN for an unknown one.
-
-    Raises
-    ------
-    InputError
-        The text is neither a stage I to IV nor one of the usual words for unknown.
-    """
-    cleaned = str(text).strip()
-    if cleaned.lower() in _UNKNOWN:
-        return float("nan")
-    match = _STAGE_TEXT.match(cleaned)
-    if match is None:
-        raise InputError(f"stage {cleaned!r} is none of I, II, III, IV (with A, B or C); or empty")
-    return STAGES.get(match[1].upper()) or float(match[1])
-
-
-def sex_number(text: str) -> float:
-    """Return 0 for female, 1 for male, NaN for unknown.
-
-    Raises
-    ------
-    InputError
-        The text is neither a sex nor one of the usual words for unknown.
-    """
-    cleaned = str(text).strip().lower()
-    if cleaned in _UNKNOWN:
-        return float("nan")
-    if cleaned not in _SEX:
-        raise InputError(f"sex {text!r} is neither female (f) nor male (m); or leave it empty")
-    return _SEX[cleaned]
-
-
-def unreadable_covariates(sheet: pd.DataFrame, places: Sequence[str]) -> list[str]:
-    """Return one line for each sex and stage that is no known text, led by its row's place."""
-    problems = []
-    for column, convert in (("sex", sex_number), ("stage", stage_number)):
-        if column not in sheet:
-            continue
-        for place, text in zip(places, sheet[column], strict=True):
-            try:
-                convert(text)
-            except InputError as error:
-                problems.append(f"{place}: {error}")
-    return problems
 
 
 def locate(path: str, *, folders: tuple[str | Path, ...], key: str = "the configuration") -> str:

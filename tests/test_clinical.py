@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from histogep.clinical import fold_stage, read_clinical
+from histogep.covariates import stage_number
 from histogep.jobs import InputError
-from histogep.sheets import stage_number
 
 WORKBOOK = "tcga/TCGA-CDR-SupplementalTableS1.xlsx"
 

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from histogep.covariates import sex_number, stage_number
 from histogep.jobs import InputError
 from histogep.patients import (
     IN_TRAINING,
@@ -13,7 +14,6 @@ from histogep.patients import (
     image_columns,
     summarise_patients,
 )
-from histogep.sheets import sex_number, stage_number
 from histogep.signatures import Signature
 from histogep.slide_images import out_of_sample
 

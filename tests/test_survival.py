@@ -7,6 +7,7 @@ import pytest
 from lifelines.statistics import logrank_test
 from lifelines.utils import concordance_index
 
+from histogep.covariates import stage_number
 from histogep.discrimination import (
     bootstrap_concordance,
     bootstrap_weights,
@@ -19,7 +20,6 @@ from histogep.learners import CoxLearner
 from histogep.log_rank import log_rank_z, median_survival
 from histogep.nested import fill_and_scale, nested_scores, reduce_image
 from histogep.plots_outcome import forest, kaplan_meier
-from histogep.sheets import stage_number
 from histogep.survival import fit_survival
 
 QUICK = {"repeats": 2, "shuffles": 12, "bootstraps": 300, "inner_folds": 3}
