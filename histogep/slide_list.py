@@ -1,13 +1,19 @@
-"""All slides of a study in one table: what they are for, what they look like, whether they are used."""
+"""All slides of a study in one table: what they are for, what they look like, whether they are used.
+
+And all predicted slides in another: how much tumour, and how far from what the model was trained on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pandas as pd
 
-from histogep.files import read_tsv
+from histogep.files import read_tsv, readable
+from histogep.slide_images import SECTION
 
 #: Metrics of a results/tiles/{slide}.quality.tsv that the table has, in its order.
 METRICS = (
@@ -15,6 +21,11 @@ METRICS = (
     *("share_folded", "median_sharpness"),
 )
 COLUMNS = ("slide", "patient", "cohort", "role", "status", "reason", *METRICS)
+#: Of a predicted slide.
+PREDICTED = (
+    *("slide", "patient", "cohort", "n_tiles", "tumour_fraction", "median_distance"),
+    *("distant_fraction", "out_of_distribution", SECTION),
+)
 
 
 def list_slides(
@@ -69,3 +80,54 @@ def list_slides(
     counts = ["n_fragments", "n_tiles"]
     listed[counts] = listed[counts].astype("Int64")
     return listed
+
+
+def list_predicted(
+    expression: Sequence[str | Path],
+    *,
+    slides: Sequence[str],
+    patients: Sequence[str],
+    cohorts: Sequence[str],
+    tumour_threshold: float,
+) -> pd.DataFrame:
+    """Return one row per predicted slide.
+
+    Parameters
+    ----------
+    expression
+        results/expression/{slide}.h5ad of every slide.
+    slides, patients, cohorts
+        Of each, in the same order.
+    tumour_threshold
+        Probability from which a tile is a tumour tile.
+
+    Returns
+    -------
+    DataFrame
+        Columns `PREDICTED`. tumour_fraction is NaN where the model has no tumour map.
+        median_distance is that of the tiles to the training features (1 is typical of a training
+        tile), distant_fraction the share of tiles beyond the model's threshold, and
+        out_of_distribution whether the model calls the whole slide so. The last column names the
+        training section whose image the slide is.
+
+    Raises
+    ------
+    InputError
+        A file is absent, damaged, or of an earlier version.
+    """
+    rows = []
+    for path, slide, patient, cohort in zip(expression, slides, patients, cohorts, strict=True):
+        with readable(path), h5py.File(path) as file:
+            tumour, distance, distant = (
+                file["obs"][name][()] for name in ("tumour", "distance", "distant")
+            )
+            told = file["uns"]
+            out, section = bool(told["out_of_distribution"][()]), told[SECTION].asstr()[()]
+        rows.append(
+            (
+                *(slide, patient, cohort, len(tumour)),
+                np.mean(tumour >= tumour_threshold) if np.isfinite(tumour).all() else np.nan,
+                *(np.median(distance), np.mean(distant), out, section),
+            )
+        )
+    return pd.DataFrame(rows, columns=list(PREDICTED))

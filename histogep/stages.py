@@ -172,9 +172,10 @@ def plan_stages(
         )
     else:
         plan("model", [], f"the model folder {config['model']} is applied as it is")
+    listed = ["results/predicted_slides.tsv"] if len(to_predict) else []
     plan(
         "expression",
-        [f"results/expression/{slide}.h5ad" for slide in to_predict],
+        [f"results/expression/{slide}.h5ad" for slide in to_predict] + listed,
         f"{len(to_predict)} slides without spots"
         if len(to_predict)
         else ("every slide has spots" if len(slides) else "no slides: nothing to predict"),

@@ -322,6 +322,12 @@ def measured_scale(wildcards):
     return config["measured"].get(wildcards.cohort, {}).get("scale")
 
 
+def predicted_slides(wildcards):
+    """Return the ids of the slides without spots of all cohorts."""
+    sections = set(SECTIONS)
+    return usable([slide for slide in SLIDES.index if slide not in sections])
+
+
 def predicted_slide_ids(wildcards):
     """Return the ids of the slides without spots of {cohort}, in the order of `summary_inputs`."""
     return cohort_slides(wildcards, spots=False)

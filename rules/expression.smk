@@ -1,7 +1,7 @@
-"""Expression: gene-expression profile and tumour map of each slide without spots.
+"""Expression: gene-expression profile and tumour map of each slide without spots, and a list of all.
 
 Needs:  results/features/{slide}.h5 and a model folder (this study's, or the one `model:` names).
-Writes: results/expression/{slide}.h5ad and .geojson
+Writes: results/expression/{slide}.h5ad and .geojson, results/predicted_slides.tsv
 """
 
 
@@ -35,3 +35,37 @@ rule predict_slide:
         "Predict the expression of slide {wildcards.slide}"
     script:
         "../workflow_scripts/predict_slide.py"
+
+
+rule list_predicted:
+    input:
+        expression=lambda wildcards: [
+            f"results/expression/{slide}.h5ad" for slide in predicted_slides(wildcards)
+        ],
+    output:
+        table="results/predicted_slides.tsv",
+        page=report(
+            "results/predicted_slides.html",
+            caption="../report/predicted_slides.rst",
+            category="05 Maps",
+            labels={"slide": "all", "figure": "tumour and distance of each slide"},
+        ),
+    log:
+        "logs/list_predicted.log",
+    conda:
+        "../envs/slides.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        code=code_digest("list_predicted.py"),
+        slides=predicted_slides,
+        patients=lambda wildcards: list(map(patient_of, predicted_slides(wildcards))),
+        cohorts=lambda wildcards: [
+            SLIDE_ROWS[slide]["cohort"] for slide in predicted_slides(wildcards)
+        ],
+        tumour_threshold=config["summary"]["tumour_threshold"],
+    message:
+        "List all predicted slides"
+    script:
+        "../workflow_scripts/list_predicted.py"

@@ -478,6 +478,39 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
     told = anndata.read_h5ad(output["expression"]).uns
     assert told["training_section"] == study.slides[1]
     assert told["image_sha256"] == f"image of {study.slides[1]}"
+    far = anndata.read_h5ad(output["expression"])
+    far.obs["distance"], far.obs["distant"], far.obs["tumour"] = 3.0, True, np.nan
+    far.uns["out_of_distribution"] = True
+    far.write_h5ad(tmp_path / "FAR.h5ad")
+    listed = {"table": tmp_path / "listed.tsv", "page": tmp_path / "listed.html"}
+    listing = {
+        "input": {"expression": [output["expression"], tmp_path / "FAR.h5ad"]},
+        "output": listed,
+        "params": {
+            "slides": ["NEW", "FAR"], "patients": ["p", "q"], "cohorts": ["c", "d"],
+            "tumour_threshold": 0.6,
+        },
+    }  # fmt: skip
+    run_script("list_predicted.py", **listing)
+    near, away = read_tsv(listed["table"]).to_dict("records")
+    assert (near["slide"], near["patient"], near["cohort"], near["n_tiles"]) == (
+        *("NEW", "p", "c"),
+        table.n_obs,
+    )
+    assert near["tumour_fraction"] == pytest.approx((table.obs["tumour"] >= 0.6).mean(), rel=1e-4)
+    assert near["median_distance"] == pytest.approx(table.obs["distance"].median(), rel=1e-4)
+    assert near["distant_fraction"] == pytest.approx(table.obs["distant"].mean(), rel=1e-4)
+    assert near["training_section"] == study.slides[1]
+    assert (near["out_of_distribution"], away["out_of_distribution"]) == (False, True)
+    assert (away["median_distance"], away["distant_fraction"]) == (3.0, 1.0)
+    assert np.isnan(away["tumour_fraction"])
+    page = listed["page"].read_text()
+    assert "1 of 2 are unlike the training slides" in page
+    assert page.index("FAR") < page.index("NEW")
+    del far.uns["out_of_distribution"]
+    far.write_h5ad(tmp_path / "FAR.h5ad")
+    with pytest.raises(InputError, match="FAR.h5ad"):
+        run_script("list_predicted.py", **listing)
     write_json({"slide": "OTHER", "sha256": ""}, tmp_path / "NEW.json")
     with pytest.raises(InputError, match="is of slide NEW"):
         run_script("predict_slide.py", **arguments)

@@ -73,7 +73,8 @@ def test_one_training_patient_is_refused():
 def test_a_model_folder_replaces_training():
     stages = plan_stages({**CONFIG, "model": "m"}, _slides(*TRAINING), None)
     assert not stages.runs("model")
-    assert stages.of("expression") == ["results/expression/A.h5ad", "results/expression/B.h5ad"]
+    predicted = [f"results/expression/{slide}.h5ad" for slide in "AB"]
+    assert stages.of("expression") == [*predicted, "results/predicted_slides.tsv"]
 
 
 def test_measured_cohorts_need_no_slide_and_name_what_is_left_out():

@@ -216,6 +216,15 @@ def test_planted_hazard_is_found_and_an_irrelevant_set_is_not(demo, truth):
     assert not irrelevant["significant"].any()
 
 
+def test_slides_like_the_training_slides_are_told_so(demo):
+    listed = table(demo, "predicted_slides.tsv")
+    slides = table(demo, "slides.tsv")
+    assert set(listed["slide"]) == set(slides.loc[slides["role"] == "slide", "slide"])
+    assert not listed["out_of_distribution"].any()
+    assert listed["distant_fraction"].median() < 0.1
+    assert listed["tumour_fraction"].between(0.05, 0.95).mean() > 0.8
+
+
 def test_the_image_adds_to_the_clinical_model(demo):
     concordance = table(demo, "survival/hospital/concordance.tsv").set_index("model")
     assert concordance.loc["clinical+image", "c_index"] > concordance.loc["clinical", "c_index"]
@@ -577,6 +586,8 @@ def test_a_model_folder_is_applied_to_a_real_slide(demo, shared_data, tmp_path):
     assert predicted.obs["tumour"].between(0, 1).all()
     # The demo's cells are drawn: a real slide must be told apart from them.
     assert predicted.obs["distant"].mean() > 0.5
+    listed = table(tmp_path, "predicted_slides.tsv").set_index("slide")
+    assert listed["out_of_distribution"].all()
     stages = table(tmp_path, "provenance/stages.tsv")
     assert "left out" in set(stages["state"])
     assert os.listdir(tmp_path / "results/tiles")

@@ -1,0 +1,45 @@
+"""List all predicted slides with their tumour and their distance to the training features."""
+
+from typing import TYPE_CHECKING
+
+from histogep.files import write_tsv
+from histogep.jobs import job_log
+from histogep.pages import Table, write_page
+from histogep.slide_list import list_predicted
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]) as log:
+    params = snakemake.params
+    listed = list_predicted(
+        snakemake.input.expression,
+        slides=params.slides,
+        patients=params.patients,
+        cohorts=params.cohorts,
+        tumour_threshold=params.tumour_threshold,
+    )
+    write_tsv(listed, snakemake.output.table)
+    n_out = int(listed["out_of_distribution"].sum())
+    shares = ("tumour_fraction", "distant_fraction")
+    write_page(
+        snakemake.output.page,
+        title=f"Predicted slides: {n_out} of {len(listed)} are unlike the training slides",
+        tables=[
+            Table(
+                listed.sort_values("distant_fraction", ascending=False, kind="stable"),
+                formats=dict.fromkeys(shares, "{:.1%}") | {"median_distance": "{:.2f}"},
+                bars=dict.fromkeys(shares, (0.0, 1.0)),
+                bar_colours={"distant_fraction": "#f3c9a5"},
+                headers={name: name.replace("_", " ") for name in listed},
+            )
+        ],
+        notes=[
+            "The slides furthest from the training features stand first. A tile is distant where it "
+            "lies further from them than nearly all tiles of training sections that were left out; a "
+            "slide is out of distribution where most of its tiles are. What is predicted of it is "
+            "extrapolated: look at its stain, scanner, tissue and pixel size. Distance 1 is typical of a "
+            "training tile. results/predicted_slides.tsv has the same table in the order of the sheet."
+        ],
+    )
+    log.info("%d of %d slides are out of distribution", n_out, len(listed))
