@@ -1,8 +1,8 @@
 """Adam and AdamW as torch has them, without torch's compiler.
 
 torch keeps its compiler away from the methods of its optimisers, and imports the compiler to do so:
-1.5 s of CPU, and as much again at the end of a process, for jobs that compile nothing and often
-train for less. The methods themselves are torch's own.
+two seconds of CPU, the end of the process counted in, for jobs that compile nothing. The methods
+themselves are torch's own.
 """
 
 from __future__ import annotations
