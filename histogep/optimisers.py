@@ -1,8 +1,7 @@
 """Adam and AdamW as torch has them, without torch's compiler.
 
 torch keeps its compiler away from the methods of its optimisers, and imports the compiler to do so:
-two seconds of CPU, the end of the process counted in, for jobs that compile nothing. The methods
-themselves are torch's own.
+seconds, for jobs that compile nothing. The methods themselves are torch's own.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def list_predicted(
         A file is absent, damaged, or of an earlier version.
     """
     rows = []
-    for path, slide, patient, cohort in zip(expression, slides, patients, cohorts, strict=True):
+    for path, *ids in zip(expression, slides, patients, cohorts, strict=True):
         with readable(path), h5py.File(path) as file:
             tumour, distance, distant = (
                 file["obs"][name][()] for name in ("tumour", "distance", "distant")
@@ -125,7 +125,7 @@ def list_predicted(
             out, section = bool(told["out_of_distribution"][()]), told[SECTION].asstr()[()]
         rows.append(
             (
-                *(slide, patient, cohort, len(tumour)),
+                *(*ids, len(tumour)),
                 np.mean(tumour >= tumour_threshold) if np.isfinite(tumour).all() else np.nan,
                 *(np.median(distance), np.mean(distant), out, section),
             )

@@ -213,6 +213,7 @@ def test_planted_hazard_is_found_and_an_irrelevant_set_is_not(demo, truth):
     assert gsea.loc["PLANTED_HAZARD", "significant"]
     irrelevant = gsea[gsea.index.str.startswith("PLANTED_IRRELEVANT")]
     assert len(irrelevant) >= 1
+    assert (irrelevant["fdr"] > 0.05).all()
     assert not irrelevant["significant"].any()
 
 
