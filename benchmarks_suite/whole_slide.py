@@ -33,7 +33,7 @@ from histogep.streaming import predict_into
 from histogep.tumour_head import fit_tumour
 
 BLOCKS = [("descriptors", 35), ("lite0", 1280)]
-ENCODERS = [{"name": name, "sha256": ""} for name, _ in BLOCKS]
+ENCODERS = [{"name": name, "sha256": "", "precision": "float32"} for name, _ in BLOCKS]
 LATTICE = Lattice("visium")
 N_GENES = 346
 

@@ -232,7 +232,8 @@ def check_alike(
             if mine != first:
                 raise InputError(
                     f"features of {slide.slide} and of {slides[0].slide} differ in their {what} "
-                    f"({mine} against {first}): run encode_tiles again for both"
+                    f"({mine} against {first}): run encode_tiles again for both, with `precision` "
+                    "set in `encoders` if that is what differs (auto: not the same on GPU and CPU)"
                 )
     if slides and lattice is not None:
         wanted = Lattice.from_settings(lattice)

@@ -300,8 +300,10 @@ def _start(
 
 
 def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder:
-    """Return an encoder on a device: batch norms folded, channels last, bf16 where that is native.
+    """Return an encoder on a device: batch norms folded, channels last, in its precision.
 
+    "auto" is bfloat16 on a GPU that multiplies in it, and float32 on every CPU: those of a cluster
+    differ in what they can, and a slide's features must not depend on the node that encoded it.
     On the CPU activations are fused into convolutions too. The precision that is in use is recorded
     in the result.
     """
@@ -310,7 +312,8 @@ def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder
     network = fold_batch_norms(encoder.network)
     precision = encoder.precision
     if precision == "auto":
-        precision = "bfloat16" if has_native_bf16(device) else "float32"
+        fast = device.type == "cuda" and has_native_bf16(device)
+        precision = "bfloat16" if fast else "float32"
     fused = None
     if device.type == "cpu" and (precision == "float32" or has_native_bf16(device)):
         side = network.input_px

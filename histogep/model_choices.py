@@ -22,6 +22,9 @@ TASKS_OF = {
     "ensemble": ("expression",),
 }
 
+#: What features are computed in; those from elsewhere are as they were given.
+_COMPUTED = ("float32", "bfloat16")
+
 #: What may stand for the name of a deployed model: the best by inner folds, or none.
 _UNNAMED = {"expression": ("auto",), "tumour": ("auto", ""), "wide": ("",)}
 
@@ -45,12 +48,7 @@ def check_models(
     InputError
         All impossible combinations, one line each, with the setting and the remedy.
     """
-    blocks = [
-        _block(encoder["name"]) + suffix
-        for _, suffix in Lattice.from_settings(lattice).views
-        for encoder in encoders
-        if not (suffix and encoder["precomputed"])
-    ]
+    blocks = _block_names(encoders, Lattice.from_settings(lattice))
     problems = [
         problem
         for name, choices in models.items()
@@ -62,18 +60,54 @@ def check_models(
     check_members(models)
 
 
-def check_applied(model: Mapping[str, Any], encoders: Sequence[Mapping[str, Any]]) -> None:
-    """Raise an InputError unless the encoders are those of the model folder that is applied.
+def applied_encoders(
+    model: Mapping[str, Any], encoders: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the setting `encoders` of a study that applies a model, precisions as in training.
 
-    Whether their weights are the same is known once slides are encoded (`model_folder.check_features`).
+    Parameters
+    ----------
+    model
+        Settings of the model folder.
+    encoders
+        The complete setting; a precision of "auto" becomes the one the model's features were
+        computed in, wherever that was.
+
+    Raises
+    ------
+    InputError
+        Other encoders than the model's, or another precision. Whether their weights are the same
+        is known once slides are encoded (`model_folder.check_features`).
     """
-    wanted = [str(encoder["name"]) for encoder in model["encoders"]]
-    given = [_block(str(encoder["name"])) for encoder in encoders]
-    if given != wanted:
+    trained = {encoder["name"]: encoder.get("precision") for encoder in model["encoders"]}
+    given = _block_names(encoders, Lattice.from_settings(model["lattice"]))
+    if given != list(trained):
         raise InputError(
             f"encoders: {' + '.join(given)} given, but the model of `model` reads "
-            f"{' + '.join(wanted)}: set `encoders` to those"
+            f"{' + '.join(trained)}: set `encoders` to those"
         )
+    applied = []
+    for encoder in encoders:
+        wanted = trained[_block(encoder["name"])]
+        if wanted in _COMPUTED and not encoder.get("precomputed"):
+            if encoder["precision"] not in ("auto", wanted):
+                raise InputError(
+                    f"encoders: {encoder['name']} has precision {encoder['precision']}, but the "
+                    f"model of `model` learned from features in {wanted}: set it to that or auto"
+                )
+            encoder = {**encoder, "precision": wanted}
+        applied.append(dict(encoder))
+    return applied
+
+
+def _block_names(encoders: Sequence[Mapping[str, Any]], lattice: Lattice) -> list[str]:
+    """Return the names of the blocks of features; a precomputed one has no wider views."""
+    return [
+        _block(str(encoder["name"])) + suffix
+        for _, suffix in lattice.views
+        for encoder in encoders
+        if not (suffix and encoder.get("precomputed"))
+    ]
 
 
 def _block(encoder: str) -> str:

@@ -104,18 +104,24 @@ def check_features(features: Features | Any, settings: Mapping[str, Any]) -> Non
     `features` may be anything that has slide, row, encoders, blocks and lattice (a `Section` too).
     """
     name = f"slide {features.slide}"
-    wanted = [(e["name"], e["sha256"]) for e in settings["encoders"]]
-    given = [(e["name"], e["sha256"]) for e in features.encoders]
-    if [encoder for encoder, _ in given] != [encoder for encoder, _ in wanted]:
+    wanted, given = settings["encoders"], features.encoders
+    if [e["name"] for e in given] != [e["name"] for e in wanted]:
         raise InputError(
             f"{name} was encoded with {_listed(given)}, the model reads {_listed(wanted)}: set "
             "`encoders` to those of the model and run encode_tiles again"
         )
-    for (encoder, mine), (_, trained) in zip(given, wanted, strict=True):
-        if mine != trained:
+    for mine, trained in zip(given, wanted, strict=True):
+        if mine["sha256"] != trained["sha256"]:
             raise InputError(
-                f"{name} was encoded with other weights of {encoder} (sha256 {str(mine)[:12]}) "
-                f"than the model's ({str(trained)[:12]}): give `encoders` the model's weights"
+                f"{name} was encoded with other weights of {mine['name']} (sha256 "
+                f"{str(mine['sha256'])[:12]}) than the model's ({str(trained['sha256'])[:12]}): "
+                "give `encoders` the model's weights"
+            )
+        if mine["precision"] != trained["precision"]:
+            raise InputError(
+                f"{name} was encoded with {mine['name']} in {mine['precision']}, the model learned "
+                f"from features in {trained['precision']}: set `precision` in `encoders` to that "
+                "and run encode_tiles again"
             )
     if [list(block) for block in features.blocks] != [list(b) for b in settings["blocks"]]:
         raise InputError(
@@ -136,5 +142,5 @@ def tiles_of(features: Features) -> Tiles:
     return Tiles(features.values, features.row, features.col)
 
 
-def _listed(encoders: list[tuple[str, Any]]) -> str:
-    return " + ".join(str(name) for name, _ in encoders) or "nothing"
+def _listed(encoders: list[dict[str, Any]]) -> str:
+    return " + ".join(str(encoder["name"]) for encoder in encoders) or "nothing"

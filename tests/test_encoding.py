@@ -178,6 +178,9 @@ def test_wider_squares_multiply_the_features(slide, tiles, tmp_path):
         other = lattice.to_settings() | {"context_um": context}
         with pytest.raises(InputError, match="lattice"):
             check_features(features, model | {"lattice": other})
+    half = [encoder | {"precision": "bfloat16"} for encoder in features.encoders]
+    with pytest.raises(InputError, match=r"descriptors in float32, the model learned .* bfloat16"):
+        check_features(features, model | {"encoders": half})
     narrow = SimpleNamespace(**vars(features))
     narrow.encoders, narrow.blocks = features.encoders[:1], features.blocks[:1]
     with pytest.raises(InputError, match="encoded with descriptors, the model reads"):

@@ -239,7 +239,7 @@ def own(study, tmp_path):
     model = folder / "model"
     model.mkdir()
     lattice = {"kind": "visium", "pitch_um": 100, "tile_um": 112}
-    encoders = [{"name": "descriptors", "sha256": ""}]
+    encoders = [{"name": "descriptors", "sha256": "", "precision": "float32"}]
     settings = {"format": FORMAT, "lattice": lattice, "encoders": encoders, "models": {}}
     settings["digest"] = folder_digest(model, settings)
     (model / "settings.json").write_text(json.dumps(settings))

@@ -10,7 +10,7 @@ import yaml
 from histogep.datasets import TASKS, Section
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.model_choices import TASKS_OF, check_applied, check_models
+from histogep.model_choices import TASKS_OF, applied_encoders, check_models
 from histogep.modelling import fit_model
 from histogep.settings import check_study_name, complete_settings
 
@@ -106,7 +106,9 @@ def tiny_sections(task):
                 [rng.normal(size=(36, 2)), np.arange(36) % 2]
             )[:, {"expression": slice(2), "tumour": slice(2, 3), "both": slice(3)}[task]]
             .astype(np.float32),
-            [("descriptors", 4)], [{"name": "descriptors", "sha256": ""}], Lattice().to_settings(),
+            [("descriptors", 4)],
+            [{"name": "descriptors", "sha256": "", "precision": "float32"}],
+            Lattice().to_settings(),
         )
         for i in range(2)
     ]  # fmt: skip
@@ -142,8 +144,41 @@ def test_a_study_cannot_take_the_folder_of_the_sections(name):
 
 
 def test_the_encoders_of_an_applied_model_are_known_before_a_slide_is_encoded():
-    model = {"encoders": [{"name": "descriptors", "sha256": ""}, {"name": "mine", "sha256": "a"}]}
-    check_applied(model, [{"name": "descriptors"}, {"name": "local-dir:/weights/mine"}])
-    for given in (["descriptors"], ["mine", "descriptors"], []):
+    model = applied(["descriptors", "mine"])
+    given = [encoder("descriptors"), encoder("local-dir:/weights/mine")]
+    assert applied_encoders(model, given) == given
+    for names in (["descriptors"], ["mine", "descriptors"], []):
         with pytest.raises(InputError, match=r"reads descriptors \+ mine: set `encoders`"):
-            check_applied(model, [{"name": name} for name in given])
+            applied_encoders(model, [encoder(name) for name in names])
+
+
+def test_wider_squares_of_an_applied_model_are_no_encoders_of_their_own():
+    model = applied(["lite0", "lite0@224um"], context_um=[112, 224])
+    given = [encoder("lite0")]
+    assert applied_encoders(model, given) == given
+    both = applied(["uni", "lite0", "lite0@224um"], context_um=[112, 224])
+    given = [encoder("uni") | {"precomputed": True}, encoder("lite0")]
+    assert applied_encoders(both, given) == given
+    with pytest.raises(InputError, match="lite0@224um given, but"):
+        applied_encoders(applied(["lite0"], context_um=[112, 224]), [encoder("lite0")])
+
+
+def test_an_applied_model_brings_the_precision_of_its_features():
+    model = applied(["lite0"], precision="bfloat16")
+    (auto,) = applied_encoders(model, [encoder("lite0", precision="auto")])
+    assert auto["precision"] == "bfloat16"
+    with pytest.raises(InputError, match="lite0 has precision float32.* features in bfloat16"):
+        applied_encoders(model, [encoder("lite0")])
+    given = [encoder("lite0", precision="auto") | {"precomputed": True}]
+    assert applied_encoders(applied(["lite0"], precision="as given"), given) == given
+
+
+def applied(names, *, precision="float32", context_um=()):
+    return {
+        "encoders": [{"name": name, "sha256": "", "precision": precision} for name in names],
+        "lattice": Lattice("square", 112, 112, context_um=tuple(context_um)).to_settings(),
+    }
+
+
+def encoder(name, *, precision="float32"):
+    return {"name": name, "weights": None, "precision": precision, "precomputed": False}

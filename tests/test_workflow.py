@@ -238,10 +238,7 @@ def test_planted_response_is_found(demo):
     auroc = performance[(performance["metric"] == "auroc") & (performance["model"] == "image")]
     assert auroc["value"].iloc[0] > 0.7
     gsea = table(demo, "enrichment/hospital/response/gsea.tsv").set_index("gene_set")
-    assert gsea.index[0] == "PLANTED_RESPONSE"
-    # What responders have more of is a share taken from other genes, which may stand out below.
-    more = gsea["nes_patients"] > 0
-    assert gsea.index[gsea["significant"] & more].tolist() == ["PLANTED_RESPONSE"]
+    assert gsea.index[gsea["significant"]].tolist() == ["PLANTED_RESPONSE"]
 
 
 def test_maps_activity_and_subtypes_of_the_finished_study(demo, tmp_path):
