@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from histogep.grid_batches import NetworkSection
 from histogep.lattice import Lattice
 from histogep.network_inference import NetworkModel, network_features, raw_features
 from histogep.networks import count_parameters
+from histogep.precision import precision_on
 from histogep.preparation import Preparation
 from histogep.selection import METRICS, inner_folds, tumour_threshold
 from histogep.training import Trained, TrainingSettings, train_network
@@ -62,6 +63,8 @@ def fit_network(
         Arrays for weights.safetensors, the history, and the seconds of its epochs.
     """
     options = training_settings(settings)
+    # What "auto" was on this device is part of what was trained.
+    options = replace(options, precision=precision_on(options.precision, device))
     paper = record["protocol"] == "hist"
     if record["task"] == "tumour":
         train, validation = _labelled(train), _labelled(validation)

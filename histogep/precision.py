@@ -24,11 +24,16 @@ def determinism(seed: int, device: str) -> Iterator[None]:
         torch.set_deterministic_debug_mode(before)
 
 
+def precision_on(precision: str, device: str) -> str:
+    """Return what a precision is on a device: "auto" is bfloat16 where that is fast."""
+    if precision == "auto":
+        return "bfloat16" if _fast_bfloat16(device) else "float32"
+    return precision
+
+
 def autocast(precision: str, device: str) -> Any:
     """Return the context in which a network runs: bfloat16 where asked for, or where it is fast."""
-    if precision == "auto":
-        precision = "bfloat16" if _fast_bfloat16(device) else "float32"
-    if precision == "float32":
+    if precision_on(precision, device) == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=torch.bfloat16)
 
@@ -38,7 +43,7 @@ def memory_format_of(precision: str, device: str) -> torch.memory_format:
 
     There the gradients of channels-last convolutions cost twice as much (oneDNN with AVX2).
     """
-    in_float32 = isinstance(autocast(precision, device), contextlib.nullcontext)
+    in_float32 = precision_on(precision, device) == "float32"
     return torch.contiguous_format if in_float32 and device == "cpu" else torch.channels_last
 
 

@@ -329,6 +329,21 @@ def predicted_slides(wildcards):
     return usable([slide for slide in SLIDES.index if slide not in sections])
 
 
+def expression_of_predicted(wildcards):
+    """Return the predicted profiles of the slides without spots of all cohorts."""
+    return [f"results/expression/{slide}.h5ad" for slide in predicted_slides(wildcards)]
+
+
+def patients_of_predicted(wildcards):
+    """Return the patient of each of `predicted_slides`."""
+    return [patient_of(slide) for slide in predicted_slides(wildcards)]
+
+
+def cohorts_of_predicted(wildcards):
+    """Return the cohort of each of `predicted_slides`."""
+    return [SLIDE_ROWS[slide]["cohort"] for slide in predicted_slides(wildcards)]
+
+
 def predicted_slide_ids(wildcards):
     """Return the ids of the slides without spots of {cohort}, in the order of `summary_inputs`."""
     return cohort_slides(wildcards, spots=False)

@@ -39,9 +39,7 @@ rule predict_slide:
 
 rule list_predicted:
     input:
-        expression=lambda wildcards: [
-            f"results/expression/{slide}.h5ad" for slide in predicted_slides(wildcards)
-        ],
+        expression=expression_of_predicted,
     output:
         table="results/predicted_slides.tsv",
         page=report(
@@ -60,10 +58,8 @@ rule list_predicted:
     params:
         code=code_digest("list_predicted.py"),
         slides=predicted_slides,
-        patients=lambda wildcards: list(map(patient_of, predicted_slides(wildcards))),
-        cohorts=lambda wildcards: [
-            SLIDE_ROWS[slide]["cohort"] for slide in predicted_slides(wildcards)
-        ],
+        patients=patients_of_predicted,
+        cohorts=cohorts_of_predicted,
         tumour_threshold=config["summary"]["tumour_threshold"],
     message:
         "List all predicted slides"
