@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import pandas as pd
 
 from histogep.files import complete, read_tsv, readable
@@ -53,6 +52,8 @@ def refuse_failed(attributes: Mapping[str, Any]) -> None:
 
 def refuse_failed_spots(path: str | Path) -> None:
     """Raise the BadSlide that is recorded in a results/spots/{slide}.h5ad, if any."""
+    import h5py  # here: a plan, which reads the list of bad slides, does without
+
     with readable(path), h5py.File(path, "r") as file:
         if "uns/failed" in file:
             refuse_failed({"failed": file["uns/failed"].asstr()[()]})
@@ -60,6 +61,8 @@ def refuse_failed_spots(path: str | Path) -> None:
 
 def write_failed_features(path: str | Path, *, slide: str, failed: Mapping[str, str]) -> None:
     """Write results/features/{slide}.h5 of a bad slide: no rows, and the record."""
+    import h5py
+
     with complete(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["slide"] = slide
         file.attrs["failed"] = json.dumps(dict(failed), sort_keys=True)
@@ -88,6 +91,8 @@ def collect_failures(
     InputError
         If no slide is left.
     """
+    import h5py
+
     rows = []
     for path, *ids in zip(features, slides, patients, cohorts, strict=True):
         with readable(path), h5py.File(path, "r") as file:

@@ -27,34 +27,6 @@ _WHO = tuple(
 _FITTED_SUFFIX = "_fitted_on"
 
 
-def check_members(models: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check the ensembles among the models of a study.
-
-    Raises
-    ------
-    InputError
-        Naming the ensemble and what its members lack.
-    """
-    for name, choices in models.items():
-        if choices["kind"] != "ensemble":
-            continue
-        members = choices["members"]
-        if len(set(members)) < 2:
-            raise InputError(f"models.{name}.members: name at least two models to average")
-        for member in members:
-            if member not in models or models[member]["kind"] == "ensemble":
-                known = ", ".join(m for m, c in models.items() if c["kind"] != "ensemble")
-                raise InputError(f"models.{name}.members names {member!r}; there are {known}")
-            other = models[member]
-            if choices["task"] != "expression" or other["task"] != "expression":
-                raise InputError(f"models.{name}: an ensemble is of expression models")
-            if other["panel"] != choices["panel"]:
-                raise InputError(
-                    f"models.{name}: its panel is {choices['panel']}, that of its member {member} "
-                    f"is {other['panel']}"
-                )
-
-
 def fit_ensemble(
     name: str,
     records: Sequence[Mapping[str, Any]],

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy import sparse
 
 from histogep.jobs import InputError
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 KINDS = ("visium", "st", "square")
 
@@ -154,6 +156,8 @@ class Lattice:
         scipy.sparse.csr_matrix
             Boolean, n by n, symmetric, without the diagonal; indices sorted.
         """
+        from scipy import sparse  # here: a plan, which knows lattices too, does without
+
         row, col = np.asarray(row, np.int64), np.asarray(col, np.int64)
         n = len(row)
         if n == 0:
@@ -192,6 +196,8 @@ class Lattice:
         list of scipy.sparse.csr_matrix
             Boolean, n by n, symmetric, one per ring; the first is `neighbours`.
         """
+        from scipy import sparse
+
         touching = self.neighbours(row, col).astype(np.float32)
         seen = sparse.identity(touching.shape[0], np.float32, format="csr")
         front, rings = seen, []

@@ -46,35 +46,32 @@ def reached_files(script: Path) -> set[Path]:
 
 def imported_names(path: Path) -> set[str]:
     """Return the dotted names of all that a Python file imports, inside functions too."""
-    names: set[str] = set()
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return set(_names(path)[0])
 
 
 @cache
 def _neighbours(path: Path) -> tuple[Path, ...]:
     """Return the library files that a file imports, and the resources that it names."""
-    stems = [
-        ROOT.joinpath(*name.split("."))
-        for name in imported_names(path)
-        if name.split(".")[0] == PACKAGE
-    ]
+    imported, named = _names(path)
+    stems = [ROOT.joinpath(*name.split(".")) for name in imported if name.split(".")[0] == PACKAGE]
     modules = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py")]
-    resources = [
-        ROOT / "resources" / node.value
-        for node in ast.walk(_tree(path))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _is_name(node.value)
-    ]
+    resources = [ROOT / "resources" / name for name in named]
     return tuple(file for file in (*modules, *resources) if file.is_file())
+
+
+def _names(path: Path) -> tuple[set[str], set[str]]:
+    """Return the dotted names that a Python file imports, and the file names among its strings."""
+    imported, named = set(), set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Constant):
+            if isinstance(node.value, str) and _is_name(node.value):
+                named.add(node.value)
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return imported, named
 
 
 def _is_name(text: str) -> bool:
     return 3 < len(text) < 100 and "." in text and "/" not in text and "\n" not in text
-
-
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_bytes())

@@ -3,36 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from histogep.ensembles import check_members, fit_ensemble
+from histogep.ensembles import fit_ensemble
 from histogep.jobs import InputError
 from histogep.leakage import FITTED
-
-
-def study_models(**changes):
-    shared = {"task": "expression", "panel": "main", "members": []}
-    models = {
-        "net": shared | {"kind": "cmunet"},
-        "ridge": shared | {"kind": "ridge"},
-        "wide": shared | {"kind": "ridge", "panel": "wide"},
-        "tumour": shared | {"kind": "cmunet", "task": "tumour"},
-        "mean": shared | {"kind": "ensemble", "members": ["net", "ridge"]},
-    }
-    models["mean"] |= changes
-    return models
-
-
-def test_a_sound_ensemble_passes_and_others_are_named():
-    check_members(study_models())
-    for changes, message in (
-        ({"members": ["net"]}, "at least two models"),
-        ({"members": ["net", "net"]}, "at least two models"),
-        ({"members": ["net", "forest"]}, "names 'forest'; there are net, ridge"),
-        ({"members": ["net", "mean"]}, "names 'mean'"),
-        ({"members": ["net", "tumour"]}, "expression models"),
-        ({"members": ["net", "wide"]}, "its member wide is wide"),
-    ):
-        with pytest.raises(InputError, match=f"models.mean.*{message}"):
-            check_members(study_models(**changes))
 
 
 def record(name, score, **changes):

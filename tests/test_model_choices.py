@@ -10,7 +10,7 @@ import yaml
 from histogep.datasets import TASKS, Section
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.model_choices import TASKS_OF, applied_encoders, check_models
+from histogep.model_choices import TASKS_OF, applied_encoders, check_members, check_models
 from histogep.modelling import fit_model
 from histogep.settings import check_study_name, complete_settings
 
@@ -141,6 +141,33 @@ def test_a_study_cannot_take_the_folder_of_the_sections(name):
     with pytest.raises(InputError, match=f"study is '{name}'.*choose another name"):
         check_study_name(name)
     check_study_name("sections2")
+
+
+def study_models(**changes):
+    shared = {"task": "expression", "panel": "main", "members": []}
+    models = {
+        "net": shared | {"kind": "cmunet"},
+        "ridge": shared | {"kind": "ridge"},
+        "wide": shared | {"kind": "ridge", "panel": "wide"},
+        "tumour": shared | {"kind": "cmunet", "task": "tumour"},
+        "mean": shared | {"kind": "ensemble", "members": ["net", "ridge"]},
+    }
+    models["mean"] |= changes
+    return models
+
+
+def test_a_sound_ensemble_passes_and_others_are_named():
+    check_members(study_models())
+    for changes, message in (
+        ({"members": ["net"]}, "at least two models"),
+        ({"members": ["net", "net"]}, "at least two models"),
+        ({"members": ["net", "forest"]}, "names 'forest'; there are net, ridge"),
+        ({"members": ["net", "mean"]}, "names 'mean'"),
+        ({"members": ["net", "tumour"]}, "expression models"),
+        ({"members": ["net", "wide"]}, "its member wide is wide"),
+    ):
+        with pytest.raises(InputError, match=f"models.mean.*{message}"):
+            check_members(study_models(**changes))
 
 
 def test_the_encoders_of_an_applied_model_are_known_before_a_slide_is_encoded():
