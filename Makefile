@@ -9,8 +9,9 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile $(CURDIR)/Snakefile --cores $(CORES)
 INSTALLED := .venv/.installed
 TESTABLE := .venv/.testable
 CLUSTER := .venv/.cluster
+APT := DEBIAN_FRONTEND=noninteractive timeout 240 apt-get
 
-.PHONY: help demo test lint fast-test workflow-test fault-test cluster-test install settings-table constraints conda-pins clean
+.PHONY: help demo test lint fast-test workflow-test fault-test cluster-test install slurm settings-table constraints conda-pins clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -59,13 +60,15 @@ $(CLUSTER): $(TESTABLE) requirements-slurm.txt requirements-cluster-generic.txt
 	-r requirements-slurm.txt -r requirements-cluster-generic.txt
 	touch $@
 
-cluster-test: $(CLUSTER)  ## A small study on a SLURM of one machine (root, Debian; about 25 minutes)
-	@command -v slurmctld > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+slurm: $(CLUSTER)  ## Debian's SLURM and the executor plugins, for the tests that need them (root)
+	@command -v slurmctld > /dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends \
 	slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins; } || echo "SLURM cannot be installed: skipped"
-	@{ command -v slurmdbd && command -v mariadbd; } > /dev/null || { apt-get update -qq && \
-	apt-get install -y -qq --no-install-recommends slurmdbd slurm-wlm-mysql-plugin mariadb-server; } \
+
+cluster-test: slurm  ## A small study on a SLURM of one machine (root, Debian; about 25 minutes)
+	@{ command -v slurmdbd && command -v mariadbd; } > /dev/null || { $(APT) update -qq && \
+	$(APT) install -y -qq --no-install-recommends slurmdbd slurm-wlm-mysql-plugin mariadb-server; } \
 	|| echo "SLURM's accounting cannot be installed: skipped"
-	HISTOGEP_CLUSTER_TESTS=1 PYTHONPATH=$(CURDIR)/.venv/cluster $(BIN)/python -m pytest -rs tests/test_cluster.py tests/test_cluster_accounting.py
+	HISTOGEP_CLUSTER_TESTS=all $(BIN)/python -m pytest -rs tests/test_cluster.py tests/test_cluster_accounting.py
 
 settings-table: $(INSTALLED)  ## Rewrite the table of settings in config/README.md
 	@table=$$($(BIN)/python -m histogep.settings config/schemas/config.schema.yaml) && \

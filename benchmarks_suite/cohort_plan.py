@@ -70,7 +70,7 @@ def write_study(folder: Path, n_slides: int, *, on_bad_slide: str = "stop") -> P
     (folder / "slides.tsv").write_text("\n".join(slides) + "\n")
     (folder / "patients.tsv").write_text("\n".join(patients) + "\n")
     (folder / "positions.gtf").touch()
-    (folder / "sets.gmt").touch()
+    (folder / "sets.gmt").write_text("SET\t\tGENE\n")
     config = folder / "study.yaml"
     config.write_text(
         f"study: cohort\nslides: slides.tsv\npatients: patients.tsv\non_bad_slide: {on_bad_slide}\n"

@@ -324,6 +324,8 @@ def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder
         else:
             network = copy.copy(network)
             network._modules = network._modules | {"network": fused}
+    if device.type == "cuda" and precision == "float32":
+        torch.backends.cudnn.allow_tf32 = False  # its products have ten bits, bfloat16's have seven
     network = network.to(device, memory_format=torch.channels_last)
     if precision == "bfloat16":
         network = network.to(torch.bfloat16)

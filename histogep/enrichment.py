@@ -44,39 +44,6 @@ class NothingToRankError(InputError):
     """The data do not hold the contrast: something to be told, not a mistake to be mended."""
 
 
-def read_gmt(path: str | Path) -> dict[str, list[str]]:
-    """Return the gene sets of a GMT file: one set a line; name, description, genes, by tabs.
-
-    Raises
-    ------
-    InputError
-        The file is no GMT, or names a set twice.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no text file; gene sets are GMT files") from None
-    sets: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        cells = line.split("\t")
-        # Some collections give a weight behind the symbol: `GENE,1.0`.
-        genes = [cell.split(",")[0].strip() for cell in cells[2:]]
-        genes = list(dict.fromkeys(gene for gene in genes if gene))
-        if len(cells) < 3 or not cells[0].strip() or not genes:
-            raise InputError(
-                f"{path}, line {number} is no GMT: name, description and genes are separated by "
-                "tabs, one set a line"
-            )
-        if cells[0] in sets:
-            raise InputError(f"{path}, line {number}: gene set {cells[0]!r} stands twice")
-        sets[cells[0]] = genes
-    if not sets:
-        raise InputError(f"{path} holds no gene set")
-    return sets
-
-
 def rank_by_column(path: str | Path, column: str) -> pd.DataFrame:
     """Rank genes by a column of a table: `z` of cox.tsv, `t` of the response's genes.tsv.
 

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from histogep import collect_garbage_as_usual
 
@@ -80,6 +80,7 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
             raise
         except InputError as error:
             log.error("%s", error)
+            sys.excepthook = _say_mistake
             raise
         except BaseException as error:
             log.exception("the job failed")
@@ -93,6 +94,14 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
             for stream, descriptor in enumerate(saved, start=1):
                 os.dup2(descriptor, stream)
                 os.close(descriptor)
+
+
+def _say_mistake(kind: type, error: BaseException, trace: Any) -> None:
+    """Print a mistake of the user's without where the code found it; all else as usual."""
+    if isinstance(error, InputError):
+        print(f"{kind.__name__}: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def progress(items: Iterable[T], *, total: int | None = None, unit: str, what: str) -> Iterable[T]:

@@ -29,6 +29,7 @@ from histogep.jobs import InputError
 from histogep.lineage_records import (
     COLUMNS,
     CONFIGURATION,
+    MODEL,
     TABLE,
     UNNAMED,
     Entry,
@@ -93,6 +94,7 @@ def find_changes(lineage: Lineage, file: str, *, rehash: bool = False) -> list[s
         if entry.rule:
             late = [name for name in entry.inputs if by_name[name].ended > entry.started]
             said += [f"{entry.file}: made before its input {name} was made anew" for name in late]
+    said += sorted(set(_changes_of_models(lineage, entries)))
     said += sorted({text for entry in entries if (text := _change_of_code(entry))})
     differing = {text for entry in entries for text in _differences(entry, lineage.configuration)}
     return said + sorted(differing)
@@ -113,7 +115,8 @@ def describe(lineage: Lineage, file: str, changes: list[str]) -> str:
         unnamed += [value for value in part.settings.get(UNNAMED, ()) if value not in unnamed]
     if unnamed:
         settings[UNNAMED] = unnamed
-    settings.pop("configuration", None)
+    for name in ("configuration", MODEL):
+        settings.pop(name, None)
     steps = Counter(part.rule for part in entries if part.rule)
     order = list(dict.fromkeys(part.rule for part in entries if part.rule))
     codes = {part.rule: part.code for part in entries if part.rule}
@@ -128,7 +131,10 @@ def describe(lineage: Lineage, file: str, changes: list[str]) -> str:
     for part in entries:
         digest = _model_digest(lineage.path(part.file))
         if digest:
-            lines.append(f"  model     {part.file}  digest {digest}")
+            used = {
+                user.settings[MODEL] for user in users.get(part.file, ()) if MODEL in user.settings
+            }
+            lines.append(f"  model     {part.file}  digest {' and '.join(sorted(used)) or digest}")
     lines.append("  software  " + (_wrapped_versions(software) or "not recorded"))
     lines.append("  settings")
     lines += [f"    {name}: {json.dumps(settings[name])}" for name in sorted(settings)] or [
@@ -166,8 +172,13 @@ def _measure(lineage: Lineage, entry: Entry, users: list[Entry]) -> Entry:
         return entry  # Somebody wrote it since: its digest now is not that of what was made.
     sha256 = ""
     if not entry.rule:
-        # An image of gigabytes was read once, by prepare_slide, if nobody wrote it since.
-        taken = [lineage.used_sha256(entry.file, u) for u in users if modified <= u.started]
+        # An image of gigabytes was read once, by prepare_slide, if nobody wrote it since. One that
+        # was measured before has other contents now, also under an older time.
+        taken = [
+            lineage.used_sha256(entry.file, u)
+            for u in users
+            if modified <= u.started and not entry.modified
+        ]
         sha256 = next(filter(None, taken), "") or _digest(path)
     elif size <= HASHED_BYTES:
         sha256 = _digest(path)
@@ -194,10 +205,14 @@ def _change_of_file(lineage: Lineage, entry: Entry, users: list[Entry], *, rehas
         if recorded:
             return compared(recorded)
         return "" if modified == entry.ended else f"written at {modified}, made at {entry.ended}"
+    measured = (entry.bytes, entry.modified) == (_size(path), modified)
     for user in users:
-        if modified <= user.started and not rehash:
-            continue
         recorded = lineage.used_sha256(entry.file, user)
+        if modified <= user.started and not rehash:
+            # Not written since, by its time; but another file may have come with an older one.
+            as_used = measured and (not recorded or entry.sha256 in ("", recorded))
+            if as_used or not entry.modified:
+                continue
         if recorded:
             change = compared(recorded, image=user.rule == "prepare_slide")
         elif entry.sha256 and entry.modified <= user.started:
@@ -208,6 +223,15 @@ def _change_of_file(lineage: Lineage, entry: Entry, users: list[Entry], *, rehas
         if change:
             return change
     return ""
+
+
+def _changes_of_models(lineage: Lineage, entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield each model folder that was applied and is another one now, whatever its times."""
+    for entry in entries:
+        for name in entry.inputs if MODEL in entry.settings else ():
+            now = _model_digest(lineage.path(name))
+            if now and now != entry.settings[MODEL]:
+                yield f"{name}: the model's digest is {now}, it was {entry.settings[MODEL]}"
 
 
 def _change_of_code(entry: Entry) -> str:

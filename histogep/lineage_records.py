@@ -31,6 +31,9 @@ METADATA = Path(".snakemake/metadata")
 #: Where settings are kept whose section nobody knows, before the configuration was recorded.
 UNNAMED = "without a name"
 _CODE = re.compile(r"[0-9a-f]{16}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+#: The setting under which the digest of the model folder that a rule applied is kept.
+MODEL = "digest of the model"
 _SCRIPT = re.compile(r"workflow_scripts/(\w+\.py)")
 
 
@@ -244,6 +247,8 @@ def _name_settings(
     for value in values:
         if value == configuration and value:
             named["configuration"] = value
+        elif isinstance(value, str) and _DIGEST.fullmatch(value):
+            named[MODEL] = value
         elif isinstance(value, dict | list) and value:
             # Named after the rule first, then equal; sorted() keeps False before True.
             alike = [

@@ -6,8 +6,9 @@ that they are told at once and not by a job, after hours of encoding.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from histogep.jobs import InputError
@@ -21,6 +22,13 @@ TASKS_OF = {
     "ensemble": ("expression",),
 }
 
+#: The encoders by name, and which of them need a file of weights. Here as names, since a plan does
+#: without torch, which `histogep.encoder_specs` imports.
+_FREE = ("descriptors", "lite0")
+_GATED = (
+    *("resnet50", "ctranspath", "phikon", "phikon-v2", "uni", "uni2-h", "virchow", "virchow2"),
+    "h-optimus-0",
+)
 #: What features are computed in; those from elsewhere are as they were given.
 _COMPUTED = ("float32", "bfloat16")
 
@@ -87,6 +95,55 @@ def check_members(models: Mapping[str, Mapping[str, Any]]) -> None:
                 )
 
 
+def check_encoders(encoders: Sequence[Mapping[str, Any]]) -> None:
+    """Check names and files of weights of the setting `encoders`, complete.
+
+    Raises
+    ------
+    InputError
+        All that cannot be loaded, one line each. What is in the files is looked at when they are.
+    """
+    problems = []
+    for encoder in encoders:
+        name, weights = str(encoder["name"]), encoder.get("weights")
+        if encoder.get("precomputed"):
+            continue
+        if name.startswith("local-dir:"):
+            if not Path(name.removeprefix("local-dir:")).is_dir():
+                problems.append(f"{name}: there is no such folder")
+        elif name not in (*_FREE, *_GATED):
+            close = difflib.get_close_matches(name.lower(), (*_FREE, *_GATED), n=1)
+            meant = f"did you mean {close[0]!r}? " if close else ""
+            problems.append(
+                f"{name!r} is unknown; {meant}known are {', '.join((*_FREE, *_GATED))} "
+                "and local-dir:FOLDER"
+            )
+        elif weights is None and name in _GATED:
+            problems.append(
+                f"{name} needs its file of weights, which is not free to ship: name it in `weights`"
+            )
+        elif weights is not None and not Path(weights).is_file():
+            problems.append(f"{name}: the file of weights {weights} does not exist")
+    if problems:
+        raise InputError("these encoders cannot be loaded:\n  " + "\n  ".join(problems))
+
+
+def weights_files(encoders: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the files of weights that the setting `encoders` names, and those of local folders."""
+    files = []
+    for encoder in encoders:
+        name = str(encoder["name"])
+        if encoder.get("precomputed"):
+            continue
+        if name.startswith("local-dir:"):
+            folder = Path(name.removeprefix("local-dir:"))
+            known = ("config.json", "model.safetensors", "pytorch_model.bin")
+            files += [str(folder / part) for part in known if (folder / part).is_file()]
+        elif encoder.get("weights"):
+            files.append(str(encoder["weights"]))
+    return files
+
+
 def applied_encoders(
     model: Mapping[str, Any], encoders: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -116,7 +173,8 @@ def applied_encoders(
     applied = []
     for encoder in encoders:
         wanted = trained[_block(encoder["name"])]
-        if wanted in _COMPUTED and not encoder.get("precomputed"):
+        computed = encoder["name"] != "descriptors" and not encoder.get("precomputed")
+        if wanted in _COMPUTED and computed:
             if encoder["precision"] not in ("auto", wanted):
                 raise InputError(
                     f"encoders: {encoder['name']} has precision {encoder['precision']}, but the "

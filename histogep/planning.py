@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -38,7 +39,10 @@ def spare_planning(snakemake: Mapping[str, ModuleType]) -> None:
         mended = vars(module).setdefault("_mended_by_histogep", set())
         if mend not in mended:  # a Snakefile is read more than once in a process
             mended.add(mend)
-            mend(module)
+            try:
+                mend(module)
+            except AttributeError as error:  # which comes before anything is changed
+                print(f"Planning goes on without {mend.__name__} ({error})", file=sys.stderr)
 
 
 def check_scripts_once(dag: ModuleType) -> None:
@@ -66,14 +70,19 @@ def describe_no_hidden_jobs(jobs: ModuleType) -> None:
     """Do not describe the jobs of a dry run with `--quiet rules`, which shows no description.
 
     Snakemake makes message, inputs, outputs and log of each job into text, and throws it away after.
-    What such a dry run shows of a checkpoint stays (`snakemake.jobs`).
+    What such a dry run shows of a checkpoint stays, and so does the error of a message or a command
+    that cannot be made, which is told by the first job of its rule (`snakemake.jobs`).
     """
     describe = jobs.Job.log_info
+    tried: set[Any] = set()
 
     def log_info(self: Any, *args: Any, **options: Any) -> None:
         workflow = self.dag.workflow
         quiet = any(kind.name == "RULES" for kind in workflow.output_settings.quiet or ())
         shown = self.rule.is_checkpoint or self.rule.is_handover
+        if self.rule not in tried:
+            tried.add(self.rule)
+            _ = self.message, self.shellcmd
         if shown or not (workflow.dryrun and quiet):
             describe(self, *args, **options)
 
@@ -252,7 +261,9 @@ def look_into_folders_once(dag: ModuleType) -> None:
     check = dag.DAG.check_directory_outputs
 
     def check_directory_outputs(self: Any) -> None:
-        files = {os.path.abspath(file) for job in self.jobs for file in job.output}
+        here = os.getcwd()
+        files = {os.path.join(here, file) for job in self.jobs for file in job.output}
+        files = {str(Path(file)) if "/./" in file or "//" in file else file for file in files}
         folders = set()
         for folder in map(os.path.dirname, files):
             while folder not in folders:

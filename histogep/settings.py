@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,24 @@ def _explain(error: Any) -> str:
         known = list(error.schema.get("properties", {}))
         unknown = sorted(error.instance.keys() - set(known))
         return "; ".join(f"unknown key {key!r}{_suggestion(key, known)}" for key in unknown)
-    if error.validator == "type" and isinstance(error.instance, str):
-        return f"{error.message} (YAML reads 1e-3 as text: write 1.0e-3 or 0.001)"
+    if error.validator == "type":
+        return f"{error.message}{_remedy(error.instance, error.validator_value)}"
+    if error.validator == "pattern" and error.instance and isinstance(error.instance, str):
+        allowed = "letters, digits, '_' and '-', the first a letter or digit"
+        return f"{error.message}: write {allowed}" if " " in error.instance else error.message
     return error.message
+
+
+def _remedy(given: Any, kinds: str | list[str]) -> str:
+    """Return what to write in place of a value of another type."""
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if isinstance(given, str) and re.match(r"[-+]?[0-9.]+e[-+]?[0-9]+$", given, re.IGNORECASE):
+        return " (YAML reads 1e-3 as text: write 1.0e-3 or 0.001)"
+    if "array" in kinds:
+        return " (a list: write [...], or lines that begin with '- ')"
+    if "object" in kinds:
+        return " (keys with values: write {name: value}, or indented lines `name: value`)"
+    return ""
 
 
 def _suggestion(key: str, known: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -192,6 +193,7 @@ def read_patients(path: str | Path) -> pd.DataFrame:
         "age": "an age in years",
         "response": "0 (no response) or 1 (response)",
     }
+    empty = sheet == ""
     for column, test in allowed.items():
         if column not in sheet:
             continue
@@ -208,8 +210,8 @@ def read_patients(path: str | Path) -> pd.DataFrame:
     elif "time" in sheet:
         problems += [
             f"line {line}: time and event belong together: one of them is empty"
-            for line, time, event in zip(sheet["line"], sheet["time"], sheet["event"], strict=True)
-            if pd.isna(time) != pd.isna(event)
+            for line, time, event in zip(sheet["line"], empty["time"], empty["event"], strict=True)
+            if time != event
         ]
     _raise(path, problems)
     return sheet.drop(columns="line").set_index("patient", drop=False).sort_index()
@@ -261,10 +263,12 @@ def _read_sheet(
         )
     problems = [f"no column {name!r}" for name in needed if name not in header]
     problems += [
-        f"unknown column {name!r} (known: {', '.join(columns)})"
+        f"unknown column {name!r}{_suggestion(name, columns)}"
         for name in header
         if name not in columns
     ]
+    if any(name[:1] == name[-1:] == '"' for name in header):
+        problems.append("cells stand in quotes: save the sheet as plain text without them")
     problems += [f"column {name!r} stands twice" for name in set(header) if header.count(name) > 1]
     for number, cells in lines[1:]:
         if len(cells) > len(header):
@@ -288,6 +292,14 @@ def _read_sheet(
     return sheet
 
 
+def _suggestion(name: str, columns: Sequence[str]) -> str:
+    """Return which column was probably meant: one that is alike, or that the name begins with."""
+    lowered = name.strip('"').lower()
+    begun = [column for column in columns if re.split("[_ .-]", lowered)[0] == column]
+    close = begun or difflib.get_close_matches(lowered, columns, n=1)
+    return f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(columns)})"
+
+
 def _bad_ids(sheet: pd.DataFrame, column: str) -> list[str]:
     rule = "letters, digits, '.', '_' and '-', at most 64, the first a letter or digit"
     problems = []
@@ -307,7 +319,9 @@ def _repeated(sheet: pd.DataFrame, column: str) -> list[str]:
     """Ids that stand twice, whatever their case: file systems may not tell them apart."""
     lowered = sheet[column].str.lower()
     return [
-        f"{column} {rows[column].iloc[0]!r} stands on lines {', '.join(map(str, rows['line']))}"
+        f"{column} {' and '.join(map(repr, rows[column].unique()))} stands on lines "
+        f"{', '.join(map(str, rows['line']))}"
+        + (", told apart by case only" if rows[column].nunique() > 1 else "")
         for name, rows in sheet.groupby(lowered, sort=True)
         if name and len(rows) > 1
     ]

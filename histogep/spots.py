@@ -24,6 +24,10 @@ from histogep.spot_readers import RawSection
 from histogep.tissue import TissueMask
 
 log = logging.getLogger(__name__)
+#: How far apart the slide and its spots may say a pixel is, as a ratio.
+_MOST_MPP_RATIO = 1.4
+#: What goes with a kind of lattice, as a remedy says it.
+_USUAL_PITCH = {"visium": " and pitch_um to 100", "st": " and pitch_um to 200"}
 
 #: Longest side in px of the image kept in `uns["spatial"]`.
 HIRES_PX = 1000
@@ -216,7 +220,9 @@ def align_spots(
 def check_alignment(
     spots: anndata.AnnData, slide: Slide, mask: TissueMask, *, min_on_tissue: float
 ):
-    """Raise a BadSlide if spots lie outside the slide or too few of them on its tissue.
+    """Raise a BadSlide if spots and slide cannot belong together.
+
+    Spots lie outside the slide, they tell quite another pixel size, or too few are on its tissue.
 
     Parameters
     ----------
@@ -228,9 +234,9 @@ def check_alignment(
         Least share of the spots whose centre is on the tissue mask.
     """
     x_px, y_px = spots.obsm["spatial"].T
+    estimate = spots.uns["mpp_estimates"].get("spots")
     outside = (x_px < 0) | (y_px < 0) | (x_px >= slide.width_px) | (y_px >= slide.height_px)
     if outside.any():
-        estimate = spots.uns["mpp_estimates"].get("spots")
         hint = "they may be in the pixels of another image"
         if estimate and abs(estimate / slide.mpp - 1) > 0.01:
             hint += (
@@ -241,6 +247,13 @@ def check_alignment(
             f"{slide.width_px} x {slide.height_px} px, such as {spots.obs_names[outside][0]} at "
             f"({x_px[outside][0]:.0f}, {y_px[outside][0]:.0f}); {hint}. Give the full-resolution "
             "image that was handed to Space Ranger (or that the positions were made on)"
+        )
+    if estimate and max(estimate / slide.mpp, slide.mpp / estimate) > _MOST_MPP_RATIO:
+        pitch_um = spots.uns["lattice"]["pitch_um"]
+        raise BadSlide(
+            f"slide {slide.slide}: it has {slide.mpp:.4g} um per px, but by lattice.pitch_um "
+            f"{pitch_um:g} and the distance of its spots it has {estimate:.4g}: set lattice.pitch_um to "
+            "the array's (100 for Visium, 200 for legacy ST), or mpp in the slide sheet to the image's"
         )
     share = float(spots.obs["on_tissue"].mean())
     log.info("slide %s: %.1f %% of the spots lie on tissue", slide.slide, 100 * share)
@@ -321,9 +334,10 @@ def _check_kind(raw: RawSection, lattice: Lattice) -> None:
     """Compare what the tool implies with the study's lattice."""
     if raw.kind and raw.kind != lattice.kind:
         names = {"visium": "Visium", "st": "legacy ST (XxY)", "square": "Visium HD"}
+        pitch = _USUAL_PITCH.get(raw.kind, "")
         raise InputError(
             f"{raw.source} is of a {names[raw.kind]} array but lattice.kind is {lattice.kind!r}: "
-            f"set it to {raw.kind!r}; a study has one lattice, so other arrays need a study of "
+            f"set it to {raw.kind!r}{pitch}; a study has one lattice, so other arrays need a study of "
             "their own"
         )
     if raw.bin_um and abs(raw.bin_um / lattice.pitch_um - 1) > 0.01:

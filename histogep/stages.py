@@ -17,8 +17,9 @@ MIN_PATIENTS = 10
 #: Survival needs this many events (and one for each fold), response this many of each kind.
 MIN_EVENTS = 3
 MIN_CLASS = 3
-#: Where the stages of a cohort write, which are left out when the sheets change.
+#: Where stages write, which are left out when the sheets change.
 _WRITES = {
+    "expression": "results/predicted_slides.tsv",
     "cnv": "results/cnv/{cohort}/subtypes.tsv",
     "patients": "results/patients/{cohort}.parquet",
     "survival": "results/survival/{cohort}",
@@ -28,7 +29,9 @@ _WRITES = {
 }
 _NO_MAP = "the model folder has no tumour map, and there is no outcome to rank genes by"
 _ONLY_TRAINED = "the model was trained on every patient with a slide to predict"
-_ONLY_SPOTS = "no slides without spots (scores of training patients would leak)"
+_ONLY_SPOTS = (
+    "no slides without spots (what a model says of its training patients is no test of it)"
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Stage:
     cohort: str
     reason: str
     targets: tuple[str, ...] = ()
+    #: What of the inputs it does not use, or uses otherwise than asked for; "" for nothing.
+    note: str = ""
 
     @property
     def runs(self) -> bool:
@@ -78,16 +83,26 @@ class Stages:
             if not stage.runs and stage.name != "model":
                 name = stage.name + (f" ({stage.cohort})" if stage.cohort else "")
                 named.setdefault(stage.reason, []).append(name)
-        return [f"left out: {', '.join(names)}: {reason}" for reason, names in named.items()]
+        lines = [f"left out: {', '.join(names)}: {reason}" for reason, names in named.items()]
+        return lines + [f"left out: {stage.note}" for stage in self.stages if stage.note]
 
     def leftovers(self, folder: Path) -> list[str]:
         """Return one line for each result in a folder that belongs to a stage that does not run."""
+        planned: dict[str, bool] = {}
+        for stage in self.stages:
+            if stage.name in _WRITES:
+                path = _WRITES[stage.name].format(cohort=stage.cohort)
+                planned[path] = planned.get(path, False) or stage.runs
+        there = {
+            found.relative_to(folder).as_posix()
+            for pattern in _WRITES.values()
+            for found in folder.glob(pattern.format(cohort="*"))
+        }
+        # Also of cohorts that are no longer in the sheet, of which there is no stage.
         return [
             f"{path}: of an earlier run and no part of this one; delete it, or mend why it is left out"
-            for stage in self.stages
-            if not stage.runs and stage.name in _WRITES
-            for path in [_WRITES[stage.name].format(cohort=stage.cohort)]
-            if (folder / path).exists()
+            for path in sorted(there)
+            if not planned.get(path, False)
         ]
 
     def rows(self) -> list[dict[str, str]]:
@@ -139,8 +154,8 @@ def plan_stages(
     sections, to_predict = slides.index[has_spots], slides.index[~has_spots]
     planned: list[Stage] = []
 
-    def plan(name: str, targets: list[str], reason: str, cohort: str = "") -> None:
-        planned.append(Stage(name, cohort, reason, tuple(targets)))
+    def plan(name: str, targets: list[str], reason: str, cohort: str = "", note: str = "") -> None:
+        planned.append(Stage(name, cohort, reason, tuple(targets), note))
 
     if not len(slides) and not measured:
         raise InputError(
@@ -163,6 +178,7 @@ def plan_stages(
             "model",
             [f"results/evaluation/{study}/scorecards.tsv", f"results/model/{study}"],
             f"{len(sections)} sections of {n_patients} patients",
+            note=_fewer_folds(config["folds"], n_patients, len(sections)),
         )
         annotated = [slide for slide in sections if slides.loc[slide, "labels"]]
         plan(
@@ -249,9 +265,11 @@ def plan_stages(
             plan("patients", [], "no patient has an outcome in the patients sheet", cohort)
         elif known is not None and len(predicted):
             reason = f"{len(known)} patients with slides to predict are in the patients sheet"
+            note = ""
             if absent:
                 reason += f", {len(absent)} are not: {_some(absent)}"
-            plan("patients", [f"results/patients/{cohort}.parquet"], reason, cohort)
+                note = f"patients ({cohort}): not in the patients sheet: {_some(absent)}"
+            plan("patients", [f"results/patients/{cohort}.parquet"], reason, cohort, note)
         contrasts += plan_outcomes(cohort, known, unfit)
         summarised = any(s.name == "patients" and s.cohort == cohort and s.runs for s in planned)
         if subtype is not None and has_positions and summarised:
@@ -313,6 +331,17 @@ def _refuse_other_ids(slides: pd.DataFrame, patients: pd.DataFrame) -> None:
         )
 
 
+def _fewer_folds(folds: Mapping[str, Any], n_patients: int, n_sections: int) -> str:
+    """Return which number of folds is more than there are to hold out, "" for none."""
+    asked = (("honest", n_patients, "patients"), ("hist", n_sections, "sections"))
+    fewer = [
+        f"folds.{name} is {folds[name]}, but there are {n} {what} to hold out: {n} folds"
+        for name, n, what in asked
+        if isinstance(folds.get(name), int) and folds[name] > n
+    ]
+    return "; ".join(fewer)
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -341,7 +370,10 @@ def _allows(column: str, known: pd.DataFrame | None, unfit: str, *, folds: int) 
         return False, f"the patients sheet has no column {column}"
     n = int(known[column].notna().sum())
     if n < MIN_PATIENTS:
-        return False, f"{column} is known of {n} patients, at least {MIN_PATIENTS} are needed"
+        return (
+            False,
+            f"{column} is known of {n} patients, at least {MIN_PATIENTS} are needed",
+        )
     if column == "time":
         events, least = int((known["event"] == 1).sum()), max(MIN_EVENTS, folds)
         if events < least:

@@ -30,6 +30,7 @@ rule infer_cnv:
         runtime=60,
     params:
         code=code_digest("infer_cnv.py"),
+        model=MODEL_DIGEST,
         cnv=lookup("cnv", within=config),
         seed=config["seed"],
     message:

@@ -18,6 +18,7 @@ from histogep import (
     stages,
 )
 from histogep.bad_slides import failed_slides
+from histogep.gene_sets import read_gmt
 from histogep.jobs import InputError
 from histogep.lineage import record_run
 from histogep.provenance import code_digest
@@ -44,6 +45,7 @@ def read_study():
     settings.check_study_name(complete["study"])
     chosen = {name: complete[name] for name in ("deploy", "encoders", "lattice")}
     model_choices.check_models(complete["models"], **chosen)
+    model_choices.check_encoders(complete["encoders"])
     folders = (".", *(Path(file).parent for file in configfiles), REPOSITORY)
     data_root = complete["data_root"]
 
@@ -78,6 +80,9 @@ def read_study():
         },
         "model": reference(complete["model"], "model"),
     }
+    for path in files["gene_sets"].values():
+        if not made(path):
+            read_gmt(path, n_lines=5)  # whether it is a file of gene sets at all
     slides = (
         sheets.read_slides(
             reference(complete["slides"], "slides"), data_root=data_root, made=made
@@ -123,9 +128,11 @@ try:
         # Its files are compared with their digest once, not again in every job.
         read_model = read_settings if workflow.is_main_process else declared_settings
         APPLIED = read_model(FILES["model"])
-        ENCODERS = model_choices.applied_encoders(APPLIED, SETTINGS["encoders"])
-    else:
-        ENCODERS = SETTINGS["encoders"]
+        # A model that is applied brings its lattice and the precision of its features.
+        SETTINGS["encoders"] = model_choices.applied_encoders(
+            APPLIED, SETTINGS["encoders"]
+        )
+        SETTINGS["lattice"] = APPLIED["lattice"]
     STAGES = stages.plan_stages(
         SETTINGS, SLIDES, PATIENTS, MEASURED_PATIENTS, applied_model=APPLIED
     )
@@ -150,10 +157,10 @@ SKIP_BAD_SLIDES = config["on_bad_slide"] == "skip"
 # With `stop` there is nothing to list.
 FAILED_SLIDES = ["results/failed_slides.tsv"] if SKIP_BAD_SLIDES else []
 MODEL_FOLDER = FILES["model"] or f"results/model/{STUDY}"
-# A model that is applied brings its lattice: other slides are sampled as it was trained.
+# Of a model that is applied: another one may come with older times.
+MODEL_DIGEST = APPLIED["digest"] if FILES["model"] else None
 LATTICE = config["lattice"]
-if FILES["model"]:
-    LATTICE = APPLIED["lattice"]
+ENCODERS = config["encoders"]
 GENE_POSITIONS = FILES["gene_positions"]
 GENE_SET_NAMES = list(FILES["gene_sets"])
 GENE_SETS = list(FILES["gene_sets"].values())
@@ -264,6 +271,11 @@ def cohort_slides(wildcards, *, spots):
     members = SLIDES.index[SLIDES["cohort"] == wildcards.cohort]
     wanted = [s for s in members if spots is None or (s in SECTIONS) == spots]
     return usable(wanted)
+
+
+def encoder_weights(wildcards):
+    """Return the files of weights that the settings name: other weights are other features."""
+    return model_choices.weights_files(ENCODERS)
 
 
 def cnv_inputs(wildcards):

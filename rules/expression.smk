@@ -31,6 +31,7 @@ rule predict_slide:
         runtime=60,
     params:
         code=code_digest("predict_slide.py"),
+        model=MODEL_DIGEST,
     message:
         "Predict the expression of slide {wildcards.slide}"
     script:

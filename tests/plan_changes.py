@@ -64,8 +64,8 @@ def write_inputs(folder: Path) -> None:
         (folder / f"P{number}.svs").touch()
         (folder / f"labels{number}.tsv").touch()
         (folder / f"counts{number}").mkdir(exist_ok=True)
-    for name in ("genes.gtf", "sets.gmt"):
-        (folder / name).touch()
+    (folder / "genes.gtf").touch()
+    (folder / "sets.gmt").write_text("SET\t\tGENE\n")
     rows = ["patient\ttime\tevent\tage\tresponse"]
     rows += [
         f"H{number:02d}\t{number}\t{number % 2}\t60\t{number // 2 % 2}" for number in range(1, 14)
@@ -133,7 +133,7 @@ def plan(folder: Path, change: dict) -> dict[str, int]:
     grown = folder / change["grown"] if change.get("grown") else None
     if grown:
         before, times = grown.read_text(), grown.stat()
-        grown.write_text(before + "#\n")
+        grown.write_text(before + "\n")
         os.utime(grown, (time.time() + 5, time.time() + 5))
     try:
         return planned(snakemake(folder, "--dry-run"))

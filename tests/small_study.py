@@ -15,6 +15,13 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 #: Seconds; nothing takes longer on a busy machine with two cores. On one that is overloaded, more.
 LONGEST = float(os.environ.get("HISTOGEP_LONGEST", "1500"))
+#: Where `make slurm` puts the executor plugins: in .venv every start of Snakemake would load them.
+PLUGINS = REPOSITORY / ".venv/cluster"
+
+
+def has_plugin(name: str) -> bool:
+    """Return whether an executor plugin of Snakemake is installed."""
+    return (PLUGINS / f"snakemake_executor_plugin_{name}").is_dir()
 
 
 class Study:
@@ -62,7 +69,9 @@ class Study:
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 cwd=REPOSITORY,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ
+                | {"OMP_NUM_THREADS": "1"}
+                | ({"PYTHONPATH": str(PLUGINS)} if profile else {}),
             )
         self.started.append(Call(process, log))
         return self.started[-1]

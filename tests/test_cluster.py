@@ -1,13 +1,12 @@
 """A small study on a real SLURM, through what goes wrong on clusters: `make cluster-test`.
 
-Off unless HISTOGEP_CLUSTER_TESTS is set; then root, Debian's SLURM packages and the executor plugins
+Off unless HISTOGEP_CLUSTER_TESTS is `all`; then root, Debian's SLURM packages and the executor plugins
 are needed. The tests move one study on, each a part of the chain, so they run in this order. What
 they did is written to HISTOGEP_CLUSTER_LOG (a TSV), if that is set.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ import pytest
 
 from histogep.files import read_tsv
 from tests.slurm_cluster import MARKS, record, run, started, started_cluster, wait_for
-from tests.small_study import LONGEST, REPOSITORY, Study
+from tests.small_study import LONGEST, REPOSITORY, Study, has_plugin
 
 pytestmark = MARKS
 
@@ -168,7 +167,7 @@ def test_per_slide_rules_go_as_job_arrays(cluster, study):
 
 
 def test_another_scheduler_through_its_three_commands(cluster, study):
-    if not importlib.util.find_spec("snakemake_executor_plugin_cluster_generic"):
+    if not has_plugin("cluster_generic"):
         pytest.skip("snakemake-executor-plugin-cluster-generic is not installed")
     (study.folder / "results/features/H01-1.h5").unlink(missing_ok=True)
     call = study.start(

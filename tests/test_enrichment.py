@@ -16,9 +16,9 @@ from histogep.enrichment import (
     rank_contrast,
     rank_measured,
     rank_predicted,
-    read_gmt,
     running_sum,
 )
+from histogep.gene_sets import read_gmt
 from histogep.jobs import InputError
 from histogep.plots_enrichment import CAVEAT, dot_plot, running_sums
 
@@ -127,10 +127,13 @@ def test_gmt_files(tmp_path):
         ("A\tabout\n", "line 1 is no GMT"),
         ("A\t\tX\nA\t\tY\n", "line 2: gene set 'A' stands twice"),
         ("", "holds no gene set"),
+        ("A\t\tX\nB\t\t7157\t672\n", "line 2: the genes of 'B' are numbers, such as 7157"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             read_gmt(path)
+    path.write_text("A\t\tX\nno set\n")
+    assert read_gmt(path, n_lines=1) == {"A": ["X"]}
     path.write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(InputError, match="is no text file"):
         read_gmt(path)

@@ -94,3 +94,22 @@ def test_a_job_that_trains_says_nothing_at_its_end():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
     assert not done.stderr
+
+
+def test_a_mistake_of_the_user_is_said_without_a_traceback(tmp_path):
+    code = (
+        "from histogep.jobs import InputError, job_log\n"
+        f"with job_log({str(tmp_path / 'job.log')!r}):\n    raise {{}}\n"
+    )
+    said = {}
+    for error in ("InputError('line 3: mend it')", "ValueError('a fault of the code')"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(error)],
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        assert done.returncode == 1
+        said[error[:5]] = done.stderr
+    assert said["Input"] == "InputError: line 3: mend it\n"
+    assert "Traceback" in said["Value"]

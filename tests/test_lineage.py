@@ -159,6 +159,52 @@ def test_a_large_source_is_told_by_its_time_and_with_the_table_by_its_digest(run
     assert "used at" in said
 
 
+def test_a_source_that_is_replaced_by_an_older_file_is_named(run):
+    lineage.write_table(run)
+    assert changes(run) == []
+    for name, content in (("cohort.tsv", "patient\nP2\n"), ("big.bin", "1" * 1_500_001)):
+        (run / name).write_text(content)
+        os.utime(run / name, (1e9, 1e9))
+    for _ in range(2):  # before and after the table of the next run
+        said = changes(run)
+        assert [line.split(": sha256 is")[0] for line in said] == ["big.bin", "cohort.tsv"], said
+        lineage.write_table(run)
+        (run / "big.bin").unlink()
+        (run / "big.bin").write_text("2" * 1_500_000)
+        os.utime(run / "big.bin", (1e9 + 1, 1e9 + 1))
+
+
+def test_a_model_that_is_replaced_is_named_whatever_its_times(tmp_path):
+    write_json({"digest": "d" * 64}, tmp_path / "model/settings.json")
+    (tmp_path / METADATA).mkdir(parents=True)
+    result = tmp_path / "results/expression/A.h5ad"
+    result.parent.mkdir(parents=True)
+    result.touch()
+    ended = result.stat().st_mtime
+    record = {
+        **{"rule": "predict_slide", "starttime": ended, "endtime": ended},
+        **{"params": [repr("d" * 64)], "input": ["model"]},
+    }
+    name = urlsafe_b64encode(b"results/expression/A.h5ad").decode()
+    (tmp_path / METADATA / name).write_text(json.dumps(record))
+
+    def told():
+        found = Lineage(tmp_path)
+        said = lineage.find_changes(found, "results/expression/A.h5ad")
+        return said, lineage.describe(found, "results/expression/A.h5ad", said)
+
+    os.utime(tmp_path / "model/settings.json", (1e9, 1e9))
+    os.utime(tmp_path / "model", (1e9, 1e9))
+    said, text = told()
+    assert said == []
+    assert f"model     model  digest {'d' * 64}" in text
+    write_json({"digest": "e" * 64}, tmp_path / "model/settings.json")
+    os.utime(tmp_path / "model", (1e9, 1e9))
+    said, text = told()
+    assert said == [f"model: the model's digest is {'e' * 64}, it was {'d' * 64}"]
+    assert f"model     model  digest {'d' * 64}" in text
+
+
 def test_a_result_that_was_edited_is_named(run):
     text = (run / COX).read_text()
     (run / COX).write_text(text + "x")

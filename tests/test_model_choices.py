@@ -10,7 +10,14 @@ import yaml
 from histogep.datasets import TASKS, Section
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.model_choices import TASKS_OF, applied_encoders, check_members, check_models
+from histogep.model_choices import (
+    TASKS_OF,
+    applied_encoders,
+    check_encoders,
+    check_members,
+    check_models,
+    weights_files,
+)
 from histogep.modelling import fit_model
 from histogep.settings import check_study_name, complete_settings
 
@@ -209,3 +216,41 @@ def applied(names, *, precision="float32", context_um=()):
 
 def encoder(name, *, precision="float32"):
     return {"name": name, "weights": None, "precision": precision, "precomputed": False}
+
+
+def test_encoders_that_cannot_be_loaded_are_told_before_a_slide_is_prepared(tmp_path):
+    from histogep.encoder_specs import ENCODERS
+
+    weights = tmp_path / "weights.bin"
+    weights.touch()
+    given = {"weights": str(weights)}
+    sound = [encoder(name) | given for name in (*ENCODERS, "descriptors")]
+    check_encoders([*sound, encoder("lite0"), encoder(f"local-dir:{tmp_path}")])
+    check_encoders([encoder("mine") | {"precomputed": True}])
+    unknown = [encoder("UNI"), encoder("uni"), encoder(f"local-dir:{tmp_path}/no")]
+    with pytest.raises(InputError) as error:
+        check_encoders([*unknown, encoder("phikon") | {"weights": "/no/file"}])
+    told = str(error.value).splitlines()[1:]
+    assert "'UNI' is unknown; did you mean 'uni'? known are descriptors, lite0, resnet50" in told[0]
+    assert "uni needs its file of weights" in told[1]
+    assert "there is no such folder" in told[2]
+    assert "the file of weights /no/file does not exist" in told[3]
+
+
+def test_weights_are_files_that_features_rest_on(tmp_path):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors").touch()
+    given = [
+        encoder("lite0"),
+        encoder("uni") | {"weights": "/w/uni.bin"},
+        encoder(f"local-dir:{tmp_path}"),
+        encoder("mine") | {"precomputed": True},
+    ]
+    folder = [f"{tmp_path}/config.json", f"{tmp_path}/model.safetensors"]
+    assert weights_files(given) == ["/w/uni.bin", *folder]
+
+
+def test_descriptors_have_no_precision_to_bring():
+    model = applied(["descriptors"])
+    given = [encoder("descriptors", precision="bfloat16")]
+    assert applied_encoders(model, given) == given

@@ -111,9 +111,10 @@ def test_only_a_job_that_nobody_sees_is_not_described(quiet, dryrun, checkpoint,
     jobs.Job = type("Job", (), {"log_info": lambda self, indent=False: described.append(indent)})
     describe_no_hidden_jobs(jobs)
     job = jobs.Job()
+    job.message = job.shellcmd = None
     settings = SimpleNamespace(quiet=quiet)
     job.dag = SimpleNamespace(workflow=SimpleNamespace(dryrun=dryrun, output_settings=settings))
-    job.rule = SimpleNamespace(is_checkpoint=checkpoint, is_handover=False)
+    job.rule = Rule(is_checkpoint=checkpoint, is_handover=False)
     job.log_info(indent=True)
     assert described == ([True] if told else [])
 
@@ -168,6 +169,17 @@ _CHANGING = re.compile(
     r"\[\w{3} \w{3} .*?\]|\d{4}-\d\d-\d\d[T ][\d:.]+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     r"|host: .*|Elapsed time: .*"
 )
+
+
+def test_a_part_that_is_not_there_is_planned_without(capsys):
+    modules = {f"snakemake.{name}": ModuleType(name) for name in ("dag", "jobs", "common", "io")}
+    modules |= {"snakemake": snakemake, "snakemake.iocontainers": ModuleType("iocontainers")}
+    spare_planning(modules)
+    said = capsys.readouterr().err
+    assert said.count("Planning goes on without") == 7
+    assert "without check_scripts_once (module 'dag' has no attribute 'ScriptProcessor')" in said
+    spare_planning(modules)
+    assert not capsys.readouterr().err
 
 
 def call(folder, snakefile, *arguments, mended=True):
@@ -297,6 +309,32 @@ rule nested:
     assert said[True] == said[False]
     assert said[True][0] == 1
     assert ["ChildIOException:"] in said[True][1]
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ('rule wrong:\n    output: "{n}.more"\n    shell: "echo {wildcards.m}"\n', "wildcards"),
+        (
+            'rule wrong:\n    output: "{n}.more"\n    message: "{wildcards.m}"\n    shell: ""\n',
+            "wildcards",
+        ),
+        ('rule wrong:\n    output: "split/../{n}.more"\n    shell: ""\n', "ChildIOException"),
+    ],
+)
+def test_what_is_wrong_is_told_by_a_quiet_dry_run_too(tmp_path, more, told):
+    snakefile = tmp_path / "Snakefile"
+    target = "split/../x.more" if "split" in more else "x.more"
+    text = WORKFLOW.format(repository=str(REPOSITORY), more=more)
+    snakefile.write_text(text.replace('"gathered.txt", ', f'"gathered.txt", "{target}", '))
+    said = {
+        way: call(tmp_path, snakefile, "-n", "--quiet", "rules", mended=way)
+        for way in (True, False)
+    }
+    assert said[True] == said[False]
+    assert said[True][0] == 1
+    assert told in str(said[True][1])
 
 
 @pytest.mark.workflow

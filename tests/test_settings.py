@@ -66,6 +66,22 @@ def test_all_mistakes_stand_in_one_message():
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("encoders", "lite0", "a list: write [...]"),
+        ("references", {"gene_sets": "h.gmt"}, "write {name: value}"),
+        ("seed", "1e3", "YAML reads 1e-3 as text"),
+        ("study", "my study", "write letters, digits, '_' and '-'"),
+    ],
+)
+def test_a_value_of_another_type_says_what_to_write(key, value, remedy):
+    with pytest.raises(InputError) as caught:
+        complete_settings(MINIMAL | {key: value}, SCHEMA)
+    assert remedy in str(caught.value)
+    assert ("YAML reads" in str(caught.value)) == ("YAML" in remedy)
+
+
+@pytest.mark.parametrize(
     "config",
     [p for p in sorted(ROOT.glob("config/**/*.yaml")) if "schemas" not in p.parts],
     ids=lambda p: p.stem,

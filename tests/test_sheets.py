@@ -52,7 +52,7 @@ def test_every_problem_is_named_with_its_line(sheet):
         "line 4: slide 'x;touch pw'",
         "none.svs does not exist",
         "line 6: no patient",
-        "slide 'S1' stands on lines 5, 7",
+        "slide 'S1' and 's1' stands on lines 5, 7, told apart by case only",
         "mpp 'abc'",
         "a.jpg carries no pixel size",
         "give the spots' pixels in positions",
@@ -129,7 +129,11 @@ def test_files_are_looked_for_in_the_working_directory_then_beside_the_sheet(
     [
         ("slide,patient,cohort,image\n", "separated by tabs"),
         ("slide\tpatient\tcohort\tpath\n", "no column 'image'"),
-        ("slide\tpatient\tcohort\timage\tnote\n", "unknown column 'note'"),
+        ("slide\tpatient\tcohort\timage\tnote\n", r"unknown column 'note' \(known: slide, "),
+        ("Slide\tpatient_id\tcohort\timage\n", "unknown column 'Slide', did you mean 'slide'"),
+        ("slide\tpatient_id\tcohort\timage\n", "'patient_id', did you mean 'patient'"),
+        ("slide\tpatient\tcohort\timage\tcount\n", "'count', did you mean 'counts'"),
+        ('"slide"\t"patient"\t"cohort"\t"image"\n', "cells stand in quotes: save the sheet as"),
     ],
 )
 def test_a_wrong_header_is_refused(sheet, header, complaint):
@@ -165,6 +169,10 @@ def test_impossible_outcomes_are_refused(tmp_path):
         "lines 2, 5",
     ):
         assert expected in message
+    path.write_text("patient\ttime\tevent\nA\t3\tdead\n")
+    with pytest.raises(InputError, match=r"event 'dead' is not 0 \(censored\)") as caught:
+        read_patients(path)
+    assert "one of them is empty" not in str(caught.value)
 
 
 def test_unreadable_sex_and_stage_are_named_with_all_else(tmp_path):

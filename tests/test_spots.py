@@ -225,6 +225,16 @@ def test_spots_outside_the_image_are_refused():
         check_alignment(spots, FakeSlide(), EVERYWHERE, min_on_tissue=0.8)
 
 
+def test_spots_that_tell_quite_another_pixel_size_are_refused():
+    narrow = Lattice("visium", 50, 112)
+    spots = _align(_raw(), lattice=narrow)
+    with pytest.raises(
+        InputError, match=r"it has 2 um per px.*lattice.pitch_um 50 .* it has 1: set"
+    ):
+        check_alignment(spots, FakeSlide(), EVERYWHERE, min_on_tissue=0.8)
+    check_alignment(_align(_raw()), FakeSlide(), EVERYWHERE, min_on_tissue=0.8)
+
+
 def test_spots_beside_the_tissue_are_refused_with_the_likely_cause():
     raw = _raw()
     left = FakeMask(box=(0, 0, 600, 600))

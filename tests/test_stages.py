@@ -12,6 +12,7 @@ CONFIG = {
     "deploy": {"wide": "wide"},
     "survival": {"folds": 5},
     "response": {"folds": 5},
+    "folds": {"honest": "patient", "hist": "section"},
 }
 
 
@@ -147,7 +148,9 @@ def test_a_patient_sheet_with_other_ids_is_no_silent_loss_of_the_outcomes():
     with pytest.raises(InputError, match=r"It has PAT-P0, PAT-P1, PAT-P10 and 9 more; the slides"):
         plan_stages(CONFIG, slides, other.sort_index())
     some = patients.rename(index={"P0": "P-0", "P1": "P-1"})
-    rows = plan_stages(CONFIG, slides, some).rows()
+    stages = plan_stages(CONFIG, slides, some)
+    assert "left out: patients (h): not in the patients sheet: P0, P1" in stages.left_out()
+    rows = stages.rows()
     reason = next(r["reason"] for r in rows if (r["stage"], r["cohort"]) == ("patients", "h"))
     assert reason == (
         "10 patients with slides to predict are in the patients sheet, 2 are not: P0, P1"
@@ -165,6 +168,17 @@ def test_what_an_earlier_run_left_of_a_stage_that_is_left_out_is_named(tmp_path)
     stages = plan_stages(CONFIG, slides, _patients(12, time=1.0, event=1.0))
     (said,) = stages.leftovers(tmp_path)
     assert said.startswith("results/response/h: of an earlier run and no part of this one")
+    # What is left of a cohort that is no longer in the sheet has no stage at all.
+    (tmp_path / "results/patients").mkdir()
+    (tmp_path / "results/patients/gone.parquet").touch()
+    (tmp_path / "results/predicted_slides.tsv").touch()
+    said = plan_stages(CONFIG, _slides(*TRAINING), None).leftovers(tmp_path)
+    assert [line.split(":")[0] for line in said] == [
+        "results/patients/gone.parquet",
+        "results/predicted_slides.tsv",
+        "results/response/h",
+        "results/survival/h",
+    ]
 
 
 def test_patients_that_the_model_learnt_from_are_no_out_of_sample_patients():
@@ -220,3 +234,10 @@ def test_a_named_subtype_is_a_contrast_of_its_own():
     stages = plan_stages(config, _slides(*TRAINING, *HOSPITAL), patients)
     assert "results/enrichment/h/subtype/gsea.tsv" in stages.targets()
     assert "results/enrichment/v/subtype/gsea.tsv" not in stages.targets()
+
+
+def test_fewer_folds_than_asked_for_are_told():
+    config = {**CONFIG, "folds": {"honest": 5, "hist": 2}}
+    told = plan_stages(config, _slides(*TRAINING), None).left_out()
+    asked = "left out: folds.honest is 5, but there are 2 patients to hold out: 2 folds"
+    assert [line for line in told if "folds" in line] == [asked]

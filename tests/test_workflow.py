@@ -526,7 +526,7 @@ def test_the_study_of_the_readme_is_planned_from_its_own_folder(tmp_path):
     (mine / "slides.tsv").write_text("".join("\t".join(row) + "\n" for row in cells))
     (mine / "patients.tsv").write_text("patient\ttime\tevent\nT-001\t3\t1\n")
     (mine / "gencode.gtf").touch()
-    (mine / "h.all.gmt").touch()
+    (mine / "h.all.gmt").write_text("SET\t\tGENE\n")
     (mine / "mine.yaml").write_text(config.removeprefix("yaml"))
     (tmp_path / "results_go_here").mkdir()
     done = snakemake(tmp_path / "results_go_here", "--dry-run", "--configfile", mine / "mine.yaml")

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from histogep.enrichment import enrich_contrast, read_gmt
+from histogep.enrichment import enrich_contrast
 from histogep.files import write_tsv
+from histogep.gene_sets import read_gmt
 from histogep.jobs import job_log
 from histogep.plots import save
 from histogep.plots_enrichment import dot_plot, running_sums

@@ -4,8 +4,8 @@ from itertools import compress
 from typing import TYPE_CHECKING
 
 from histogep.activity import score_activity
-from histogep.enrichment import read_gmt
 from histogep.files import complete, write_tsv
+from histogep.gene_sets import read_gmt
 from histogep.jobs import job_log
 from histogep.plots import save
 from histogep.plots_enrichment import activity_maps
