@@ -20,6 +20,9 @@ import pytest
 import pyvips
 from filelock import FileLock
 
+from histogep.files import read_json, write_json
+from histogep.model_folder import folder_digest
+
 pytestmark = pytest.mark.workflow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -570,14 +573,11 @@ def test_a_model_folder_is_applied_to_a_real_slide(demo, shared_data, tmp_path):
     import anndata
 
     (tmp_path / "results").mkdir()
-    done = snakemake(
-        tmp_path,
-        "--configfile",
-        REPOSITORY / "config/examples/apply.yaml",
-        "--config",
-        f"data_root={shared_data}",
-        f"model={demo / 'results/model/demo'}",
-    )
+    model = tmp_path / "model"
+    shutil.copytree(demo / "results/model/demo", model)
+    example = ("--configfile", REPOSITORY / "config/examples/apply.yaml")
+    given = ("--config", f"data_root={shared_data}", f"model={model}")
+    done = snakemake(tmp_path, *example, *given)
     assert done.returncode == 0, done.said[-6000:]
     predicted = anndata.read_h5ad(tmp_path / "results/expression/CMU-1.h5ad")
     assert predicted.n_obs > 20
@@ -589,6 +589,16 @@ def test_a_model_folder_is_applied_to_a_real_slide(demo, shared_data, tmp_path):
     stages = table(tmp_path, "provenance/stages.tsv")
     assert "left out" in set(stages["state"])
     assert os.listdir(tmp_path / "results/tiles")
+
+    # Another model in its place, though older by its times: what it predicts is made anew.
+    settings = read_json(model / "settings.json") | {"seed": 99}
+    settings["digest"] = folder_digest(model, settings)
+    write_json(settings, model / "settings.json")
+    for path in (*model.iterdir(), model):
+        os.utime(path, (1e9, 1e9))
+    again = planned_rules(snakemake(tmp_path, "--dry-run", *example, *given))
+    assert again["predict_slide"] == 1
+    assert not {"tile_slide", "encode_tiles"} & set(again)
 
 
 # ------------------------------------------------------------- measured bulk expression
