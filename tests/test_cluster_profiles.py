@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from histogep.clusters import drop_timers, mend_at_start, remember_job_age
+from tests.small_study import PLUGINS
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = {
@@ -151,6 +152,7 @@ def test_the_workflow_starts_with_the_guarded_mends_only():
 
 def test_the_plugins_are_found_by_jobs_that_run_elsewhere():
     """A job on a node runs in the folder of the results: a relative path leads nowhere there."""
-    recipe = (ROOT / "Makefile").read_text().split("\ncluster-test:")[1].split("\n\n")[0]
-    (path,) = re.findall(r"PYTHONPATH=(\S+)", recipe)
-    assert path.startswith("$(CURDIR)/")
+    recipe = (ROOT / "Makefile").read_text().split("\n$(CLUSTER):")[1].split("\n\n")[0]
+    (folder,) = re.findall(r"--target (\S+)", recipe)
+    assert PLUGINS.is_absolute()
+    assert ROOT / folder == PLUGINS
