@@ -161,6 +161,8 @@ MODEL_FOLDER = FILES["model"] or f"results/model/{STUDY}"
 MODEL_DIGEST = APPLIED["digest"] if FILES["model"] else None
 LATTICE = config["lattice"]
 ENCODERS = config["encoders"]
+# Inputs, since other weights are other features.
+ENCODER_WEIGHTS = model_choices.weights_files(ENCODERS)
 GENE_POSITIONS = FILES["gene_positions"]
 GENE_SET_NAMES = list(FILES["gene_sets"])
 GENE_SETS = list(FILES["gene_sets"].values())
@@ -271,11 +273,6 @@ def cohort_slides(wildcards, *, spots):
     members = SLIDES.index[SLIDES["cohort"] == wildcards.cohort]
     wanted = [s for s in members if spots is None or (s in SECTIONS) == spots]
     return usable(wanted)
-
-
-def encoder_weights(wildcards):
-    """Return the files of weights that the settings name: other weights are other features."""
-    return model_choices.weights_files(ENCODERS)
 
 
 def cnv_inputs(wildcards):

@@ -77,7 +77,7 @@ rule encode_tiles:
         image=slide_image,
         pyramid="results/slides/{slide}",
         tiles="results/tiles/{slide}.parquet",
-        weights=encoder_weights,
+        weights=ENCODER_WEIGHTS,
     output:
         features="results/features/{slide}.h5",
     log:
