@@ -57,21 +57,23 @@ def targets(study: Study) -> dict[str, str]:
 
 
 def script_processes(study: Study, rule: str) -> list[int]:
-    """Return the processes that run the script of a rule."""
-    found = []
+    """Return the processes that run the script of a rule, one for each job."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             told = path.read_bytes().split(b"\0")
             if any(word.endswith(f".{rule}.py".encode()) for word in told):
                 pid = int(path.parent.name)
                 folder = Path(os.readlink(f"/proc/{pid}/cwd"))
+                stat = path.with_name("stat").read_text()
             else:
                 continue
         except OSError:
             continue
         if folder == study.folder.resolve():
-            found.append(pid)
-    return found
+            found[pid] = int(stat.rpartition(")")[2].split()[1])
+    # A child that is about to become another program still has the command line of its parent.
+    return [pid for pid, parent in found.items() if parent not in found]
 
 
 def during(study: Study, call: Call, rule: str) -> int:
