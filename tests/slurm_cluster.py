@@ -54,13 +54,13 @@ def missing(*, accounting: bool = False) -> str:
     return ""
 
 
-def wait_for(true: Callable[[], Any], *, seconds: float, what: str) -> Any:
-    """Wait until a function returns something true, and return that."""
+def wait_for(true: Callable[[], Any], *, seconds: float, what: str, every: float = 0.2) -> Any:
+    """Wait until a function returns something true, and return that; it is asked every 0.2 s."""
     end = time.monotonic() + seconds
     while not (answer := true()):
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.2)
+        time.sleep(every)
     return answer
 
 

@@ -90,7 +90,8 @@ def during(study: Study, call: Call, rule: str) -> int:
         with contextlib.suppress(FileNotFoundError):
             return log.stat().st_mtime > call.began
 
-    return wait_for(working, seconds=LONGEST, what=rule)
+    # On an idle machine a job works for less than a second.
+    return wait_for(working, seconds=LONGEST, what=rule, every=0.01)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
