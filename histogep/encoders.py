@@ -15,15 +15,18 @@ import torch
 from torch import nn
 
 from histogep.descriptors import DESCRIPTOR_NAMES
+from histogep.encoder_choices import (
+    DESCRIPTORS,
+    LOCAL_CONFIG,
+    LOCAL_PREFIX,
+    LOCAL_WEIGHTS,
+    PRECISIONS,
+    block_name,
+)
 from histogep.encoder_specs import ENCODERS, EncoderSpec
 from histogep.files import file_sha256
 from histogep.jobs import InputError
 from histogep.lite0 import create_lite0
-
-#: Name of the encoder that is not a network.
-DESCRIPTORS = "descriptors"
-LOCAL_PREFIX = "local-dir:"
-_PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 class Encoder(nn.Module):
@@ -75,12 +78,6 @@ class LoadedEncoder:
     precision: str = "float32"
 
 
-def encoder_name(settings: Mapping[str, Any]) -> str:
-    """Return the name of an encoder in tables: a local folder goes by its own name."""
-    name = str(settings["name"])
-    return Path(name.removeprefix(LOCAL_PREFIX)).name if name.startswith(LOCAL_PREFIX) else name
-
-
 def load_encoder(settings: Mapping[str, Any]) -> LoadedEncoder:
     """Return an encoder ready to run on the CPU in float32.
 
@@ -100,10 +97,8 @@ def load_encoder(settings: Mapping[str, Any]) -> LoadedEncoder:
     if unknown:
         raise InputError(f"encoders: unknown settings {', '.join(sorted(unknown))}")
     precision = settings.get("precision") or "auto"
-    if precision not in _PRECISIONS:
-        raise InputError(
-            f"encoders: precision {precision!r} is not one of {', '.join(_PRECISIONS)}"
-        )
+    if precision not in PRECISIONS:
+        raise InputError(f"encoders: precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     name = str(settings["name"])
     if name == DESCRIPTORS:
         return LoadedEncoder(name, len(DESCRIPTOR_NAMES), None, sha256="", precision="float32")
@@ -187,9 +182,8 @@ def _load_strictly(
 
 def _load_folder(folder: Path, precision: str) -> LoadedEncoder:
     """Load a timm snapshot folder, normalised as its config.json says."""
-    weights = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
-    found = next((path for path in weights if path.is_file()), None)
-    if found is None or not (folder / "config.json").is_file():
+    found = next((folder / name for name in LOCAL_WEIGHTS if (folder / name).is_file()), None)
+    if found is None or not (folder / LOCAL_CONFIG).is_file():
         raise InputError(
             f"encoder {LOCAL_PREFIX}{folder}: the folder needs config.json and model.safetensors "
             "(or pytorch_model.bin), as a timm snapshot has"
@@ -202,7 +196,7 @@ def _load_folder(folder: Path, precision: str) -> LoadedEncoder:
         raise InputError(f"encoder {LOCAL_PREFIX}{folder}: timm cannot load it: {error}") from error
     data = timm.data.resolve_model_data_config(network)
     spec = EncoderSpec(
-        name=folder.name,
+        name=block_name(f"{LOCAL_PREFIX}{folder}"),
         arch="",
         dim=network.num_features,
         licence="see the folder",

@@ -27,6 +27,7 @@ from histogep.fused import fuse_convolutions, pack_weights
 from histogep.given_features import GivenFeatures, match_given
 from histogep.jobs import BadSlide, InputError, progress
 from histogep.lattice import Lattice
+from histogep.precision import fast_bfloat16
 from histogep.slides import Slide
 from histogep.tile_pixels import read_tiles
 
@@ -312,10 +313,10 @@ def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder
     network = fold_batch_norms(encoder.network)
     precision = encoder.precision
     if precision == "auto":
-        fast = device.type == "cuda" and has_native_bf16(device)
+        fast = device.type == "cuda" and fast_bfloat16(device.type)
         precision = "bfloat16" if fast else "float32"
     fused = None
-    if device.type == "cpu" and (precision == "float32" or has_native_bf16(device)):
+    if device.type == "cpu" and (precision == "float32" or fast_bfloat16(device.type)):
         side = network.input_px
         noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         fused = fuse_convolutions(network.network, noise)
@@ -333,17 +334,6 @@ def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder
         kind = next(fused.parameters()).dtype
         pack_weights(fused, noise.to(kind), batch=CPU_BATCH)
     return dataclasses.replace(encoder, network=network, precision=precision)
-
-
-def has_native_bf16(device: torch.device) -> bool:
-    """Return whether a device computes in bfloat16 (CPU: AVX512_BF16 or AMX)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def fold_batch_norms(encoder: Encoder) -> Encoder:

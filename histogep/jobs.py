@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import logging
 import os
@@ -11,7 +12,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,12 @@ class BadSlide(InputError):
     def __init__(self, reason: str, *, rule: str = "") -> None:
         super().__init__(reason)
         self.rule = rule
+
+
+def suggestion(given: object, known: Sequence[str]) -> str:
+    """Return, for the end of a message, which known name was probably meant, or all of them."""
+    close = difflib.get_close_matches(str(given).strip('"').lower(), known, n=1)
+    return f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})"
 
 
 @contextlib.contextmanager

@@ -6,11 +6,10 @@ that they are told at once and not by a job, after hours of encoding.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
 from typing import Any
 
+from histogep.encoder_choices import block_names
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 
@@ -21,16 +20,6 @@ TASKS_OF = {
     "neighbours": ("expression", "tumour"),
     "ensemble": ("expression",),
 }
-
-#: The encoders by name, and which of them need a file of weights. Here as names, since a plan does
-#: without torch, which `histogep.encoder_specs` imports.
-_FREE = ("descriptors", "lite0")
-_GATED = (
-    *("resnet50", "ctranspath", "phikon", "phikon-v2", "uni", "uni2-h", "virchow", "virchow2"),
-    "h-optimus-0",
-)
-#: What features are computed in; those from elsewhere are as they were given.
-_COMPUTED = ("float32", "bfloat16")
 
 #: What may stand for the name of a deployed model: the best by inner folds, or none.
 _UNNAMED = {"expression": ("auto",), "tumour": ("auto", ""), "wide": ("",)}
@@ -55,7 +44,7 @@ def check_models(
     InputError
         All impossible combinations, one line each, with the setting and the remedy.
     """
-    blocks = _block_names(encoders, Lattice.from_settings(lattice))
+    blocks = block_names(encoders, Lattice.from_settings(lattice))
     problems = [
         problem
         for name, choices in models.items()
@@ -93,111 +82,6 @@ def check_members(models: Mapping[str, Mapping[str, Any]]) -> None:
                     f"models.{name}: its panel is {choices['panel']}, that of its member {member} "
                     f"is {other['panel']}"
                 )
-
-
-def check_encoders(encoders: Sequence[Mapping[str, Any]]) -> None:
-    """Check names and files of weights of the setting `encoders`, complete.
-
-    Raises
-    ------
-    InputError
-        All that cannot be loaded, one line each. What is in the files is looked at when they are.
-    """
-    problems = []
-    for encoder in encoders:
-        name, weights = str(encoder["name"]), encoder.get("weights")
-        if encoder.get("precomputed"):
-            continue
-        if name.startswith("local-dir:"):
-            if not Path(name.removeprefix("local-dir:")).is_dir():
-                problems.append(f"{name}: there is no such folder")
-        elif name not in (*_FREE, *_GATED):
-            close = difflib.get_close_matches(name.lower(), (*_FREE, *_GATED), n=1)
-            meant = f"did you mean {close[0]!r}? " if close else ""
-            problems.append(
-                f"{name!r} is unknown; {meant}known are {', '.join((*_FREE, *_GATED))} "
-                "and local-dir:FOLDER"
-            )
-        elif weights is None and name in _GATED:
-            problems.append(
-                f"{name} needs its file of weights, which is not free to ship: name it in `weights`"
-            )
-        elif weights is not None and not Path(weights).is_file():
-            problems.append(f"{name}: the file of weights {weights} does not exist")
-    if problems:
-        raise InputError("these encoders cannot be loaded:\n  " + "\n  ".join(problems))
-
-
-def weights_files(encoders: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the files of weights that the setting `encoders` names, and those of local folders."""
-    files = []
-    for encoder in encoders:
-        name = str(encoder["name"])
-        if encoder.get("precomputed"):
-            continue
-        if name.startswith("local-dir:"):
-            folder = Path(name.removeprefix("local-dir:"))
-            known = ("config.json", "model.safetensors", "pytorch_model.bin")
-            files += [str(folder / part) for part in known if (folder / part).is_file()]
-        elif encoder.get("weights"):
-            files.append(str(encoder["weights"]))
-    return files
-
-
-def applied_encoders(
-    model: Mapping[str, Any], encoders: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return the setting `encoders` of a study that applies a model, precisions as in training.
-
-    Parameters
-    ----------
-    model
-        Settings of the model folder.
-    encoders
-        The complete setting; a precision of "auto" becomes the one the model's features were
-        computed in, wherever that was.
-
-    Raises
-    ------
-    InputError
-        Other encoders than the model's, or another precision. Whether their weights are the same
-        is known once slides are encoded (`model_folder.check_features`).
-    """
-    trained = {encoder["name"]: encoder.get("precision") for encoder in model["encoders"]}
-    given = _block_names(encoders, Lattice.from_settings(model["lattice"]))
-    if given != list(trained):
-        raise InputError(
-            f"encoders: {' + '.join(given)} given, but the model of `model` reads "
-            f"{' + '.join(trained)}: set `encoders` to those"
-        )
-    applied = []
-    for encoder in encoders:
-        wanted = trained[_block(encoder["name"])]
-        computed = encoder["name"] != "descriptors" and not encoder.get("precomputed")
-        if wanted in _COMPUTED and computed:
-            if encoder["precision"] not in ("auto", wanted):
-                raise InputError(
-                    f"encoders: {encoder['name']} has precision {encoder['precision']}, but the "
-                    f"model of `model` learned from features in {wanted}: set it to that or auto"
-                )
-            encoder = {**encoder, "precision": wanted}
-        applied.append(dict(encoder))
-    return applied
-
-
-def _block_names(encoders: Sequence[Mapping[str, Any]], lattice: Lattice) -> list[str]:
-    """Return the names of the blocks of features; a precomputed one has no wider views."""
-    return [
-        _block(str(encoder["name"])) + suffix
-        for _, suffix in lattice.views
-        for encoder in encoders
-        if not (suffix and encoder.get("precomputed"))
-    ]
-
-
-def _block(encoder: str) -> str:
-    """Return what the features of an encoder are called: those of a snapshot, as its folder."""
-    return PurePath(encoder).name if encoder.startswith("local-dir:") else encoder
 
 
 def _of_one(place: str, choices: Mapping[str, Any], blocks: Sequence[str]) -> Iterator[str]:

@@ -27,7 +27,7 @@ def determinism(seed: int, device: str) -> Iterator[None]:
 def precision_on(precision: str, device: str) -> str:
     """Return what a precision is on a device: "auto" is bfloat16 where that is fast."""
     if precision == "auto":
-        return "bfloat16" if _fast_bfloat16(device) else "float32"
+        return "bfloat16" if fast_bfloat16(device) else "float32"
     return precision
 
 
@@ -47,7 +47,7 @@ def memory_format_of(precision: str, device: str) -> torch.memory_format:
     return torch.contiguous_format if in_float32 and device == "cpu" else torch.channels_last
 
 
-def _fast_bfloat16(device: str) -> bool:
+def fast_bfloat16(device: str) -> bool:
     """Return whether the device multiplies in bfloat16 (CUDA since Ampere; CPUs with AMX)."""
     if device != "cpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)

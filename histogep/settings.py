@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
-from histogep.jobs import InputError
+from histogep.jobs import InputError, suggestion
 
 #: Names under results/ that a study cannot take: results/genes/sections is of all studies.
 RESERVED = ("sections",)
@@ -133,12 +132,13 @@ def _explain(error: Any) -> str:
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
         unknown = sorted(error.instance.keys() - set(known))
-        return "; ".join(f"unknown key {key!r}{_suggestion(key, known)}" for key in unknown)
+        return "; ".join(f"unknown key {key!r}{suggestion(key, known)}" for key in unknown)
     if error.validator == "type":
         return f"{error.message}{_remedy(error.instance, error.validator_value)}"
-    if error.validator == "pattern" and error.instance and isinstance(error.instance, str):
-        allowed = "letters, digits, '_' and '-', the first a letter or digit"
-        return f"{error.message}: write {allowed}" if " " in error.instance else error.message
+    if error.validator == "pattern" and error.validator_value.startswith(
+        "^[A-Za-z0-9][A-Za-z0-9_-]"
+    ):
+        return f"{error.message}: write letters, digits, '_' and '-', the first a letter or digit"
     return error.message
 
 
@@ -152,11 +152,6 @@ def _remedy(given: Any, kinds: str | list[str]) -> str:
     if "object" in kinds:
         return " (keys with values: write {name: value}, or indented lines `name: value`)"
     return ""
-
-
-def _suggestion(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(key), known, n=1)
-    return f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})"
 
 
 def describe_settings(schema: dict[str, Any]) -> str:

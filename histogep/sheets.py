@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 
 from histogep.barcodes import patient_key, patient_of
 from histogep.covariates import unreadable_covariates
-from histogep.jobs import InputError
+from histogep.jobs import InputError, suggestion
 
 SLIDE_COLUMNS = (
     *("slide", "patient", "cohort", "image", "mpp"),
@@ -263,7 +262,7 @@ def _read_sheet(
         )
     problems = [f"no column {name!r}" for name in needed if name not in header]
     problems += [
-        f"unknown column {name!r}{_suggestion(name, columns)}"
+        f"unknown column {name!r}{suggestion(name, columns)}"
         for name in header
         if name not in columns
     ]
@@ -290,14 +289,6 @@ def _read_sheet(
             if name not in sheet:
                 sheet[name] = ""
     return sheet
-
-
-def _suggestion(name: str, columns: Sequence[str]) -> str:
-    """Return which column was probably meant: one that is alike, or that the name begins with."""
-    lowered = name.strip('"').lower()
-    begun = [column for column in columns if re.split("[_ .-]", lowered)[0] == column]
-    close = begun or difflib.get_close_matches(lowered, columns, n=1)
-    return f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(columns)})"
 
 
 def _bad_ids(sheet: pd.DataFrame, column: str) -> list[str]:

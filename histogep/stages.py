@@ -88,11 +88,11 @@ class Stages:
 
     def leftovers(self, folder: Path) -> list[str]:
         """Return one line for each result in a folder that belongs to a stage that does not run."""
-        planned: dict[str, bool] = {}
-        for stage in self.stages:
-            if stage.name in _WRITES:
-                path = _WRITES[stage.name].format(cohort=stage.cohort)
-                planned[path] = planned.get(path, False) or stage.runs
+        planned = {
+            _WRITES[stage.name].format(cohort=stage.cohort)
+            for stage in self.stages
+            if stage.runs and stage.name in _WRITES
+        }
         there = {
             found.relative_to(folder).as_posix()
             for pattern in _WRITES.values()
@@ -101,8 +101,7 @@ class Stages:
         # Also of cohorts that are no longer in the sheet, of which there is no stage.
         return [
             f"{path}: of an earlier run and no part of this one; delete it, or mend why it is left out"
-            for path in sorted(there)
-            if not planned.get(path, False)
+            for path in sorted(there - planned)
         ]
 
     def rows(self) -> list[dict[str, str]]:
@@ -370,10 +369,7 @@ def _allows(column: str, known: pd.DataFrame | None, unfit: str, *, folds: int) 
         return False, f"the patients sheet has no column {column}"
     n = int(known[column].notna().sum())
     if n < MIN_PATIENTS:
-        return (
-            False,
-            f"{column} is known of {n} patients, at least {MIN_PATIENTS} are needed",
-        )
+        return False, f"{column} is known of {n} patients, at least {MIN_PATIENTS} are needed"
     if column == "time":
         events, least = int((known["event"] == 1).sum()), max(MIN_EVENTS, folds)
         if events < least:

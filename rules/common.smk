@@ -11,6 +11,7 @@ from histogep import (
     barcodes,
     bulk,
     clinical,
+    encoder_choices,
     folds,
     model_choices,
     settings,
@@ -45,7 +46,7 @@ def read_study():
     settings.check_study_name(complete["study"])
     chosen = {name: complete[name] for name in ("deploy", "encoders", "lattice")}
     model_choices.check_models(complete["models"], **chosen)
-    model_choices.check_encoders(complete["encoders"])
+    encoder_choices.check_encoders(complete["encoders"])
     folders = (".", *(Path(file).parent for file in configfiles), REPOSITORY)
     data_root = complete["data_root"]
 
@@ -129,7 +130,7 @@ try:
         read_model = read_settings if workflow.is_main_process else declared_settings
         APPLIED = read_model(FILES["model"])
         # A model that is applied brings its lattice and the precision of its features.
-        SETTINGS["encoders"] = model_choices.applied_encoders(
+        SETTINGS["encoders"] = encoder_choices.applied_encoders(
             APPLIED, SETTINGS["encoders"]
         )
         SETTINGS["lattice"] = APPLIED["lattice"]
@@ -158,11 +159,11 @@ SKIP_BAD_SLIDES = config["on_bad_slide"] == "skip"
 FAILED_SLIDES = ["results/failed_slides.tsv"] if SKIP_BAD_SLIDES else []
 MODEL_FOLDER = FILES["model"] or f"results/model/{STUDY}"
 # Of a model that is applied: another one may come with older times.
-MODEL_DIGEST = APPLIED["digest"] if FILES["model"] else None
+MODEL_DIGEST = APPLIED["digest"] if APPLIED else None
 LATTICE = config["lattice"]
 ENCODERS = config["encoders"]
 # Inputs, since other weights are other features.
-ENCODER_WEIGHTS = model_choices.weights_files(ENCODERS)
+ENCODER_WEIGHTS = encoder_choices.weights_files(ENCODERS)
 GENE_POSITIONS = FILES["gene_positions"]
 GENE_SET_NAMES = list(FILES["gene_sets"])
 GENE_SETS = list(FILES["gene_sets"].values())
