@@ -126,6 +126,42 @@ def readable(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
         raise InputError(_damaged(path, said)) from error
 
 
+@contextlib.contextmanager
+def given_file(
+    path: str | Path, what: str = "", *, error: type[InputError] = InputError
+) -> Iterator[None]:
+    """Turn whatever goes wrong while a file that a user gave is read into an error that names it.
+
+    Libraries raise exceptions of every kind on damaged, foreign or hostile files, so all of them
+    are caught here, at the reader's door, and not one by one where they might occur.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        What it should have been, for the message: "a table of positions".
+    error
+        `BadSlide` where the file concerns one slide only.
+
+    Raises
+    ------
+    InputError
+        In place of any exception. An InputError goes through unchanged, and so does a MemoryError:
+        readers hold what a file declares against its size before they ask for memory.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except FileNotFoundError as found:
+        raise error(f"{path} does not exist") from found
+    except Exception as found:
+        lines = str(found).strip().splitlines()
+        said = lines[0] if lines else type(found).__name__
+        raise error(f"{path}: not readable{f' as {what}' if what else ''} ({said})") from found
+
+
 def _damaged(path: str | Path, how: str) -> str:
     """Return what to tell of a result that cannot be read."""
     return f"{path} is damaged ({how}): delete it and run snakemake again, which makes it anew"

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histogep.files import complete, file_sha256, read_tsv, write_json, write_tsv
+from histogep.files import complete, file_sha256, given_file, read_tsv, write_json, write_tsv
+from histogep.jobs import BadSlide, InputError
 
 
 def test_a_failed_writer_leaves_the_old_file_and_no_other(tmp_path):
@@ -68,3 +69,19 @@ def test_only_an_empty_cell_of_a_table_is_missing(tmp_path):
 def test_sha256_is_of_the_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert file_sha256(tmp_path / "x").startswith("ba7816bf8f01cfea")
+
+
+@pytest.mark.parametrize(
+    "raised", [KeyError("x"), RuntimeError("a\nb"), UnicodeError(), IndexError()]
+)
+def test_whatever_a_reader_raises_names_the_file_that_was_given(raised):
+    refused = pytest.raises(BadSlide, match=r"slide\.svs: not readable as a slide")
+    with refused, given_file("slide.svs", "a slide", error=BadSlide):
+        raise raised
+
+
+@pytest.mark.parametrize("raised", [InputError("row 3"), MemoryError(), KeyboardInterrupt()])
+def test_what_names_its_cause_already_goes_through(raised):
+    with pytest.raises(type(raised)) as caught, given_file("table.tsv"):
+        raise raised
+    assert caught.value is raised
