@@ -33,11 +33,14 @@ REPOSITORY = Path(workflow.basedir)
 
 
 def read_study():
-    """Return settings, files and sheets, all checked; the default study if none is given."""
+    """Return settings, files and sheets, all checked; the default study if nothing is given."""
     configfiles = workflow.config_settings.configfiles
     for file in configfiles:
         settings.refuse_repeated_keys(file)
-    given = {} if configfiles else load_configfile(REPOSITORY / "config/config.yaml")
+    # A study of one's own never inherits from the default study, whose settings are those of a
+    # simulation: defaults come from the schema alone.
+    own = configfiles or config
+    given = {} if own else load_configfile(REPOSITORY / "config/config.yaml")
     update_config(given, config)
     schema = yaml.safe_load(
         (REPOSITORY / "config/schemas/config.schema.yaml").read_text()

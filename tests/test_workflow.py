@@ -18,6 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import pyvips
+import yaml
 from filelock import FileLock
 
 from histogep.files import read_json, write_json
@@ -498,6 +499,17 @@ def test_a_good_study_is_planned(study):
     assert done.returncode == 0, done.said
     assert "train_model" in planned_rules(done)
     assert "fit_survival" not in planned_rules(done)
+
+
+def test_a_study_given_as_config_values_has_no_setting_of_the_demo(study, tmp_path):
+    study(*GOOD)  # writes its sheet and files
+    recorded = "results/provenance/configuration.yaml"
+    done = snakemake(tmp_path, recorded, "--config", "study=mine", "slides=slides.tsv")
+    assert done.returncode == 0, done.said
+    settings = yaml.safe_load((tmp_path / recorded).read_text())
+    assert settings["study"] == "mine"
+    assert settings["simulation"] is None
+    assert settings["genes"]["min_moran"] == 0.4
 
 
 def test_models_that_no_job_can_train_and_reserved_names_are_refused_while_planning(study):
