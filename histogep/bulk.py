@@ -1,32 +1,85 @@
-"""Measured bulk expression: a genes x patients table, whatever way it lies, on a log scale."""
+"""Measured bulk expression: a genes x patients table, whatever way it lies, on a log scale.
+
+Read are plain tables, GCT 1.2 and 1.3, the GDC's STAR counts as a table, Firehose's RSEM, and the
+matrices of cBioPortal and UCSC Xena.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from histogep.clinical import PATIENT_NAMES
+from histogep.delimited import Delimited, lay_out, read_bytes
+from histogep.gene_names import ensembl_id, excel_dates, is_second_copy, split_bar
 from histogep.jobs import InputError
-from histogep.tables import Layout, read_layout, read_table
+from histogep.tables import is_workbook, open_table
+from histogep.units import scale_problem
 
 log = logging.getLogger(__name__)
 
 #: Suffix of the expression columns in tables of TCGA that hold mutations and copy number too.
 _RNA = "_rnaseq"
-#: Columns of other gene ids in cBioPortal's tables, and descriptions in GCT files.
-_NOT_PATIENTS = ("Entrez_Gene_Id", "entrez_gene_id", "Description", "Cytoband")
+#: Columns of symbols, the likeliest first, and of all else that is said of a gene.
+_SYMBOLS = (
+    *("hugo_symbol", "gene_name", "gene_symbol", "gene symbol", "genesymbol", "hgnc_symbol"),
+    *("external_gene_name", "symbol", "description"),
+)
+_OF_GENES = {
+    *_SYMBOLS,
+    *("entrez_gene_id", "entrez", "entrezid", "cytoband", "gene_type", "gene_biotype", "biotype"),
+    *("gene_id", "ensembl_id", "ensembl_gene_id", "chr", "chromosome", "start", "end", "strand"),
+    *("length", "gene name", "gene id", "id_ref", "accession", "locus", "geneid", "transcript_id"),
+}
+#: Names of a column of samples; Xena calls a column of genes `sample`.
+_SAMPLE_NAMES = tuple(n for n in PATIENT_NAMES if n not in ("sample", "sampleID", "submitter_id"))
+#: Values that one file of the GDC gives of one sample.
+_ONE_SAMPLE = {"unstranded", "stranded_first", "stranded_second", "tpm_unstranded"}
+#: What Firehose says of each column below its header.
+_KINDS = {
+    *("normalized_count", "raw_count", "raw_counts", "scaled_estimate", "transcript_id", "RPKM"),
+    *("median_length_normalized", "signal", "log2 lowess normalized (cy5/cy3) collapsed by gene"),
+}
+#: Rows of STAR and HTSeq that count what fell on no gene.
+_NO_GENE = ("N_unmapped", "N_multimapping", "N_noFeature", "N_ambiguous", "__")
+#: Genes that nearly every table has, to see which way it lies.
+_COMMON = {"TP53", "EGFR", "GAPDH", "ACTB", "CD8A", "MYC", "STAT1", "PTEN", "KRAS", "CD4", "BRCA1"}
+_MISSING = ("", "NA", "NaN", "nan", "N/A", "n/a", "#N/A", "null", "NULL", "None", "'--", "-", "na")
+_MAX_BYTES = 4 << 30
 #: Scale -> (to the log scale that is analysed, from there to linear values; None: there are none).
 SCALES: dict[str, tuple[Callable | None, Callable | None]] = {
     "log2_tpm": (None, lambda x: np.exp2(x) - 0.001),
     "log2": (None, lambda x: np.exp2(x) - 1),
     "log1p": (None, np.expm1),
     "linear": (lambda x: np.log2(x + 1), lambda x: np.exp2(x) - 1),
+    "counts": (
+        lambda x: np.log2(x.div(x.sum(axis=1), axis=0) * 1e6 + 1),
+        lambda x: np.exp2(x) - 1,
+    ),
     "zscore": (None, None),
 }
+
+
+@dataclass
+class _Layout:
+    """Which columns of a table are samples, which name the genes; or the other way round."""
+
+    table: Delimited
+    #: The column of samples where they lie in rows.
+    sample_column: Any = None
+    genes: tuple[Any, ...] = ()
+    samples: tuple[Any, ...] = ()
+    rows: int | None = None
+
+    def name(self, column: Any) -> str:
+        """Return what the header calls a column."""
+        return self.table.names[column]
 
 
 def measured_samples(path: str | Path) -> list[str]:
@@ -37,60 +90,76 @@ def measured_samples(path: str | Path) -> list[str]:
     InputError
         The file is no table, or names no sample.
     """
-    layout = read_layout(path)
-    name = _patient_column(layout)
-    if name is None:
-        samples = _sample_columns(layout)
+    layout = _lay_out(path, n_lines=60)
+    if layout.sample_column is None:
+        samples = [layout.name(column) for column in layout.samples]
     else:
-        column = layout.columns.index(name)
-        samples = read_table(path, layout, dtype=str, usecols=[column]).iloc[:, 0].tolist()
+        layout = _lay_out(path)
+        samples = layout.table.text([layout.sample_column]).iloc[:, 0].tolist()
+        samples = [sample for sample in samples if sample]
     if not samples:
         raise InputError(f"{path} has no column of a patient beside its column of genes")
     return samples
 
 
-def read_expression(path: str | Path, *, scale: str) -> pd.DataFrame:
+def read_expression(
+    path: str | Path, *, scale: str, symbols: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Return samples x genes on a log scale (z-scores stay as they are).
 
     Parameters
     ----------
     path
-        Genes in rows (the first column names them) and samples in columns; or samples in rows
-        with a column of patients (`histogep.clinical.PATIENT_NAMES`) and genes in columns, those
-        that end in `_rnaseq` where there are any. TSV or CSV, gz or zip.
+        Genes in rows and samples in columns, columns that describe the gene between them; or
+        samples in rows with a column of patients (`histogep.clinical.PATIENT_NAMES`) and genes in
+        columns, those that end in `_rnaseq` where there are any. TSV, CSV or xlsx, gz or zip; GCT.
     scale
-        A key of `SCALES`.
+        A key of `SCALES`; `counts` are scaled to counts per million of a sample first.
+    symbols
+        Ensembl gene id -> symbol, for tables that do not tell it themselves.
 
     Returns
     -------
     DataFrame
         Rows that stand twice are averaged, rows being genes or samples. Genes with a missing value
-        are left out and counted in the log.
+        or without a name, and those whose name Excel turned into a date, are left out and counted
+        in the log.
 
     Raises
     ------
     InputError
-        Cells that are no numbers; values that do not fit the scale.
+        Cells that are no numbers; values that do not fit the scale; a GCT file with more or fewer
+        rows than it declares.
     """
-    layout = read_layout(path)
-    name = _patient_column(layout)
-    if name is None:
-        keep = [0, *(layout.columns.index(sample) for sample in _sample_columns(layout))]
-        table = read_table(path, layout, index_col=0, usecols=keep)
-        table = table[table.index.notna()]
-        table.index = table.index.astype(str)
-        repeated = int(table.index.duplicated().sum())
-        values = _numbers(table, path).groupby(level=0, sort=True).mean().T
+    layout = _lay_out(path)
+    table = layout.table
+    if layout.sample_column is None:
+        read = table.numbers(layout.samples, labels=layout.genes, missing=_MISSING)
+        if layout.rows is not None and len(read) != layout.rows:
+            raise InputError(
+                f"{path} declares {layout.rows} genes but has {len(read)}: is it whole?"
+            )
+        labels = read[list(layout.genes)]
+        values = read[list(layout.samples)]
+        values.columns = [layout.name(column) for column in layout.samples]
+        names = _gene_names(labels, [layout.name(column) for column in layout.genes], symbols, path)
+        kept = (names != "").to_numpy()
+        values = values[kept].set_axis(names[kept].to_numpy(), axis=0)
+        repeated = int(values.index.duplicated().sum())
+        values = values.replace([np.inf, -np.inf], np.nan)
+        values = values.groupby(level=0, sort=True).mean().T
         if repeated:
             log.info("%s: %d repeated genes averaged", path, repeated)
     else:
-        rna = [column for column in layout.columns if column.endswith(_RNA)]
-        genes = rna or [column for column in layout.columns if column != name]
-        wanted = [layout.columns.index(column) for column in (name, *genes)]
-        table = read_table(path, layout, usecols=wanted).set_index(name)
-        table.index = table.index.astype(str)
-        values = _numbers(table, path).rename(columns=lambda gene: gene.removesuffix(_RNA))
+        read = table.numbers(layout.samples, labels=[layout.sample_column], missing=_MISSING)
+        genes = pd.Series([layout.name(column).removesuffix(_RNA) for column in layout.samples])
+        names = _gene_names(genes.to_frame(), [""], symbols, path)
+        read = read[read[layout.sample_column] != ""].set_index(layout.sample_column)
+        read.columns = names.to_numpy()
+        values = read.loc[:, read.columns != ""].replace([np.inf, -np.inf], np.nan)
         values = values.groupby(level=0, sort=True).mean()
+        if not values.columns.is_unique:
+            values = values.T.groupby(level=0, sort=True).mean().T
         values = values[sorted(values)]
     missing = values.isna().any()
     if missing.any():
@@ -98,29 +167,151 @@ def read_expression(path: str | Path, *, scale: str) -> pd.DataFrame:
         values = values.loc[:, ~missing]
     if values.empty:
         raise InputError(f"{path} holds no gene that was measured in every patient")
+    if problem := scale_problem(values, scale=scale, scales=list(SCALES)):
+        raise InputError(f"{path} {problem}")
     to_log = SCALES[scale][0]
-    if scale in ("log1p", "linear", "log2") and (values < 0).any(axis=None):
-        raise InputError(
-            f"{path} has values below 0, which {scale} values cannot have; set its scale to one "
-            f"of {', '.join(SCALES)}"
-        )
     return values if to_log is None else to_log(values)
 
 
-def _patient_column(layout: Layout) -> str | None:
-    """Return the column of patients when the samples lie in rows."""
-    return next((name for name in PATIENT_NAMES if name in layout.columns), None)
-
-
-def _sample_columns(layout: Layout) -> list[str]:
-    return [name for name in layout.columns[1:] if name not in _NOT_PATIENTS]
-
-
-def _numbers(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
-    odd = [str(name) for name in table if not pd.api.types.is_numeric_dtype(table[name])]
-    if odd:
+def _lay_out(path: str | Path, *, n_lines: int | None = None) -> _Layout:
+    """Return the layout of a table; its first lines are enough unless samples lie in rows."""
+    path = Path(path)
+    kinds: list[str] = []
+    declared: list[int] = []
+    what = "a table of expression"
+    if is_workbook(path):
+        table = open_table(path, what=what, repeated=True, row_names=True)
+    else:
+        data = read_bytes(path, what=what, n_lines=n_lines, most=_MAX_BYTES)
+        data, declared = _without_gct_head(path, data)
+        data, kinds = _without_kinds(data)
+        table = lay_out(path, data, what=what, repeated=True, row_names=True)
+    names = [name.casefold() for name in table.names]
+    if set(names) >= _ONE_SAMPLE:
         raise InputError(
-            f"{path}: columns with cells that are no numbers: {', '.join(odd[:5])} "
-            f"({len(odd)} in all)"
+            f"{path} is one sample's file of the GDC: put one of its columns (tpm_unstranded) of all "
+            "samples into one table, genes in rows, samples in columns"
         )
-    return table.replace([np.inf, -np.inf], np.nan)
+    if not declared:
+        sample_column = next(
+            (names.index(n.casefold()) for n in _SAMPLE_NAMES if n.casefold() in names), None
+        )
+        if sample_column is None and _lies_across(table):
+            sample_column = 0
+        if sample_column is not None:
+            _refuse_twice(table, range(len(names)))
+            rna = [at for at, name in enumerate(table.names) if name.endswith(_RNA)]
+            others = [at for at in range(len(names)) if at != sample_column and table.names[at]]
+            return _Layout(table, sample_column, samples=tuple(rna or others))
+    samples = [at for at in range(1, len(names)) if names[at] not in _OF_GENES and names[at]]
+    if declared:
+        described = declared[2] if len(declared) > 2 else 1
+        samples = list(range(1 + described, len(names)))
+        if len(samples) != declared[1]:
+            raise InputError(
+                f"{path} declares {declared[1]} samples but has {len(samples)} columns of them"
+            )
+    if len(set(kinds[1:])) > 1:
+        wanted = next((k for k in ("normalized_count", "scaled_estimate") if k in kinds), "")
+        samples = [at for at in samples if kinds[at] == wanted]
+        log.info("%s: of its columns those of %s are read", path, wanted)
+    _refuse_twice(table, samples)
+    genes = (0, *(at for at in range(1, len(names)) if at not in set(samples) and table.names[at]))
+    return _Layout(
+        table, genes=genes, samples=tuple(samples), rows=declared[0] if declared else None
+    )
+
+
+def _refuse_twice(table: Delimited, columns: Any) -> None:
+    named = pd.Series([table.names[at] for at in columns])
+    twice = sorted(set(named[named.duplicated() & (named != "")]))
+    if twice:
+        raise InputError(
+            f"{table.path}, line {table.header_line}: {', '.join(twice[:5])} stands twice among the "
+            "columns: keep one, or give each sample a name of its own"
+        )
+
+
+def _lies_across(table: Delimited) -> bool:
+    """Return whether genes lie in columns though no column is called one of patients."""
+    across = len(_COMMON & {name.removesuffix(_RNA).upper() for name in table.names[1:]})
+    if across < 2:
+        return False
+    down = {split_bar(cell).upper() for cell in table.text([0]).iloc[:, 0]}
+    return across > len(_COMMON & down)
+
+
+def _without_gct_head(path: Path, data: bytes) -> tuple[bytes, list[int]]:
+    """Make comments of the version and the numbers of a GCT file, blanks of its sample rows."""
+    if not data.startswith((b"#1.2", b"#1.3")):
+        return data, []
+    lines = data.split(b"\n")
+    try:
+        declared = [int(cell) for cell in lines[1].split()]
+        n_expected = 4 if lines[0].startswith(b"#1.3") else 2
+        if len(declared) < n_expected:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise InputError(
+            f"{path}, line 2: a GCT file has the numbers of its genes and samples there"
+        ) from None
+    lines[1] = b"#" + lines[1]
+    if n_expected == 4:
+        # Rows that describe the samples, below the header.
+        for at in range(3, min(3 + declared[3], len(lines))):
+            lines[at] = b""
+    return b"\n".join(lines), declared[:n_expected]
+
+
+def _without_kinds(data: bytes) -> tuple[bytes, list[str]]:
+    """Blank the second header line of Firehose, and return it."""
+    first, _, rest = data.partition(b"\n")
+    second, _, others = rest.partition(b"\n")
+    cells = [cell.strip() for cell in second.decode("utf-8").split("\t")]
+    if first.startswith(b"#") or len(cells) < 2 or not set(cells[1:]) <= _KINDS:
+        return data, []
+    return b"\n".join((first, b"", others)), cells
+
+
+def _gene_names(
+    labels: pd.DataFrame, titles: list[str], symbols: Mapping[str, str] | None, path: str | Path
+) -> pd.Series:
+    """Return the symbol of each row, "" for those that are left out; what is lost is logged."""
+    ids = labels.iloc[:, 0].astype(str).str.strip()
+    names = ids.map(split_bar)
+    lowered = [title.casefold() for title in titles]
+    column = next((lowered.index(s) for s in _SYMBOLS if s in lowered[1:]), None)
+    # GCT has a description that may be one in words.
+    if column and (lowered[column] != "description" or (ids.map(ensembl_id) != "").mean() > 0.5):
+        told = labels.iloc[:, column].astype(str).str.strip()
+        names = told.where((told != "") & ~told.isin(("NA", "-", "?", "---")), names)
+    second = ids.map(is_second_copy)
+    no_gene = ids.str.startswith(_NO_GENE)
+    ensembl = names.map(ensembl_id)
+    if (ensembl != "").any():
+        found = ensembl.map(dict(symbols or {})).fillna("")
+        names = names.mask(ensembl != "", found.where(found != "", ensembl))
+        unknown = int(((ensembl != "") & (found == "") & ~second).sum())
+        if unknown:
+            log.warning(
+                "%s: %d of %d genes are Ensembl ids without a symbol%s",
+                path,
+                unknown,
+                len(names),
+                ""
+                if symbols
+                else ": signatures and gene sets name symbols, which references.gene_positions tells",
+            )
+    dates = excel_dates(pd.Index(names[names != ""].unique()))
+    if dates:
+        log.warning(
+            "%s: %d genes whose name Excel turned into a date are left out: %s; take the symbols from "
+            "the original table",
+            path,
+            int(names.isin(dates).sum()),
+            ", ".join(dates[:8]),
+        )
+    nameless = (names == "") & ~no_gene
+    if nameless.any():
+        log.info("%s: %d rows without the name of a gene are left out", path, int(nameless.sum()))
+    return names.mask(second | no_gene | names.isin(dates), "")

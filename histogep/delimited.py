@@ -57,7 +57,7 @@ _BLANKS = {bytes([code]) for code in (0x20, 0x09, 0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 #: First bytes of what is commonly taken for a table, and what to do with it.
 _FOREIGN = (
-    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls): save it as .xlsx or as text"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls) or one locked: save it as plain .xlsx"),
     (b"\x89HDF\r\n", "an HDF5 file, not text"),
     (b"PAR1", "a Parquet file, not text"),
     (b"%PDF", "a PDF, not text: save the table as text"),
@@ -186,13 +186,18 @@ class Delimited:
     ) -> pd.DataFrame:
         """Return what `numbers` does, cell by cell: decimal commas, quotes, and what is wrong."""
         table = self.text([*labels, *values])
+        named = table[list(values)]
+        if self.names:  # for messages
+            named.columns = [self.names[self._place(column)] for column in values]
         try:
-            found = decimal_numbers(
-                table[list(values)], missing=missing, comma_likely=self.separator == ";"
-            )
+            found = decimal_numbers(named, missing=missing, comma_likely=self.separator == ";")
         except ValueError as error:
             raise self._error(f"{self.path}: {error}") from None
+        found.columns = list(values)
         return pd.concat([table[list(labels)], found], axis=1)
+
+    def _place(self, column: Any) -> int:
+        return self.columns.index(column)
 
     def _parse(self, wanted: Sequence[Any], **options: Any) -> pd.DataFrame:
         place = {name: at for at, name in enumerate(self.columns)}
@@ -283,7 +288,45 @@ def open_delimited(
         another width.
     """
     path = Path(path)
-    data = read_bytes(path, what=what, n_lines=n_lines, most=most, error=error)
+    return lay_out(
+        path,
+        read_bytes(path, what=what, n_lines=n_lines, most=most, error=error),
+        what=what,
+        header=header,
+        separators=separators,
+        comments=comments,
+        short_rows=short_rows,
+        row_names=row_names,
+        repeated=repeated,
+        error=error,
+    )
+
+
+def lay_out(
+    path: Path,
+    data: bytes,
+    *,
+    what: str = "a table",
+    header: bool | Callable[[list[str]], bool] = True,
+    separators: Sequence[str] = _SEPARATORS,
+    unit: str = "",
+    comments: str = "head",
+    short_rows: bool = False,
+    row_names: bool = False,
+    repeated: bool = False,
+    error: type[InputError] = InputError,
+) -> Delimited:
+    """Return the table of a text that `read_bytes` returned, or of another with the same lines.
+
+    Parameters
+    ----------
+    path
+        The file that it came from, for messages.
+    unit
+        A separator that stands in no cell, where the text was made so; quotes are characters then.
+
+    The others are those of `open_delimited`, and so is what is raised.
+    """
     starts, ends = _line_ends(data)
     first, declared = 0, ""
     heads: list[str] = []
@@ -299,8 +342,9 @@ def open_delimited(
         first += 1
     if first == len(starts):
         raise error(f"{path} is empty; it should be {what}")
-    separator = declared or _separator(data, starts[first:], ends[first:], separators)
-    unit, quoted = separator, b'"' in data
+    made = unit
+    separator = made or declared or _separator(data, starts[first:], ends[first:], separators)
+    unit, quoted = separator, b'"' in data and not made
     if separator in (",", ";") and quoted:
         data, unit = _without_quotes(path, data, separator, comments, starts, ends, first, error)
         starts, ends = _line_ends(data)

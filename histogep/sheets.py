@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,26 @@ from typing import Any
 import pandas as pd
 
 from histogep.barcodes import patient_key, patient_of
-from histogep.covariates import unreadable_covariates
+from histogep.clinical import read_own_patients
+from histogep.delimited import lay_out, read_bytes
+from histogep.ids import bad_ids, repeated_ids
 from histogep.jobs import InputError, suggestion
+from histogep.problems import refuse_file
+
+__all__ = [
+    *("ID_PATTERN", "PATIENT_COLUMNS", "SLIDE_COLUMNS", "check_given_features", "locate"),
+    *("no_slides", "read_patients", "read_slides"),
+]
 
 SLIDE_COLUMNS = (
     *("slide", "patient", "cohort", "image", "mpp"),
     *("counts", "positions", "labels", "features", "regions"),
 )
-PATIENT_COLUMNS = ("patient", "time", "event", "age", "sex", "stage", "response")
 _FILE_COLUMNS = ("image", "counts", "positions", "labels", "features", "regions")
 #: Formats that carry no pixel size at all, so that the sheet must.
 _NO_PIXEL_SIZE = {".jpg", ".jpeg", ".png", ".bmp"}
-#: What an id may look like: no slash, no space, nothing that a shell or a file system reads.
-ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-_ID = re.compile(f"^{ID_PATTERN}$")
-#: Ids that other readers of the results would take for a missing value.
-_MISSING = {"na", "nan", "null", "none"}
+#: Bytes of a sheet.
+MAX_SHEET = 256 << 20
 _MPP_RANGE = (0.05, 5.0)
 
 
@@ -34,6 +37,7 @@ def read_slides(
     *,
     data_root: str | None = None,
     made: Callable[[str], bool] = lambda file: False,
+    columns: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Return the slide sheet, indexed and sorted by slide.
 
@@ -46,6 +50,8 @@ def read_slides(
         Replaces `{data_root}` in the file columns.
     made
         Tells of a file whether the workflow makes it, so that it may be absent.
+    columns
+        The setting `columns`: name of a column here -> its name in the sheet.
 
     Returns
     -------
@@ -57,11 +63,11 @@ def read_slides(
     InputError
         Every problem of the sheet, one line each with its line number in the file.
     """
-    sheet = _read_sheet(path, SLIDE_COLUMNS, needed=("slide", "patient", "cohort", "image"))
+    sheet = _read_sheet(path, columns or {})
     problems: list[str] = []
     for column in ("slide", "patient", "cohort"):
-        problems += _bad_ids(sheet, column)
-    problems += _repeated(sheet, "slide")
+        problems += bad_ids(sheet, column)
+    problems += repeated_ids(sheet, "slide")
     problems += _patients_by_case(sheet)
     shared = {name.lower() for name in sheet["cohort"]} & {name.lower() for name in sheet["slide"]}
     problems += [f"{name!r} names both a slide and a cohort; rename one" for name in sorted(shared)]
@@ -70,14 +76,17 @@ def read_slides(
         if data_root is not None:
             sheet[column] = sheet[column].str.replace("{data_root}", data_root, regex=False)
         sheet[column] = [
-            file if not file or made(file) else _beside(path, file) for file in sheet[column]
+            file if not file or made(file) or "\0" in file else _beside(path, file)
+            for file in sheet[column]
         ]
         for line, file in zip(sheet["line"], sheet[column], strict=True):
             if "{data_root}" in file:
                 problems.append(
                     f"line {line}: {column} needs data_root: call with --config data_root=FOLDER"
                 )
-            elif file and not made(file) and not Path(file).exists():
+            elif why := unusable_path(file):
+                problems.append(f"line {line}: {column} {file[:200]!r} {why}")
+            elif file and not made(file) and not _exists(Path(file)):
                 problems.append(
                     f"line {line}: {column} {file} does not exist (looked in {Path.cwd()} and beside "
                     "the sheet)"
@@ -119,7 +128,7 @@ def read_slides(
         )
         if counts and regions
     ]
-    _raise(path, problems)
+    refuse_file(path, problems)
     return sheet.drop(columns="line").set_index("slide", drop=False).sort_index()
 
 
@@ -159,61 +168,26 @@ def check_given_features(slides: pd.DataFrame, encoders: Sequence[Mapping[str, A
 
 
 def read_patients(path: str | Path) -> pd.DataFrame:
-    """Return the patient sheet, indexed and sorted by patient.
+    """Return the own patient sheet, indexed and sorted by patient; see `histogep.clinical`.
 
     Parameters
     ----------
     path
-        Tab-separated table: patient, and any of time (months), event (0/1), age (years), sex,
-        stage, response (0/1). Empty cells are unknown.
+        Table with a column `patient`, and any of time (months; time_days and time_years are turned
+        into months), event, age (years), sex, stage, response. Empty cells are unknown.
 
     Returns
     -------
     DataFrame
-        Numbers as floats with NaN for unknown, `sex` and `stage` as text with "" for unknown;
-        columns that the file lacks are absent.
+        Numbers as floats with NaN for unknown, `sex` (female, male) and `stage` (I to IV) as text
+        with "" for unknown; columns that the file lacks are absent.
 
     Raises
     ------
     InputError
         Every problem of the sheet, one line each with its line number in the file.
     """
-    sheet = _read_sheet(path, PATIENT_COLUMNS, needed=("patient",), fill=False)
-    problems = _bad_ids(sheet, "patient") + _repeated(sheet, "patient")
-    allowed: dict[str, Callable[[float], bool]] = {
-        "time": lambda value: value >= 0,
-        "event": lambda value: value in (0, 1),
-        "age": lambda value: 0 <= value < 130,
-        "response": lambda value: value in (0, 1),
-    }
-    meaning = {
-        "time": "a time in months that is not negative",
-        "event": "0 (censored) or 1 (event)",
-        "age": "an age in years",
-        "response": "0 (no response) or 1 (response)",
-    }
-    empty = sheet == ""
-    for column, test in allowed.items():
-        if column not in sheet:
-            continue
-        given = sheet[column]
-        sheet[column] = pd.to_numeric(given, errors="coerce")
-        problems += [
-            f"line {line}: {column} {text!r} is not {meaning[column]}"
-            for line, text, value in zip(sheet["line"], given, sheet[column], strict=True)
-            if text and not test(value)
-        ]
-    problems += unreadable_covariates(sheet, [f"line {line}" for line in sheet["line"]])
-    if ("time" in sheet) != ("event" in sheet):
-        problems.append("time and event belong together: give both columns or neither")
-    elif "time" in sheet:
-        problems += [
-            f"line {line}: time and event belong together: one of them is empty"
-            for line, time, event in zip(sheet["line"], empty["time"], empty["event"], strict=True)
-            if time != event
-        ]
-    _raise(path, problems)
-    return sheet.drop(columns="line").set_index("patient", drop=False).sort_index()
+    return read_own_patients(path)
 
 
 def locate(path: str, *, folders: tuple[str | Path, ...], key: str = "the configuration") -> str:
@@ -227,95 +201,97 @@ def locate(path: str, *, folders: tuple[str | Path, ...], key: str = "the config
         raise InputError(f"{key}: {path} needs data_root: call with --config data_root=FOLDER")
     for folder in folders:
         candidate = Path(folder) / path
-        if candidate.exists():
-            return str(path) if Path(folder) == Path(".") else str(candidate)
+        if "\0" not in path and _exists(candidate):
+            found = str(path) if Path(folder) == Path(".") else str(candidate)
+            if why := unusable_path(found):
+                raise InputError(f"{key}: {found!r} {why}")
+            return found
     looked = ", ".join(str(Path(folder).resolve()) for folder in folders)
     raise InputError(f"{key}: {path} does not exist (looked in {looked})")
+
+
+def unusable_path(file: str) -> str:
+    """Return why the workflow cannot use a file of this name, "" if it can."""
+    if odd := sorted({letter for letter in file if letter in "{}<>"}):
+        return (
+            f"has {' and '.join(odd)} in its name, which Snakemake reads as a wildcard: rename the "
+            "file or folder, or make a link of another name to it"
+        )
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in file):
+        return "has a control character in its name: rename it"
+    if len(file.encode("utf-8", "surrogatepass")) > 4000 or any(
+        len(part.encode("utf-8", "surrogatepass")) > 255 for part in file.split("/")
+    ):
+        return "is longer than a file's name can be"
+    return ""
+
+
+def _exists(path: Path) -> bool:
+    """Return whether a file is there; a name that no file can have is of none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _beside(sheet: str | Path, file: str) -> str:
     """Return `file` as it is if the working directory holds it, else beside the sheet if there."""
     beside = Path(sheet).parent / file
-    return str(beside) if not Path(file).exists() and beside.exists() else file
+    return str(beside) if not _exists(Path(file)) and _exists(beside) else file
 
 
-def _read_sheet(
-    path: str | Path, columns: tuple[str, ...], *, needed: tuple[str, ...], fill: bool = True
-) -> pd.DataFrame:
-    """Return a sheet as text, with the line number of each row in the column `line`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no UTF-8 text; save it as tab-separated text") from None
-    lines = [
-        (number, line.split("\t"))
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip() and not line.startswith("#")
-    ]
-    if not lines:
-        raise InputError(f"{path} is empty; its first line names the columns: {' '.join(columns)}")
-    header = [name.strip() for name in lines[0][1]]
-    if len(header) == 1 and len(columns) > 1 and header[0] not in columns:
+def _read_sheet(path: str | Path, renamed: Mapping[str, str]) -> pd.DataFrame:
+    """Return the slide sheet as text, with the line number of each row in the column `line`."""
+    what = f"a slide sheet: its first line names the columns {' '.join(SLIDE_COLUMNS)}"
+    data = read_bytes(path, what=what, most=MAX_SHEET)
+    number, header = next(
+        (
+            (at, line)
+            for at, line in enumerate(data.split(b"\n"), start=1)
+            if line.strip() and not line.startswith(b"#")
+        ),
+        (0, b""),
+    )
+    if number and b"\t" not in header and header.strip().decode("utf-8") not in SLIDE_COLUMNS:
         raise InputError(
-            f"{path} line {lines[0][0]}: the columns are separated by tabs, not by commas or spaces; "
-            "save it as tab-separated text"
+            f"{path} line {number}: the columns are separated by tabs, not by commas or spaces; save "
+            "it as tab-separated text"
         )
-    problems = [f"no column {name!r}" for name in needed if name not in header]
+    table = lay_out(
+        Path(path),
+        data,
+        what=what,
+        separators=("\t",),
+        comments="all",
+        short_rows=True,
+        repeated=True,
+    )
+    names = list(table.names)
+    theirs = {their: our for our, their in renamed.items() if our in SLIDE_COLUMNS}
+    names = [theirs.get(name, name) for name in names]
+    problems = [
+        f"no column {name!r}"
+        for name in ("slide", "patient", "cohort", "image")
+        if name not in names
+    ]
     problems += [
-        f"unknown column {name!r}{suggestion(name, columns)}"
-        for name in header
-        if name not in columns
+        f"unknown column {name!r}{suggestion(name, SLIDE_COLUMNS)}"
+        for name in names
+        if name not in SLIDE_COLUMNS
     ]
-    if any(name[:1] == name[-1:] == '"' for name in header):
+    if b'"' in header:
         problems.append("cells stand in quotes: save the sheet as plain text without them")
-    problems += [f"column {name!r} stands twice" for name in set(header) if header.count(name) > 1]
-    for number, cells in lines[1:]:
-        if len(cells) > len(header):
-            problems.append(f"line {number}: {len(cells)} cells under {len(header)} columns")
-    _raise(path, problems)
-    rows = [
-        {
-            "line": number,
-            **dict.fromkeys(header, ""),
-            **dict(zip(header, (cell.strip() for cell in cells), strict=False)),
-        }
-        for number, cells in lines[1:]
-    ]
-    if not rows:
+    problems += [f"column {name!r} stands twice" for name in set(names) if names.count(name) > 1]
+    refuse_file(path, problems)
+    sheet = table.text()
+    if sheet.empty:
         raise InputError(f"{path} has no row below its header")
-    sheet = pd.DataFrame(rows)
-    if fill:
-        for name in columns:
-            if name not in sheet:
-                sheet[name] = ""
+    sheet.columns = names
+    sheet = sheet.rename_axis("line").reset_index()
+    for name in SLIDE_COLUMNS:
+        if name not in sheet:
+            sheet[name] = ""
     return sheet
-
-
-def _bad_ids(sheet: pd.DataFrame, column: str) -> list[str]:
-    rule = "letters, digits, '.', '_' and '-', at most 64, the first a letter or digit"
-    problems = []
-    for line, name in zip(sheet["line"], sheet[column], strict=True):
-        if not name:
-            problems.append(f"line {line}: no {column}")
-        elif not _ID.match(name) or ".." in name:
-            problems.append(f"line {line}: {column} {name!r} is not an id ({rule}, without '..')")
-        elif name.lower() in _MISSING:
-            problems.append(
-                f"line {line}: {column} {name!r} would be read as a missing value; rename it"
-            )
-    return problems
-
-
-def _repeated(sheet: pd.DataFrame, column: str) -> list[str]:
-    """Ids that stand twice, whatever their case: file systems may not tell them apart."""
-    lowered = sheet[column].str.lower()
-    return [
-        f"{column} {' and '.join(map(repr, rows[column].unique()))} stands on lines "
-        f"{', '.join(map(str, rows['line']))}"
-        + (", told apart by case only" if rows[column].nunique() > 1 else "")
-        for name, rows in sheet.groupby(lowered, sort=True)
-        if name and len(rows) > 1
-    ]
 
 
 def _patients_by_case(sheet: pd.DataFrame) -> list[str]:
@@ -348,16 +324,3 @@ def _shared_by_patients(sheet: pd.DataFrame, column: str) -> list[str]:
         for _, rows in given.groupby(real, sort=True)
         if rows["patient"].map(patient_of).nunique() > 1
     ]
-
-
-def _raise(path: str | Path, problems: list[str]) -> None:
-    if problems:
-        # In the order of the lines; what concerns no single line comes first.
-        problems = sorted(problems, key=_line_of)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise InputError(f"{path} has {count}:\n" + "\n".join(f"  {line}" for line in problems))
-
-
-def _line_of(problem: str) -> int:
-    found = re.match(r"lines? (\d+)", problem)
-    return int(found[1]) if found else 0

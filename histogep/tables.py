@@ -1,105 +1,137 @@
-"""Tables of others: TSV, CSV (plain, gz, zip) or xlsx, told apart by their first lines."""
+"""Tables of others: delimited text, plain or packed, or the first sheet of an Excel workbook."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
+import datetime
+import logging
 import re
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from histogep.delimited import Delimited, lay_out, open_delimited, refuse_special_files
+from histogep.files import given_file
 from histogep.jobs import InputError
 
+log = logging.getLogger(__name__)
+
 _EXCEL = (".xlsx", ".xlsm")
-#: The XML of a workbook that cannot be parsed, or is told to expand entities, is a SyntaxError.
-_UNREADABLE = (OSError, ValueError, KeyError, SyntaxError, zipfile.BadZipFile)
-#: The first counts where the first line has none of them.
-_SEPARATORS = (",", "\t", ";")
+#: Bytes of the XML in a workbook, and of its cells as text.
+_MAX_WORKBOOK = 256 << 20
+#: Rows that Excel can have; a file may claim more.
+_MAX_ROWS = 1 << 20
+_UNIT = "\x1f"
+_LINE_ENDS = re.compile(r"[\r\n\x1f]+")
+#: A formula whose value was never computed, as programs write it that are no spreadsheet.
+_NO_VALUE = re.compile(rb"(?:</f>|<f[^>]*/>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a table is laid out.
-
-    Attributes
-    ----------
-    columns
-        Names of the columns, as written.
-    separator
-        Tab, comma or semicolon; "" for a workbook.
-    skipped
-        Lines of comments (`#`) above the header.
-    """
-
-    columns: tuple[str, ...]
-    separator: str
-    skipped: int = 0
-
-
-def read_layout(path: str | Path) -> Layout:
-    """Return columns and separator of a table without reading the rest of a text file.
+def open_table(path: str | Path, **options: Any) -> Delimited:
+    """Return a table of text or of a workbook; `options` are those of `open_delimited`.
 
     Raises
     ------
     InputError
-        The file is no table, or has no header.
+        The file cannot be read as a table.
     """
     path = Path(path)
-    try:
-        if path.suffix.lower() in _EXCEL:
-            return Layout(tuple(map(str, pd.read_excel(path, nrows=0).columns)), "")
-        skipped = 0
-        with _text(path) as lines:
-            for line in lines:
-                if line.startswith("#") or not line.strip():
-                    skipped += 1
-                    continue
-                # What stands between quotes separates nothing.
-                bare = re.sub('"[^"]*"', "", line)
-                separator = max(_SEPARATORS, key=bare.count)
-                names = next(csv.reader([line.rstrip("\r\n")], delimiter=separator))
-                return Layout(tuple(name.strip() for name in names), separator, skipped)
-    except (*_UNREADABLE, csv.Error) as error:
-        raise InputError(f"{path} is no table (xlsx, TSV or CSV; gz or zip): {error}") from None
-    raise InputError(f"{path} is empty; a table starts with the names of its columns")
-
-
-def read_table(path: str | Path, layout: Layout, **options: Any) -> pd.DataFrame:
-    """Return the table; `options` are those of `pandas.read_csv` and `pandas.read_excel`.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read as it is laid out.
-    """
-    try:
-        if not layout.separator:
-            return pd.read_excel(path, **options)
-        return pd.read_csv(
-            path,
-            sep=layout.separator,
-            skiprows=layout.skipped,
-            skip_blank_lines=True,
-            low_memory=False,
-            **options,
+    error = options.get("error", InputError)
+    if not is_workbook(path):
+        return open_delimited(path, **options)
+    refuse_special_files(path, error=error)
+    if not zipfile.is_zipfile(path):
+        raise error(
+            f"{path} is no table of Excel though its name says so: if it is text, rename it to .csv or "
+            ".tsv; if it is locked with a password, save it without"
         )
-    except _UNREADABLE as error:
-        raise InputError(f"{path} cannot be read as a table: {error}") from None
+    with given_file(path, "an Excel workbook", error=error):
+        data = _workbook_text(path, error)
+    for name in ("n_lines", "most", "separators"):
+        options.pop(name, None)
+    return lay_out(path, data, unit=_UNIT, **options)
 
 
-def _text(path: Path) -> io.TextIOBase:
-    """Open a text file, gz or zip (its only member) for reading."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    if path.suffix == ".zip":
-        archive = zipfile.ZipFile(path)
-        members = [name for name in archive.namelist() if not name.startswith("__MACOSX")]
-        if len(members) != 1:
-            raise ValueError(f"{len(members)} files in the archive, one is read")
-        return io.TextIOWrapper(archive.open(members[0]), encoding="utf-8-sig", newline="")
-    return open(path, encoding="utf-8-sig", newline="")
+def is_workbook(path: str | Path) -> bool:
+    """Return whether a file is a workbook by its name."""
+    return Path(path).suffix.lower() in _EXCEL
+
+
+def _workbook_text(path: Path, error: type[InputError]) -> bytes:
+    """Return the first sheet as lines, one for each row up to the last, cells by `_UNIT`."""
+    from openpyxl import load_workbook
+
+    with zipfile.ZipFile(path) as archive:
+        sheets = [item for item in archive.infolist() if item.filename.endswith(".xml")]
+        if sum(item.file_size for item in sheets) > _MAX_WORKBOOK:
+            raise error(f"{path} unpacks to more than {_MAX_WORKBOOK / 1e6:.0f} MB: it is no table")
+        uncomputed = any(
+            _NO_VALUE.search(archive.read(item))
+            for item in sheets
+            if item.filename.startswith("xl/worksheets/")
+        )
+    book = load_workbook(path, read_only=True, data_only=True)
+    try:
+        sheet = book.worksheets[0]
+        others = [other.title for other in book.worksheets[1:]]
+        if others:
+            log.info("%s: its sheet %r is read, not %s", path, sheet.title, ", ".join(others))
+        sheet.reset_dimensions()  # what a file declares need not be so
+        lines, held = [], 0
+        for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+            if number > _MAX_ROWS:
+                raise error(f"{path} claims more rows than a workbook can have")
+            cells = [_cell(value) for value in row]
+            while cells and not cells[-1]:
+                cells.pop()
+            lines.append(_UNIT.join(cells))
+            held += len(lines[-1])
+            if held > _MAX_WORKBOOK:
+                raise error(f"{path} holds more than {_MAX_WORKBOOK / 1e6:.0f} MB: it is no table")
+    finally:
+        book.close()
+    if uncomputed:
+        _refuse_formulas(path, lines, error)
+    # Rows end where their last cell does.
+    widths = [line.count(_UNIT) for line in lines]
+    width = max(widths, default=0)
+    if width * len(lines) > _MAX_WORKBOOK:
+        raise error(
+            f"{path}, line {widths.index(width) + 1}: a cell in column {width + 1} of a table of "
+            f"{len(lines)} rows: delete what stands beside the table"
+        )
+    filled = [line and line + _UNIT * (width - line.count(_UNIT)) for line in lines]
+    return "\n".join(filled).encode("utf-8", "replace")
+
+
+def _refuse_formulas(path: Path, lines: list[str], error: type[InputError]) -> None:
+    """Raise an InputError for formulas of the first sheet without the value that they have."""
+    from openpyxl import load_workbook
+
+    book = load_workbook(path, read_only=True)
+    try:
+        sheet = book.worksheets[0]
+        sheet.reset_dimensions()
+        for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+            values = lines[number - 1].split(_UNIT)
+            for column, value in enumerate(row):
+                if str(value).startswith("=") and not "".join(values[column : column + 1]):
+                    raise error(
+                        f"{path}, line {number}: column {column + 1} holds a formula without its "
+                        "value, and formulas are not computed: open it in Excel and save it, or put "
+                        "the value there"
+                    )
+    finally:
+        book.close()
+
+
+def _cell(value: Any) -> str:
+    """Return a cell as it would stand in a text, 5.0 as 5 and a day as 2020-05-17."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        return value.date().isoformat()
+    return _LINE_ENDS.sub(" ", str(value))

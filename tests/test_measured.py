@@ -87,8 +87,9 @@ def test_patients_of_tcga_brca_are_those_of_the_clinical_table(shared_data, requ
         patients=read_clinical(shared_data / "tcga/TCGA-CDR-SupplementalTableS1.xlsx"),
         signatures=read_signatures(request.config.rootpath / "resources/signatures.yaml"),
     )
-    assert dropped.empty
-    assert (len(table), table["event"].sum()) == (956, 130)
+    # One of the 956 patients is marked as redacted in the clinical table.
+    assert dropped["patient"].tolist() == ["TCGA-E9-A1NC"]
+    assert (len(table), table["event"].sum()) == (955, 130)
     porpoise = read_clinical(shared_data / "tcga/tcga_brca_all_clean.csv.zip")
     ours = table.set_index("patient")
     assert (ours["event"] == porpoise.loc[ours.index, "event"]).all()
@@ -115,3 +116,142 @@ def test_ids_that_never_meet_are_refused_with_examples(tmp_path, clinical):
     path.write_text("gene,A,B\nX,1,2\n")
     with pytest.raises(InputError, match="none of the 2 samples .* A: no row in the clinical"):
         summarise_measured(path, scale="log2", patients=clinical, signatures={})
+
+
+GCT_12 = "#1.2\n3\t3\nName\tDescription\tS1\tS2\tS3\nENSG00000141510.3\tTP53\t1\t2\t3\nENSG00000146648.1\tEGFR\t3\t4\t5\nENSG00000133703.2\tKRAS\t0\t4\t4\n"
+GCT_13 = (
+    "#1.3\n2\t2\t1\t1\nid\tpr_gene_symbol\tS1\tS2\nsex\tna\tF\tM\nTP53\tx\t1\t2\nEGFR\ty\t3\t4\n"
+)
+FIREHOSE = (
+    "Hybridization REF\tTCGA-AA-0001-01A\tTCGA-AA-0002-01A\ngene_id\tnormalized_count\t"
+    "normalized_count\n?|100130426\t9\t9\nA1BG|1\t1\t2\nTP53|7157\t3\t4\n"
+)
+FIREHOSE_RAW = (
+    "Hybridization REF\tTCGA-AA-0001-01A\tTCGA-AA-0001-01A\tTCGA-AA-0002-01A\tTCGA-AA-0002-01A\n"
+    "gene_id\traw_count\tscaled_estimate\traw_count\tscaled_estimate\n"
+    "A1BG|1\t100\t.5\t200\t.25\n"
+)
+STAR = (
+    "# gene-model: GENCODE v36\ngene_id\tgene_name\tgene_type\tS1\tS2\nN_unmapped\t\t\t9\t9\n"
+    "ENSG00000141510.18\tTP53\tprotein_coding\t1\t2\nENSG00000002586.20\tCD99\tprotein_coding\t5\t7\n"
+    "ENSG00000002586.20_PAR_Y\tCD99\tprotein_coding\t0\t0\n"
+)
+XENA = "sample\tTCGA-AA-0001-01\tTCGA-AA-0002-01\nTP53\t1.5\t2.5\nEGFR\t0\t3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "samples", "gene", "values"),
+    [
+        ("x.gct", GCT_12, ["S1", "S2", "S3"], "TP53", [1, 2, 3]),
+        ("x.gct", GCT_13, ["S1", "S2"], "TP53", [1, 2]),
+        ("fh.txt", FIREHOSE, ["TCGA-AA-0001-01A", "TCGA-AA-0002-01A"], "TP53", [3, 4]),
+        ("raw.txt", FIREHOSE_RAW, ["TCGA-AA-0001-01A", "TCGA-AA-0002-01A"], "A1BG", [0.5, 0.25]),
+        ("star.tsv", STAR, ["S1", "S2"], "CD99", [5, 7]),
+        ("xena.tsv", XENA, ["TCGA-AA-0001-01", "TCGA-AA-0002-01"], "TP53", [1.5, 2.5]),
+        ("r.tsv", "S1\tS2\nTP53\t1\t2\n", ["S1", "S2"], "TP53", [1, 2]),
+        ("r.csv", '"","S1","S2"\n"TP53",1,2\n', ["S1", "S2"], "TP53", [1, 2]),
+        ("excel.csv", "Gen;S1;S2\nTP53;1,5;2\nEGFR;0,25;3\n", ["S1", "S2"], "TP53", [1.5, 2]),
+        ("tab.tsv", "Gen\tS1\tS2\nTP53\t1,5\t2\n", ["S1", "S2"], "TP53", [1.5, 2]),
+        ("across.csv", ",TP53,EGFR\nS1,1,5\nS2,2,5\n", ["S1", "S2"], "TP53", [1, 2]),
+        ("fc.txt", "Geneid\tChr\tStart\tEnd\tStrand\tLength\tS1\tS2\nTP53\t17\t1\t9\t+\t8\t1\t2\n",
+         ["S1", "S2"], "TP53", [1, 2]),
+    ],
+)  # fmt: skip
+def test_tables_that_people_have(tmp_path, name, text, samples, gene, values):
+    path = tmp_path / name
+    path.write_text(text)
+    assert measured_samples(path) == samples
+    table = read_expression(path, scale="log2")
+    assert table.index.tolist() == samples
+    assert table[gene].tolist() == values
+    assert not [name for name in table if name.startswith(("?", "N_"))]
+
+
+def test_a_workbook_of_expression(tmp_path):
+    pd.DataFrame({"gene": ["TP53", "EGFR"], "S1": [1.5, 2], "S2": [3, 4]}).to_excel(
+        tmp_path / "bulk.xlsx", index=False
+    )
+    assert measured_samples(tmp_path / "bulk.xlsx") == ["S1", "S2"]
+    assert read_expression(tmp_path / "bulk.xlsx", scale="log2")["TP53"].tolist() == [1.5, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GCT_12.replace("3\t3", "4\t3", 1), "declares 4 genes but has 3: is it whole"),
+        (GCT_12.replace("3\t3", "3\t4", 1), "declares 4 samples but has 3 columns"),
+        (GCT_12.replace("3\t3", "three", 1), "line 2: a GCT file has the numbers"),
+        ("gene_id\tgene_name\tgene_type\tunstranded\tstranded_first\tstranded_second\t"
+         "tpm_unstranded\nENSG1.1\tX\tp\t1\t1\t1\t1\n", "is one sample's file of the GDC"),
+        ("gene\tS1\tS1\nX\t1\t2\n", "S1 stands twice"),
+        ("gene,S1\nX,1.234.5\n", "line 2, column 'S1': '1.234.5' is no number"),
+    ],
+)  # fmt: skip
+def test_tables_that_are_cut_or_of_one_sample_are_refused(tmp_path, text, message):
+    path = tmp_path / "bulk.gct"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_expression(path, scale="log2")
+
+
+def test_genes_that_excel_made_dates_of_are_named_and_not_averaged(tmp_path, caplog):
+    path = tmp_path / "bulk.csv"
+    dates = ["1-Mar", "1-Mar", "2-Sep", "01.Mrz", "2023-03-01", "Dec-01"]
+    path.write_text("gene,A,B\nTP53,1,2\nNOV,3,3\n" + "".join(f"{d},5,6\n" for d in dates))
+    table = read_expression(path, scale="log2")
+    assert list(table) == ["NOV", "TP53"]
+    assert "6 genes whose name Excel turned into a date are left out: 1-Mar, " in caplog.text
+
+
+def test_ensembl_ids_become_symbols_where_the_positions_tell_them(tmp_path, caplog):
+    path = tmp_path / "bulk.csv"
+    path.write_text("gene,A\nENSG00000141510.18,1\nENSG00000000001,2\n")
+    table = read_expression(path, scale="log2", symbols={"ENSG00000141510": "TP53"})
+    assert sorted(table) == ["ENSG00000000001", "TP53"]
+    assert "1 of 2 genes are Ensembl ids without a symbol" in caplog.text
+    read_expression(path, scale="log2")
+    assert "which references.gene_positions tells" in caplog.text
+
+
+def bulk_values(kind, seed=0):
+    rng = np.random.default_rng(seed)
+    linear = rng.gamma(0.5, 400, (40, 60)) + rng.exponential(0.01, (40, 60))
+    return {
+        "linear": linear,
+        "counts": rng.poisson(linear * rng.uniform(0.3, 3, (40, 1))),
+        "log2": np.log2(linear + 1),
+        "log1p": np.log1p(linear),
+        "log2_tpm": np.log2(np.where(linear < 20, 0, linear) + 0.001),
+        "zscore": rng.normal(0, 1, (40, 60)),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("declared", "true", "right"),
+    [
+        ("log2_tpm", "linear", "linear"), ("log2", "linear", "linear"), ("log1p", "linear", "linear"),
+        ("log2", "counts", "counts"), ("linear", "counts", "counts"), ("linear", "log2", "log2"),
+        ("linear", "log1p", "log2"), ("counts", "linear", "linear"), ("zscore", "linear", "linear"),
+        ("zscore", "log2", "log2"), ("log2", "zscore", "zscore"), ("linear", "zscore", "zscore"),
+        ("counts", "log2", "linear"), ("log2", "log2_tpm", "log2_tpm"),
+    ],
+)  # fmt: skip
+def test_values_of_another_scale_are_refused_with_the_right_one(tmp_path, declared, true, right):
+    path = tmp_path / "bulk.tsv"
+    values = bulk_values(true)
+    table = pd.DataFrame(values, index=[f"S{i}" for i in range(40)])
+    table.columns = [f"G{i}" for i in range(60)]
+    table.T.rename_axis("gene").to_csv(path, sep="\t")
+    with pytest.raises(InputError, match=right):
+        read_expression(path, scale=declared)
+    read = read_expression(path, scale=true)
+    assert np.isfinite(read.to_numpy()).all()
+    assert read.to_numpy().max() < 32
+
+
+def test_counts_are_scaled_to_their_depth(tmp_path):
+    path = tmp_path / "bulk.tsv"
+    path.write_text("gene\tA\tB\nX\t1\t10\nY\t3\t30\n")
+    table = read_expression(path, scale="counts")
+    np.testing.assert_allclose(table.loc["A"], table.loc["B"])
+    assert table.loc["A", "X"] == np.log2(250_001)

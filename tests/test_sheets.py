@@ -1,3 +1,6 @@
+import os
+
+import numpy as np
 import pytest
 
 from histogep.jobs import InputError
@@ -156,7 +159,7 @@ def test_patients_keep_text_ids_and_unknowns(tmp_path):
 def test_impossible_outcomes_are_refused(tmp_path):
     path = tmp_path / "patients.tsv"
     path.write_text(
-        "patient\ttime\tevent\tresponse\nA\t-1\t1\t0\nB\t3\t2\tyes\nC\t3\t\t\na\t1\t1\t1\n"
+        "patient\ttime\tevent\tresponse\nA\t-1\t1\t0\nB\t3\t2\tperhaps\nC\t3\t\t\na\t1\t1\t1\n"
     )
     with pytest.raises(InputError) as caught:
         read_patients(path)
@@ -164,28 +167,70 @@ def test_impossible_outcomes_are_refused(tmp_path):
     for expected in (
         "time '-1'",
         "event '2'",
-        "response 'yes'",
+        "response 'perhaps'",
         "line 4: time and event",
         "lines 2, 5",
     ):
         assert expected in message
-    path.write_text("patient\ttime\tevent\nA\t3\tdead\n")
-    with pytest.raises(InputError, match=r"event 'dead' is not 0 \(censored\)") as caught:
+    path.write_text("patient\ttime\tevent\nA\t3\tgone\n")
+    with pytest.raises(InputError, match=r"event 'gone' is not 0 \(censored\)") as caught:
         read_patients(path)
     assert "one of them is empty" not in str(caught.value)
 
 
-def test_unreadable_sex_and_stage_are_named_with_all_else(tmp_path):
+def test_unreadable_covariates_are_missing_and_counted_and_block_nobody(tmp_path, caplog):
     path = tmp_path / "patients.tsv"
     path.write_text(
-        "patient\ttime\tevent\tsex\tstage\nA\t1\t1\tF\tIIA\nB\t-1\t1\tdiverse\tT2N0\nC\t1\t0\tna\t\n"
+        "patient\ttime\tevent\tage\tsex\tstage\n"
+        "A\t1\t1\tsixty\tF\tIIA\nB\t2\t1\t>89\tdiverse\tT2N0\nC\t1\t0\t60,5\tna\t\n"
     )
-    with pytest.raises(InputError) as caught:
-        read_patients(path)
-    message = str(caught.value)
-    assert "3 problems" in message
-    for expected in ("line 3: time '-1'", "line 3: sex 'diverse'", "line 3: stage 'T2N0'"):
-        assert expected in message
+    patients = read_patients(path)
+    assert patients["sex"].tolist() == ["F", "", ""]
+    assert patients["stage"].tolist() == ["II", "", ""]
+    assert patients["age"].tolist()[1:] == [90, 60.5]
+    assert np.isnan(patients.loc["A", "age"])
+    for told in (
+        "'age': 1 of 3 cells cannot be read and count as missing: 'sixty' (1)",
+        "'sex': 1 of 3 cells cannot be read and count as missing: 'diverse' (1)",
+        "stages that are none of I to IV count as missing: T2N0 (1)",
+    ):
+        assert told in caplog.text
+
+
+def test_a_path_that_snakemake_would_take_for_a_wildcard_is_refused_with_its_line(sheet, tmp_path):
+    for folder in ("batch {2}", "scans {5F3C-11}", "a<b>c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "T1.svs").write_text("")
+        with pytest.raises(InputError, match="line 3: image .* in its name, which Snakemake reads"):
+            read_slides(sheet("S1\tp\tc\tDIR/a.svs", f"S2\tp\tc\tDIR/{folder}/T1.svs"))
+    (tmp_path / "a [1] $x").mkdir()
+    (tmp_path / "a [1] $x/T1.svs").write_text("")
+    assert len(read_slides(sheet("S2\tp\tc\tDIR/a [1] $x/T1.svs"))) == 1
+    with pytest.raises(InputError, match="line 2: image .* control character"):
+        read_slides(sheet("S2\tp\tc\tDIR/a\x01.svs"))
+    with pytest.raises(InputError, match="line 2: image .* is longer than"):
+        read_slides(sheet(f"S2\tp\tc\tDIR/{'a' * 300}.svs"))
+    (tmp_path / "{x}.yaml").write_text("")
+    with pytest.raises(InputError, match=r"signatures: .*\{x\}\.yaml' has"):
+        locate("{x}.yaml", folders=(tmp_path,), key="signatures")
+
+
+def test_a_form_feed_ends_no_line_of_a_sheet(sheet):
+    with pytest.raises(InputError, match=r"line 2: slide 'S1\\x0cS2' is not an id"):
+        read_slides(sheet("S1\x0cS2\tp\tc\tDIR/a.svs"))
+
+
+def test_columns_are_called_as_the_configuration_says(sheet):
+    header = "slide\tpatient\tcentre\tscan\n"
+    path = sheet("S1\tp\tc\tDIR/a.svs", header=header)
+    slides = read_slides(path, columns={"cohort": "centre", "image": "scan", "sex": "sexe"})
+    assert slides.loc["S1", "cohort"] == "c"
+
+
+def test_a_pipe_as_a_sheet_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "slides.tsv")
+    with pytest.raises(InputError, match=r"slides\.tsv is a pipe"):
+        read_slides(tmp_path / "slides.tsv")
 
 
 def test_locate_prefers_the_first_folder_and_says_where_it_looked(tmp_path):

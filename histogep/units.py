@@ -1,0 +1,170 @@
+"""The declared unit of times, ages and expression, held against their values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+#: A month as TCGA's own tables count it.
+DAYS_PER_MONTH = 30.44
+DAYS_PER_YEAR = 365.25
+#: No follow-up is longer than this, in months: of a column whose name says months, of one that does not.
+_LONGEST = 720.0
+_LONGEST_UNNAMED = 480.0
+#: Nor is half of a cohort followed for longer.
+_MEDIAN = 240.0
+#: Patients from whom on a cohort as a whole is judged.
+_COHORT = 20
+_OLDEST = 120.0
+
+
+def time_problem(values: pd.Series, *, unit: str, column: str, plain: bool = False) -> str:
+    """Return what contradicts the unit of a column of survival times, "" for nothing.
+
+    Parameters
+    ----------
+    values
+        Times in the declared unit; NaN for unknown.
+    unit
+        months, days or years.
+    column
+        The name of the column, for the message.
+    plain
+        Its name does not say the unit, which is then taken on trust: so it is doubted earlier.
+
+    Notes
+    -----
+    Bounds: no follow-up of 60 years, of half a cohort 20; and 20 patients or more of whom the last
+    is followed for less than 30 months and half for less than 6 are followed in years. A cohort
+    that is so ill has its column named `time_months`.
+    """
+    known = values.dropna()
+    if known.empty:
+        return ""
+    longest, middle = float(known.max()), float(known.median())
+    years = {"days": DAYS_PER_YEAR, "years": 1.0}.get(unit, 12.0)
+    bounded = _LONGEST_UNNAMED if plain else _LONGEST
+
+    def remedy(other: str) -> str:
+        if plain:
+            return (
+                f"if these are {other}, name the column time_{other}; if they are {unit}, name it "
+                f"time_{unit}"
+            )
+        return (
+            f"if these are {other}, say so in the configuration: "
+            f"columns: {{time_{other}: {column}, event: EVENT}}"
+        )
+
+    told = f"column {column!r} counts {unit}, but the longest time is {longest:g}"
+    if longest / years > bounded / 12 or (len(known) >= _COHORT and middle / years > _MEDIAN / 12):
+        other = {"months": "days", "years": "months"}.get(unit, "")
+        says = f"{told} ({longest / years:.0f} years) and the median {middle:g}"
+        return f"{says}: {remedy(other)}" if other else f"{says}: no follow-up is as long"
+    if len(known) < _COHORT:
+        return ""
+    if unit == "months" and plain and longest < 30 and middle < 6:
+        return f"{told} and the median {middle:.3g}: {remedy('years')}"
+    if unit == "days":
+        whole = np.isclose(known, known.round(), atol=1e-6).mean()
+        if whole < 0.5:
+            return f"{told} and most are no whole numbers: {remedy('months')}"
+        if longest < 250:
+            return f"{told}: {remedy('months')}"
+    return ""
+
+
+def age_problem(ages: pd.Series, *, unit: str, column: str) -> list[str]:
+    """Return what contradicts the unit of a column of ages; the index is the line number.
+
+    Parameters
+    ----------
+    ages
+        Ages in the declared unit; NaN for unknown.
+    unit
+        years or days.
+    column
+        The name of the column, for the message.
+    """
+    known = ages.dropna()
+    if known.empty:
+        return []
+    years = known / DAYS_PER_YEAR if unit == "days" else known
+    middle = float(years.median())
+    if unit == "years" and middle > 130:
+        if middle > 1500:
+            return [
+                f"column {column!r} counts years, but half of the ages are above {middle:g}: these are "
+                "days (or years of birth): name the column age_days, or give years"
+            ]
+        return [
+            f"column {column!r} counts years, but half of the ages are above {middle:g}: these are "
+            "months: divide them by 12"
+        ]
+    if unit == "days" and len(known) >= _COHORT and middle < 1:
+        return [
+            f"column {column!r} counts days, but half of the ages are below {known.median():g}: these "
+            "are years: name the column age"
+        ]
+    odd = years[(years < 0) | (years > _OLDEST)]
+    return [
+        f"line {line}: {column} {ages[line]:g} is not an age in {unit}; leave the cell empty where the "
+        "age is not known"
+        for line in odd.index
+    ]
+
+
+def scale_problem(values: pd.DataFrame, *, scale: str, scales: list[str]) -> str:
+    """Return what contradicts the declared scale of an expression table, "" for nothing.
+
+    Parameters
+    ----------
+    values
+        Samples x genes, as they stand in the file.
+    scale
+        log2_tpm, log2, log1p, linear, counts or zscore.
+    scales
+        The known ones, for the message.
+
+    Notes
+    -----
+    Bounds: no log2 value is above 32 nor natural log above 22 (4 billion); log2(TPM + 0.001) is
+    above -9.97, and hardly ever 0 without being below it elsewhere; z-scores are on both sides of 0.
+    Linear values of 500 cells and more reach beyond 25. Whole numbers whose sums differ by patient
+    are raw counts.
+    """
+    x = values.to_numpy(float)
+    low, high = float(x.min()), float(x.max())
+    whole = bool(np.isclose(x, np.round(x), atol=1e-9).mean() > 0.999)
+    told = f"has values from {low:.4g} to {high:.4g}"
+    known = f"(known: {', '.join(scales)})"
+    if scale in ("log1p", "linear", "log2", "counts") and low < 0:
+        return (
+            f"has values below 0, which {scale} values cannot have; set its scale to one of "
+            f"{', '.join(scales)}"
+        )
+    if scale in ("log2", "log2_tpm", "log1p") and high > (22 if scale == "log1p" else 32):
+        right = "counts" if whole else "linear"
+        return f"{told}, which are no {scale} values: set scale: {right} {known}"
+    if scale == "log2_tpm" and low < -10.1:
+        return f"{told}, but log2(TPM + 0.001) is never below -9.97: set scale: zscore {known}"
+    if scale == "log2_tpm" and low == 0 and (x == 0).mean() > 0.005:
+        return f"{told}, zeros among them, as log2(x + 1) has: set scale: log2 {known}"
+    if scale == "zscore" and low >= 0:
+        right = "linear" if high > 32 else "log2"
+        return f"{told}, but z-scores lie on both sides of 0: set scale: {right} {known}"
+    if x.size < 500:
+        return ""
+    if scale == "linear" and high < 25 and not whole:
+        return f"{told}, which are logarithms rather than linear values: set scale: log2 {known}"
+    if scale == "counts" and not whole:
+        return f"{told}, most of them not whole, so no counts: set scale: linear {known}"
+    if scale == "linear" and whole and high > 100:
+        sums = x.sum(axis=1)
+        if sums.max() > 1.2 * max(sums.min(), 1.0):
+            return (
+                f"{told}, all whole, and their sum differs between samples ({sums.min():.4g} to "
+                f"{sums.max():.4g}): raw counts, which sequencing depth would decide: set scale: "
+                f"counts {known}"
+            )
+    return ""
