@@ -36,7 +36,7 @@ include: "rules/provenance.smk"
 
 
 if workflow.is_main_process:
-    for line in (*STAGES.left_out(), *STAGES.leftovers(Path("."))):
+    for line in (*NOTES, *STAGES.left_out(), *STAGES.leftovers(Path("."))):
         print(line, file=sys.stderr)
 
 

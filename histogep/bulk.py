@@ -281,8 +281,9 @@ def _gene_names(
     names = ids.map(split_bar)
     lowered = [title.casefold() for title in titles]
     column = next((lowered.index(s) for s in _SYMBOLS if s in lowered[1:]), None)
-    # GCT has a description that may be one in words.
-    if column and (lowered[column] != "description" or (ids.map(ensembl_id) != "").mean() > 0.5):
+    # GCT's description is the symbol where the name is an id, else a few words.
+    by_id = ids.map(lambda name: bool(ensembl_id(name)) or name.endswith("_at")).mean() > 0.5
+    if column and (lowered[column] != "description" or by_id):
         told = labels.iloc[:, column].astype(str).str.strip()
         names = told.where((told != "") & ~told.isin(("NA", "-", "?", "---")), names)
     second = ids.map(is_second_copy)

@@ -112,7 +112,8 @@ def read_clinical(
     DataFrame
         One row per patient (of a TCGA barcode the first 12 characters), indexed and sorted by
         patient: numbers as floats with NaN for unknown, `sex` as written and `stage` as I to IV,
-        "" for unknown; columns that the table lacks are absent. Covariates that cannot be read are
+        "" for unknown; columns that the table lacks are absent; `attrs["columns"]` has the names in
+        the file. Covariates that cannot be read are
         missing, and counted in the log; so are patients that TCGA-CDR marks as redacted, who are
         left out.
 
@@ -135,7 +136,9 @@ def read_clinical(
     own = raw.is_own(name)
     sheet = _own(raw, name) if own else _published(raw, name, endpoint)
     raw.report_unused()
-    return sheet.set_index("patient", drop=False).sort_index()
+    sheet = sheet.set_index("patient", drop=False).sort_index()
+    sheet.attrs["columns"] = list(raw.table.names)
+    return sheet
 
 
 def read_own_patients(path: str | Path) -> pd.DataFrame:

@@ -59,6 +59,11 @@ _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _FOREIGN = (
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls) or one locked: save it as plain .xlsx"),
     (b"\x89HDF\r\n", "an HDF5 file, not text"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"GIF8", "an image"),
+    (b"II*\0", "an image"),
+    (b"MM\0*", "an image"),
     (b"PAR1", "a Parquet file, not text"),
     (b"%PDF", "a PDF, not text: save the table as text"),
     (b"{\\rtf", "a document in rich text: save the table as plain text"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pandas as pd
+
+from histogep.positions import read_gene_positions
 
 _MONTHS = (
     "jan|feb|mar|m[aä]r|mrz|m[aä]rz|apr|avr|may|mai|jun|jul|aug|sep|sept|oct|okt|nov|dec|dez|déc|"
@@ -15,7 +18,7 @@ _DATE = re.compile(
     r"|\d{4}-\d{2}-\d{2}(?:[ T]00:00:00)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}",
     re.IGNORECASE,
 )
-_ENSEMBL = re.compile(r"(ENS[A-Z]{0,6}G\d{11})(?:\.\d+)?(_PAR_Y)?", re.IGNORECASE)
+_ENSEMBL = re.compile(r"(ENS[A-Z]{0,6}G\d+)(?:\.\d+)?(_PAR_Y)?", re.IGNORECASE)
 
 
 def excel_dates(names: pd.Index) -> list[str]:
@@ -42,3 +45,12 @@ def split_bar(name: str) -> str:
     parts = [part.strip() for part in name.split("|")]
     named = [p for p in parts if p and p != "?" and not p.isdigit() and not ensembl_id(p)]
     return named[0] if named else next((p for p in parts if ensembl_id(p)), "")
+
+
+def gene_symbols(positions: str | Path | None) -> dict[str, str]:
+    """Return Ensembl id -> symbol of a file of gene positions; nothing where there is none."""
+    if positions is None:
+        return {}
+    table = read_gene_positions(positions)
+    known = zip(table["gene_id"].astype(str).map(ensembl_id), table["gene"], strict=True)
+    return {gene_id: symbol for gene_id, symbol in known if gene_id}

@@ -2,53 +2,89 @@
 
 from __future__ import annotations
 
-import itertools
+import logging
 from pathlib import Path
 
+import pandas as pd
+
+from histogep.delimited import read_lines
+from histogep.gene_names import excel_dates
 from histogep.jobs import InputError
+
+log = logging.getLogger(__name__)
+
+_MAX_BYTES = 512 << 20
 
 
 def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[str]]:
     """Return the gene sets of a GMT file: one set a line; name, description, genes, by tabs.
 
+    A set that stands twice with the same genes, and one without genes, is left out with a warning.
+
     Parameters
     ----------
     path
-        The file.
+        The file, plain or packed.
     n_lines
-        Read no more lines than these, to see whether it is such a file at all.
+        Read no more lines than these.
 
     Raises
     ------
     InputError
-        The file is no GMT, names a set twice, or genes by number.
+        The file is no GMT, names a set twice with different genes, or genes by number.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = list(itertools.islice(file, n_lines))
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no text file; gene sets are GMT files") from None
+        lines = read_lines(path, what="gene sets", most=_MAX_BYTES)[:n_lines]
+    except InputError as error:
+        if any(said in str(error) for said in ("UTF-8", "is no text", "is no table but")):
+            raise InputError(f"{path} is no text file; gene sets are GMT files ({error})") from None
+        raise
     sets: dict[str, list[str]] = {}
+    empty: list[str] = []
+    repeated: list[str] = []
+    first_empty = 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         cells = line.split("\t")
+        name = cells[0].strip()
         # Some collections give a weight behind the symbol: `GENE,1.0`.
-        genes = [cell.split(",")[0].strip() for cell in cells[2:]]
+        genes = [cell.split(",")[0].strip().strip('"') for cell in cells[2:]]
         genes = list(dict.fromkeys(gene for gene in genes if gene))
-        if len(cells) < 3 or not cells[0].strip() or not genes:
-            raise InputError(
-                f"{path}, line {number} is no GMT: name, description and genes are separated by "
-                "tabs, one set a line"
-            )
+        if len(cells) < 2 or not name:
+            raise InputError(_no_gmt(path, number))
+        if not genes:
+            empty.append(name)
+            first_empty = first_empty or number
+            continue
         if all(gene.isdigit() for gene in genes):
             raise InputError(
-                f"{path}, line {number}: the genes of {cells[0]!r} are numbers, such as {genes[0]}; "
+                f"{path}, line {number}: the genes of {name!r} are numbers, such as {genes[0]}; "
                 "gene sets name genes by symbol (MSigDB's *.symbols.gmt)"
             )
-        if cells[0] in sets:
-            raise InputError(f"{path}, line {number}: gene set {cells[0]!r} stands twice")
-        sets[cells[0]] = genes
+        if name in sets:
+            if set(sets[name]) != set(genes):
+                raise InputError(
+                    f"{path}, line {number}: gene set {name!r} stands twice, with different genes"
+                )
+            repeated.append(name)
+            continue
+        sets[name] = genes
     if not sets:
-        raise InputError(f"{path} holds no gene set")
+        raise InputError(_no_gmt(path, first_empty) if empty else f"{path} holds no gene set")
+    for told, names in (("without genes", empty), ("that stand twice alike", repeated)):
+        if names:
+            log.warning(
+                "%s: %d gene sets %s are left out: %s", path, len(names), told, ", ".join(names[:5])
+            )
+    dates = excel_dates(pd.Index(dict.fromkeys(gene for genes in sets.values() for gene in genes)))
+    if dates:
+        log.warning("%s: genes whose name Excel turned into a date: %s", path, ", ".join(dates[:8]))
     return sets
+
+
+def _no_gmt(path: str | Path, number: int) -> str:
+    return (
+        f"{path}, line {number} is no GMT: name, description and genes are separated by tabs, one set "
+        "a line"
+    )

@@ -7,7 +7,7 @@ outcomes can give at best is known, and the statistics are tried on real data.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,7 @@ from histogep.barcodes import PRIMARY, leave_out, patient_of
 from histogep.bulk import SCALES, read_expression
 from histogep.covariates import clinical_numbers, has_outcome
 from histogep.jobs import InputError
+from histogep.joins import report_join
 from histogep.patients import GENE, SIGNATURE
 from histogep.signatures import Signature, score_signatures
 
@@ -29,6 +30,7 @@ def summarise_measured(
     patients: pd.DataFrame,
     signatures: dict[str, Signature],
     sample_types: Sequence[str] = PRIMARY,
+    symbols: Mapping[str, str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return one row per patient with measured expression, and who was left out with the reason.
 
@@ -43,6 +45,8 @@ def summarise_measured(
         mean is the mean of the scores.
     sample_types
         TCGA sample types that count.
+    symbols
+        Ensembl gene id -> symbol (`histogep.gene_names.gene_symbols`).
 
     Returns
     -------
@@ -59,11 +63,12 @@ def summarise_measured(
     InputError
         No patient is left.
     """
-    values = read_expression(expression, scale=scale)
+    values = read_expression(expression, scale=scale, symbols=symbols)
     samples = pd.Series(values.index, index=values.index)
     owner = samples.map(patient_of)
     reasons = leave_out(list(samples), list(owner), sample_types=sample_types)
     clinical = clinical_numbers(patients)
+    report_join(owner[[s not in reasons for s in samples]], clinical.index, "with a sample")
     known = set(clinical.index[has_outcome(clinical)])
     for sample, patient in owner.items():
         if sample in reasons:

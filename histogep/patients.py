@@ -15,6 +15,7 @@ from histogep.barcodes import PRIMARY, leave_out, patient_key, patient_of
 from histogep.covariates import STAGES, clinical_numbers, has_outcome
 from histogep.files import read_tsv
 from histogep.jobs import InputError
+from histogep.joins import report_join
 from histogep.matrices import read_h5ad
 from histogep.signatures import Signature, score_signatures
 from histogep.slide_images import find_copies, image_of, section_of
@@ -196,6 +197,8 @@ def summarise_patients(
     rows: list[dict[str, Any]] = []
     clinical = None if patients is None else clinical_numbers(patients)
     known = set() if clinical is None else set(clinical.index[has_outcome(clinical)])
+    if clinical is not None:
+        report_join(list(sums), clinical.index, "with a predicted slide")
     trained_on = set(map(patient_key, training))
     for patient, part in sorted(sums.items()):
         reason = ""

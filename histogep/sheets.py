@@ -9,15 +9,22 @@ from typing import Any
 import pandas as pd
 
 from histogep.barcodes import patient_key, patient_of
-from histogep.clinical import read_own_patients
+from histogep.clinical import PATIENT_COLUMNS, read_own_patients
 from histogep.delimited import lay_out, read_bytes
-from histogep.ids import bad_ids, repeated_ids
+from histogep.ids import ID_PATTERN, bad_ids, repeated_ids
 from histogep.jobs import InputError, suggestion
 from histogep.problems import refuse_file
 
 __all__ = [
-    *("ID_PATTERN", "PATIENT_COLUMNS", "SLIDE_COLUMNS", "check_given_features", "locate"),
-    *("no_slides", "read_patients", "read_slides"),
+    "ID_PATTERN",
+    "PATIENT_COLUMNS",
+    "SLIDE_COLUMNS",
+    "check_given_features",
+    "locate",
+    "no_slides",
+    "read_patients",
+    "read_slides",
+    "unusable_path",
 ]
 
 SLIDE_COLUMNS = (
@@ -56,7 +63,8 @@ def read_slides(
     Returns
     -------
     DataFrame
-        One row per slide; text columns with "" for none, `mpp` in um per px with NaN for none.
+        One row per slide; text columns with "" for none, `mpp` in um per px with NaN for none;
+        `attrs["columns"]` has the names in the file.
 
     Raises
     ------
@@ -129,7 +137,9 @@ def read_slides(
         if counts and regions
     ]
     refuse_file(path, problems)
-    return sheet.drop(columns="line").set_index("slide", drop=False).sort_index()
+    slides = sheet.drop(columns="line").set_index("slide", drop=False).sort_index()
+    slides.attrs["columns"] = sheet.attrs["columns"]
+    return slides
 
 
 def no_slides() -> pd.DataFrame:
@@ -288,6 +298,7 @@ def _read_sheet(path: str | Path, renamed: Mapping[str, str]) -> pd.DataFrame:
         raise InputError(f"{path} has no row below its header")
     sheet.columns = names
     sheet = sheet.rename_axis("line").reset_index()
+    sheet.attrs["columns"] = list(table.names)
     for name in SLIDE_COLUMNS:
         if name not in sheet:
             sheet[name] = ""

@@ -11,6 +11,7 @@ import pandas as pd
 
 from histogep.barcodes import patient_key, patient_of
 from histogep.jobs import InputError
+from histogep.joins import join_ids
 
 #: An outcome needs this many patients before a model of it is fitted at all.
 MIN_PATIENTS = 10
@@ -258,6 +259,8 @@ def plan_stages(
         absent = [] if known is None else [name for name in ids if name not in known.index]
         if known is not None and absent and len(absent) == len(ids):
             reason = f"the patients sheet names none of its {len(ids)} patients, such as {ids[0]}"
+            if hint := join_ids(ids, list(patients.index)).hint:
+                reason += f"; {hint}"
             plan("patients", [], reason, cohort)
             unfit = unfit or reason
         elif known is not None and len(predicted) and not _any_outcome(known):
@@ -266,8 +269,14 @@ def plan_stages(
             reason = f"{len(known)} patients with slides to predict are in the patients sheet"
             note = ""
             if absent:
+                met = join_ids(ids, list(patients.index))
                 reason += f", {len(absent)} are not: {_some(absent)}"
+                reason += f" ({100 * met.share:.0f} % matched{f'; {met.hint}' if met.hint else ''})"
                 note = f"patients ({cohort}): not in the patients sheet: {_some(absent)}"
+                if met.few:
+                    note += f": only {met.n_matched} of {met.n} are" + (
+                        f"; {met.hint}" if met.hint else ""
+                    )
             plan("patients", [f"results/patients/{cohort}.parquet"], reason, cohort, note)
         contrasts += plan_outcomes(cohort, known, unfit)
         summarised = any(s.name == "patients" and s.cohort == cohort and s.runs for s in planned)
@@ -282,7 +291,8 @@ def plan_stages(
         plan(
             "patients",
             [f"results/patients/{cohort}.parquet"],
-            f"measured bulk expression of {len(rows)} patients in the clinical table",
+            f"measured bulk expression of {rows.attrs.get('n_samples', len(rows))} patients, "
+            f"{len(rows)} of them in the clinical table",
             cohort,
         )
         plan_enrichment(cohort, plan_outcomes(cohort, rows, ""))
@@ -322,11 +332,13 @@ def trained_on(sections: pd.DataFrame, applied_model: Mapping[str, Any] | None) 
 def _refuse_other_ids(slides: pd.DataFrame, patients: pd.DataFrame) -> None:
     """Raise an InputError if the patient sheet is of other patients, or writes their ids otherwise."""
     ids = sorted(set(map(patient_of, slides["patient"])))
-    if not set(ids) & set(patients.index):
+    met = join_ids(ids, patients.index)
+    if met.near_nothing:
+        named = "none" if not met.n_matched else f"only {met.n_matched}"
         raise InputError(
-            f"patients: the sheet names none of the {len(ids)} patients of the slide sheet. It has "
+            f"patients: the sheet names {named} of the {len(ids)} patients of the slide sheet. It has "
             f"{_some(list(patients.index))}; the slides are of {_some(ids)}. The ids must be the "
-            "same text"
+            "same text" + (f"; {met.hint}" if met.hint else "")
         )
 
 

@@ -17,11 +17,12 @@ from histogep import (
     settings,
     sheets,
     stages,
+    study_files,
 )
 from histogep.bad_slides import failed_slides
-from histogep.gene_sets import read_gmt
 from histogep.jobs import InputError
 from histogep.lineage import record_run
+from histogep.problems import Problems
 from histogep.provenance import code_digest
 from histogep.resources import digest_resource
 from histogep.simulate_cohort import slide_composition
@@ -84,37 +85,61 @@ def read_study():
         },
         "model": reference(complete["model"], "model"),
     }
-    for path in files["gene_sets"].values():
-        if not made(path):
-            read_gmt(path, n_lines=5)  # whether it is a file of gene sets at all
-    slides = (
-        sheets.read_slides(
-            reference(complete["slides"], "slides"), data_root=data_root, made=made
+    columns = complete["columns"]
+    problems = Problems()
+    slides = sheets.no_slides()
+    if complete["slides"]:
+        slides = problems.run(
+            sheets.read_slides,
+            reference(complete["slides"], "slides"),
+            data_root=data_root,
+            made=made,
+            columns=columns,
+            default=slides,
         )
-        if complete["slides"]
-        else sheets.no_slides()
-    )
-    sheets.check_given_features(slides, complete["encoders"])
     endpoint = complete["summary"]["endpoint"]
 
     def read_patients(path):
-        return clinical.read_clinical(path, endpoint=endpoint) if path else None
+        if path is None:
+            return None
+        read = clinical.read_clinical
+        return problems.run(
+            read, path, endpoint=endpoint, columns=columns, default=None
+        )
 
-    patients = read_patients(files["patients"]) if len(slides) else None
-    measured = {}
+    patients = read_patients(files["patients"]) if complete["slides"] else None
+    tables, measured = [], {}
     for cohort, inputs in files["measured"].items():
         if cohort in {*slides["cohort"], *slides.index}:
             raise InputError(
                 f"measured: {cohort!r} names slides too; rename the measured cohort"
             )
-        sheet = read_patients(inputs["patients"])
-        if sheet is None:
+        if inputs["patients"] is None:
             raise InputError(
                 f"measured: {cohort} has no clinical table; give it as `patients:`"
             )
-        samples = bulk.measured_samples(inputs["measured"])
-        ids = {barcodes.patient_of(sample) for sample in samples}
-        measured[cohort] = sheet.loc[sheet.index.intersection(sorted(ids))]
+        same = inputs["patients"] == files["patients"] and patients is not None
+        sheet = patients if same else read_patients(inputs["patients"])
+        if sheet is None:
+            continue
+        tables.append(sheet)
+        join = study_files.measured_patients, cohort, inputs["measured"], sheet
+        measured[cohort] = problems.run(*join, default=sheet)
+    if workflow.is_main_process:
+        problems.run(
+            study_files.check_study_files,
+            study_files.StudyFiles(
+                slides,
+                complete,
+                gene_sets=files["gene_sets"],
+                measured={c: f["measured"] for c, f in files["measured"].items()},
+                made=made,
+            ),
+            default=None,
+        )
+    problems.refuse()
+    sheets.check_given_features(slides, complete["encoders"])
+    study_files.check_columns(columns, slides, patients, *tables)
     return complete, files, slides, patients, measured
 
 
@@ -124,7 +149,9 @@ def one_of(names):
 
 
 try:
-    SETTINGS, FILES, SLIDES, PATIENTS, MEASURED_PATIENTS = read_study()
+    # What the readers warn of is printed once, by the process that plans (Snakefile).
+    with study_files.collected_warnings() as NOTES:
+        SETTINGS, FILES, SLIDES, PATIENTS, MEASURED_PATIENTS = read_study()
     APPLIED = None
     if FILES["model"]:
         from histogep.model_folder import declared_settings, read_settings
@@ -314,7 +341,9 @@ def cohort_patient_ids(wildcards):
 def summary_inputs(wildcards):
     """Return the expression of {cohort}, measured or predicted, its patients and subtypes."""
     if wildcards.cohort in MEASURED:
-        return MEASURED[wildcards.cohort]
+        # Where the genes are Ensembl ids their symbols stand in the gene positions.
+        positions = {"gene_positions": GENE_POSITIONS} if GENE_POSITIONS else {}
+        return {**MEASURED[wildcards.cohort], **positions}
     slides = cohort_slides(wildcards, spots=False)
     inputs = {"expression": [f"results/expression/{slide}.h5ad" for slide in slides]}
     if study_stages().runs("cnv", wildcards.cohort):

@@ -32,6 +32,7 @@ rule summarise_patients:
         slide_patients=predicted_patient_ids,
         training=training_patients,
         scale=measured_scale,
+        columns=config["columns"],
         settings=summary_settings,
     message:
         "One row per patient of cohort {wildcards.cohort}"

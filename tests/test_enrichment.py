@@ -116,7 +116,7 @@ def test_the_running_sum_peaks_at_gseapy_s_enrichment_score():
     assert "No gene set has enough" in empty[0].get_text()
 
 
-def test_gmt_files(tmp_path):
+def test_gmt_files(tmp_path, caplog):
     path = tmp_path / "sets.gmt"
     path.write_text("A\tabout\tX\tY\tX\t\nB\t\tZ,1.0\tW\n\n")
     assert read_gmt(path) == {"A": ["X", "Y"], "B": ["Z", "W"]}
@@ -125,13 +125,21 @@ def test_gmt_files(tmp_path):
     for text, message in (
         ("A X Y\n", "line 1 is no GMT"),
         ("A\tabout\n", "line 1 is no GMT"),
-        ("A\t\tX\nA\t\tY\n", "line 2: gene set 'A' stands twice"),
+        ("A\t\tX\nA\t\tY\n", "line 2: gene set 'A' stands twice, with different genes"),
         ("", "holds no gene set"),
         ("A\t\tX\nB\t\t7157\t672\n", "line 2: the genes of 'B' are numbers, such as 7157"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             read_gmt(path)
+    path.write_text("A\td\tX\tY\nEMPTY\td\nA\td\tY\tX\nB\td\t1-Mar\n\x0c\td\tZ\n")
+    with pytest.raises(InputError, match="line 5 is no GMT"):
+        read_gmt(path)
+    path.write_text("A\td\tX\tY\nEMPTY\td\nA\td\tY\tX\nB\td\t1-Mar\n")
+    assert read_gmt(path) == {"A": ["X", "Y"], "B": ["1-Mar"]}
+    assert "1 gene sets without genes are left out: EMPTY" in caplog.text
+    assert "1 gene sets that stand twice alike are left out: A" in caplog.text
+    assert "Excel turned into a date: 1-Mar" in caplog.text
     path.write_text("A\t\tX\nno set\n")
     assert read_gmt(path, n_lines=1) == {"A": ["X"]}
     path.write_bytes(b"\x89PNG\xff\xfe")

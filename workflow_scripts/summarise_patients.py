@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from histogep.clinical import read_clinical
 from histogep.files import complete, write_tsv
+from histogep.gene_names import gene_symbols
 from histogep.jobs import job_log
 from histogep.measured import summarise_measured
 from histogep.pages import Table, write_page
@@ -17,7 +18,8 @@ with job_log(snakemake.log[0]):
     settings = dict(snakemake.params.settings)
     endpoint = settings.pop("endpoint")
     sheet, measured = snakemake.input.get("patients"), snakemake.input.get("measured")
-    patients = read_clinical(sheet, endpoint=endpoint) if sheet else None
+    columns = snakemake.params.columns
+    patients = read_clinical(sheet, endpoint=endpoint, columns=columns) if sheet else None
     signatures = read_signatures(snakemake.input.signatures)
     if measured:
         table, dropped = summarise_measured(
@@ -26,6 +28,7 @@ with job_log(snakemake.log[0]):
             patients=patients,
             signatures=signatures,
             sample_types=settings["sample_types"],
+            symbols=gene_symbols(snakemake.input.get("gene_positions")),
         )
     else:
         table, dropped = summarise_patients(
