@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from histogep.bulk_genes import ensembl_id, is_second_copy, split_bar
 from histogep.clinical import PATIENT_NAMES
 from histogep.delimited import Delimited, lay_out, read_bytes
-from histogep.gene_names import ensembl_id, excel_dates, is_second_copy, split_bar
+from histogep.gene_names import are_dates
 from histogep.jobs import InputError
 from histogep.tables import is_workbook, open_table
 from histogep.units import scale_problem
@@ -303,7 +304,8 @@ def _gene_names(
                 if symbols
                 else ": signatures and gene sets name symbols, which references.gene_positions tells",
             )
-    dates = excel_dates(pd.Index(names[names != ""].unique()))
+    named = names[names != ""].unique()
+    dates = list(named[are_dates(named)])
     if dates:
         log.warning(
             "%s: %d genes whose name Excel turned into a date are left out: %s; take the symbols from "

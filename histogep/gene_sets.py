@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import pandas as pd
-
 from histogep.delimited import read_lines
-from histogep.gene_names import excel_dates
+from histogep.gene_names import are_dates
 from histogep.jobs import InputError
 
 log = logging.getLogger(__name__)
@@ -77,8 +75,8 @@ def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[
             log.warning(
                 "%s: %d gene sets %s are left out: %s", path, len(names), told, ", ".join(names[:5])
             )
-    dates = excel_dates(pd.Index(dict.fromkeys(gene for genes in sets.values() for gene in genes)))
-    if dates:
+    genes = list(dict.fromkeys(gene for members in sets.values() for gene in members))
+    if dates := [gene for gene, odd in zip(genes, are_dates(genes), strict=True) if odd]:
         log.warning("%s: genes whose name Excel turned into a date: %s", path, ", ".join(dates[:8]))
     return sets
 

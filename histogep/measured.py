@@ -16,7 +16,7 @@ from histogep.barcodes import PRIMARY, leave_out, patient_of
 from histogep.bulk import SCALES, read_expression
 from histogep.covariates import clinical_numbers, has_outcome
 from histogep.jobs import InputError
-from histogep.joins import report_join
+from histogep.patient_joins import report_join
 from histogep.patients import GENE, SIGNATURE
 from histogep.signatures import Signature, score_signatures
 
@@ -46,7 +46,7 @@ def summarise_measured(
     sample_types
         TCGA sample types that count.
     symbols
-        Ensembl gene id -> symbol (`histogep.gene_names.gene_symbols`).
+        Ensembl gene id -> symbol (`histogep.bulk_genes.gene_symbols`).
 
     Returns
     -------

@@ -15,8 +15,8 @@ from histogep.barcodes import PRIMARY, leave_out, patient_key, patient_of
 from histogep.covariates import STAGES, clinical_numbers, has_outcome
 from histogep.files import read_tsv
 from histogep.jobs import InputError
-from histogep.joins import report_join
 from histogep.matrices import read_h5ad
+from histogep.patient_joins import report_join
 from histogep.signatures import Signature, score_signatures
 from histogep.slide_images import find_copies, image_of, section_of
 

@@ -14,6 +14,7 @@ from histogep.delimited import lay_out, read_bytes
 from histogep.ids import ID_PATTERN, bad_ids, repeated_ids
 from histogep.jobs import InputError, suggestion
 from histogep.problems import refuse_file
+from histogep.sheet_ids import clashing_names, refused_path, refused_paths
 
 __all__ = [
     "ID_PATTERN",
@@ -24,7 +25,6 @@ __all__ = [
     "no_slides",
     "read_patients",
     "read_slides",
-    "unusable_path",
 ]
 
 SLIDE_COLUMNS = (
@@ -77,24 +77,26 @@ def read_slides(
         problems += bad_ids(sheet, column)
     problems += repeated_ids(sheet, "slide")
     problems += _patients_by_case(sheet)
+    problems += clashing_names(sheet)
     shared = {name.lower() for name in sheet["cohort"]} & {name.lower() for name in sheet["slide"]}
     problems += [f"{name!r} names both a slide and a cohort; rename one" for name in sorted(shared)]
 
+    if refused := refused_paths(sheet, _FILE_COLUMNS, data_root=data_root):
+        refuse_file(path, problems + refused)
     for column in _FILE_COLUMNS:
         if data_root is not None:
             sheet[column] = sheet[column].str.replace("{data_root}", data_root, regex=False)
         sheet[column] = [
-            file if not file or made(file) or "\0" in file else _beside(path, file)
-            for file in sheet[column]
+            file if not file or made(file) else _beside(path, file) for file in sheet[column]
         ]
         for line, file in zip(sheet["line"], sheet[column], strict=True):
             if "{data_root}" in file:
                 problems.append(
                     f"line {line}: {column} needs data_root: call with --config data_root=FOLDER"
                 )
-            elif why := unusable_path(file):
-                problems.append(f"line {line}: {column} {file[:200]!r} {why}")
-            elif file and not made(file) and not _exists(Path(file)):
+            elif why := refused_path(file):
+                problems.append(f"line {line}: {column} {why}")
+            elif file and not made(file) and not Path(file).exists():
                 problems.append(
                     f"line {line}: {column} {file} does not exist (looked in {Path.cwd()} and beside "
                     "the sheet)"
@@ -209,45 +211,23 @@ def locate(path: str, *, folders: tuple[str | Path, ...], key: str = "the config
     """
     if "{data_root}" in path:
         raise InputError(f"{key}: {path} needs data_root: call with --config data_root=FOLDER")
+    if why := refused_path(path):
+        raise InputError(f"{key}: {why}")
     for folder in folders:
         candidate = Path(folder) / path
-        if "\0" not in path and _exists(candidate):
+        if candidate.exists():
             found = str(path) if Path(folder) == Path(".") else str(candidate)
-            if why := unusable_path(found):
-                raise InputError(f"{key}: {found!r} {why}")
+            if why := refused_path(found):
+                raise InputError(f"{key}: {why}")
             return found
     looked = ", ".join(str(Path(folder).resolve()) for folder in folders)
     raise InputError(f"{key}: {path} does not exist (looked in {looked})")
 
 
-def unusable_path(file: str) -> str:
-    """Return why the workflow cannot use a file of this name, "" if it can."""
-    if odd := sorted({letter for letter in file if letter in "{}<>"}):
-        return (
-            f"has {' and '.join(odd)} in its name, which Snakemake reads as a wildcard: rename the "
-            "file or folder, or make a link of another name to it"
-        )
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in file):
-        return "has a control character in its name: rename it"
-    if len(file.encode("utf-8", "surrogatepass")) > 4000 or any(
-        len(part.encode("utf-8", "surrogatepass")) > 255 for part in file.split("/")
-    ):
-        return "is longer than a file's name can be"
-    return ""
-
-
-def _exists(path: Path) -> bool:
-    """Return whether a file is there; a name that no file can have is of none."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
 def _beside(sheet: str | Path, file: str) -> str:
     """Return `file` as it is if the working directory holds it, else beside the sheet if there."""
     beside = Path(sheet).parent / file
-    return str(beside) if not _exists(Path(file)) and _exists(beside) else file
+    return str(beside) if not Path(file).exists() and beside.exists() else file
 
 
 def _read_sheet(path: str | Path, renamed: Mapping[str, str]) -> pd.DataFrame:

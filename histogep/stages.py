@@ -11,7 +11,7 @@ import pandas as pd
 
 from histogep.barcodes import patient_key, patient_of
 from histogep.jobs import InputError
-from histogep.joins import join_ids
+from histogep.patient_joins import join_ids
 
 #: An outcome needs this many patients before a model of it is fitted at all.
 MIN_PATIENTS = 10

@@ -18,7 +18,7 @@ from histogep.barcodes import patient_of
 from histogep.bulk import measured_samples, read_expression
 from histogep.gene_sets import read_gmt
 from histogep.jobs import BadSlide, InputError
-from histogep.joins import join_ids
+from histogep.patient_joins import join_ids
 from histogep.problems import Problems
 
 log = logging.getLogger(__name__)

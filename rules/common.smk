@@ -110,7 +110,9 @@ def read_study():
     patients = read_patients(files["patients"]) if complete["slides"] else None
     tables, measured = [], {}
     for cohort, inputs in files["measured"].items():
-        if cohort in {*slides["cohort"], *slides.index}:
+        if cohort.lower() in {
+            name.lower() for name in (*slides["cohort"], *slides.index)
+        }:
             raise InputError(
                 f"measured: {cohort!r} names slides too; rename the measured cohort"
             )

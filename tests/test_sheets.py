@@ -201,7 +201,7 @@ def test_a_path_that_snakemake_would_take_for_a_wildcard_is_refused_with_its_lin
     for folder in ("batch {2}", "scans {5F3C-11}", "a<b>c"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "T1.svs").write_text("")
-        with pytest.raises(InputError, match="line 3: image .* in its name, which Snakemake reads"):
+        with pytest.raises(InputError, match="line 3: image .* which Snakemake reads as the"):
             read_slides(sheet("S1\tp\tc\tDIR/a.svs", f"S2\tp\tc\tDIR/{folder}/T1.svs"))
     (tmp_path / "a [1] $x").mkdir()
     (tmp_path / "a [1] $x/T1.svs").write_text("")
@@ -211,7 +211,7 @@ def test_a_path_that_snakemake_would_take_for_a_wildcard_is_refused_with_its_lin
     with pytest.raises(InputError, match="line 2: image .* is longer than"):
         read_slides(sheet(f"S2\tp\tc\tDIR/{'a' * 300}.svs"))
     (tmp_path / "{x}.yaml").write_text("")
-    with pytest.raises(InputError, match=r"signatures: .*\{x\}\.yaml' has"):
+    with pytest.raises(InputError, match=r"signatures: '\{x\}\.yaml' holds '\{'"):
         locate("{x}.yaml", folders=(tmp_path,), key="signatures")
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from histogep.joins import join_ids, report_join
+from histogep.patient_joins import join_ids, report_join
 
 
 @pytest.mark.parametrize(
