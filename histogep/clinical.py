@@ -84,6 +84,9 @@ _FOLLOW_UP = (
 _GDC_PARTS = ("cases", "demographic", "diagnoses", "follow_ups", "treatments", "exposures")
 _DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}.*|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}")
 _COMMA = re.compile(r"[+-]?\d*,[\d,]*(?:[eE][+-]?\d+)?")
+_POINTS = re.compile(r"[1-9]\d{0,2}(?:\.\d{3})+")
+#: Columns up to which misspelt names are looked for.
+_MANY_COLUMNS = 2000
 _NOT_NUMBERS = {"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"}
 
 
@@ -175,12 +178,16 @@ class _Raw:
     used: set[int] = field(default_factory=set)
     rows: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        self.exact: dict[str, list[int]] = {}
+        self.folded: dict[str, list[int]] = {}
+        for at, name in enumerate(self.names):
+            self.exact.setdefault(name, []).append(at)
+            self.folded.setdefault(name.casefold(), []).append(at)
+
     def place(self, name: str) -> int | None:
         """Return which column has a name; None if none, an InputError if two do."""
-        exact = [at for at, other in enumerate(self.names) if other == name]
-        found = exact or [
-            at for at, other in enumerate(self.names) if other.casefold() == name.casefold()
-        ]
+        found = self.exact.get(name) or self.folded.get(name.casefold(), [])
         if len(found) > 1:
             raise InputError(
                 f"{self.path}, line {self.table.header_line}: column {name!r} stands twice"
@@ -213,6 +220,13 @@ class _Raw:
         cells = self.cells(name).map(known)
         numbers = pd.to_numeric(cells.mask(cells == ""), errors="coerce").astype(float)
         odd = (numbers.isna() & (cells != "")) | np.isinf(numbers)
+        if self.table.separator == ";":
+            pointed = cells[cells.str.contains(".", regex=False)]
+            if len(pointed) and pointed.map(lambda cell: bool(_POINTS.fullmatch(cell))).all():
+                raise InputError(
+                    f"{self.path}, line {pointed.index[0]}, column {name!r}: {pointed.iloc[0]!r} has a "
+                    "point that may be a decimal one or one of thousands: write no thousands"
+                )
         if not odd.any():
             return numbers
         texts = sorted(set(cells[odd]))
@@ -273,7 +287,7 @@ def _own(raw: _Raw, name: str) -> pd.DataFrame:
     named = (*PATIENT_COLUMNS, *_OTHER_UNITS)
     present = [column for column in named if raw.place(column) is not None]
     problems = []
-    for column in raw.names:
+    for column in raw.names if len(raw.names) <= _MANY_COLUMNS else ():
         meant = suggestion(column, named)
         close = re.search("did you mean '(.*)'", meant)
         if column.casefold() in named or not close or close[1] in present:

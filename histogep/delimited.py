@@ -40,6 +40,9 @@ MAX_BYTES = 1 << 30
 #: Bytes of one line, and columns: those of 450,000 probes are fewer.
 MAX_LINE = 64 << 20
 MAX_COLUMNS = 1_000_000
+#: Lines: those of the finest bins of a Visium HD slide are fewer. And those above a header.
+MAX_LINES = 20_000_000
+_MAX_HEAD = 100_000
 _BLOCK = 1 << 20
 _SEPARATORS = ("\t", ",", ";")
 _NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "": "nothing"}
@@ -67,13 +70,14 @@ _FOREIGN = (
     (b"PAR1", "a Parquet file, not text"),
     (b"%PDF", "a PDF, not text: save the table as text"),
     (b"{\\rtf", "a document in rich text: save the table as plain text"),
+    (b"PK\x05\x06", "an empty archive"),
     (b"BZh", "compressed with bzip2: unpack it first"),
     (b"\xfd7zXZ", "compressed with xz: unpack it first"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
     (b"Rar!", "a RAR archive: unpack it first"),
     (b"7z\xbc\xaf", "a 7z archive: unpack it first"),
 )
-_PAGE = ("<!doctype", "<html", "<head", "<body", "<script", "<!--")
+_PAGE = re.compile(r"<(!doctype|html|head|body|script|!--|table|div|meta|p>|br|title|a )")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
 _WHOLE = re.compile(r"[+-]?\d+(?:[eE][+-]?\d+)?")
@@ -335,7 +339,7 @@ def lay_out(
     starts, ends = _line_ends(data)
     first, declared = 0, ""
     heads: list[str] = []
-    while first < len(starts):
+    while first < min(len(starts), _MAX_HEAD):
         line = data[starts[first] : ends[first]]
         if comments != "none" and line.startswith(b"#"):
             if len(heads) < 100:
@@ -345,7 +349,7 @@ def lay_out(
         elif line.strip(b" \t,;"):
             break
         first += 1
-    if first == len(starts):
+    if first == min(len(starts), _MAX_HEAD):
         raise error(f"{path} is empty; it should be {what}")
     made = unit
     separator = made or declared or _separator(data, starts[first:], ends[first:], separators)
@@ -450,13 +454,16 @@ def read_bytes(
         raise error(f"{path} is damaged or cut short ({damage}): fetch it again") from None
     except (OSError, RuntimeError, NotImplementedError) as problem:
         raise error(f"{path} cannot be read as {what}: {problem}") from None
-    data = _as_utf8(path, b"".join(kept), what, error, cut=n_lines is not None)
+    data = b"".join(kept)
+    if told := _foreign(data[:512]):
+        raise error(f"{path} is no table: what it unpacks to is {told}")
+    data = _as_utf8(path, data, what, error, cut=n_lines is not None)
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if n_lines is not None:
         data = b"\n".join(data.split(b"\n")[:n_lines])
     start = data[:300].lstrip().decode("utf-8", "ignore").lower()
-    if start.startswith(_PAGE):
+    if _PAGE.match(start):
         raise error(
             f"{path} is no table but a web page, such as that of a login or an error: fetch the "
             "file itself again"
@@ -554,16 +561,21 @@ def _foreign(head: bytes) -> str:
 
 def _blocks(path: Path, head: bytes, most: int, error: type[InputError]) -> Iterator[bytes]:
     """Give the bytes of a file, unpacked, while neither they nor one line are too many."""
-    held = line = 0
+    held = line = lines = 0
     with _unpacked(path, head, most, error) as stream:
         while block := stream.read(_BLOCK):
             held += len(block)
+            lines += block.count(b"\n") or block.count(b"\r")
             end = max(block.rfind(b"\n"), block.rfind(b"\r"))
             line = line + len(block) if end < 0 else len(block) - end
             if held > most:
                 raise error(
                     f"{path} holds more than {most / 1e6:.0f} MB of text once unpacked, which no such "
                     "table does: is it the right file, and whole?"
+                )
+            if lines > MAX_LINES:
+                raise error(
+                    f"{path} has more than {MAX_LINES / 1e6:.0f} million lines: it is no table"
                 )
             if line > MAX_LINE:
                 raise error(
