@@ -16,6 +16,7 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from histogep.features import refuse_unfinished
+from histogep.hdf5_guard import open_given
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.slides import Slide
@@ -71,16 +72,16 @@ def read_given(path: str | Path, *, slide: Slide, lattice: Lattice) -> GivenFeat
         If the file cannot be read, is of an image of another size, or its patches are of another
         size than the tiles.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            values = np.squeeze(file["features"][()].astype(np.float32))
-            corners = np.asarray(file["coords"][()], np.float64).reshape(-1, 2)
-            attributes = dict(file["coords"].attrs)
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as features ({error}): give an HDF5 file with `features` and "
-            "`coords` in the column features, as TRIDENT and CLAM write it"
-        ) from error
+    with open_given(path, "features as TRIDENT and CLAM write them") as file:
+        for name in ("features", "coords"):
+            if not isinstance(file.get(name), h5py.Dataset):
+                raise InputError(
+                    f"{path} has no dataset {name!r}: give an HDF5 file with `features` and `coords` "
+                    "in the column features, as TRIDENT and CLAM write it"
+                )
+        values = np.squeeze(file["features"][()].astype(np.float32))
+        corners = np.asarray(file["coords"][()], np.float64).reshape(-1, 2)
+        attributes = dict(file["coords"].attrs)
     if values.ndim != 2 or len(values) != len(corners) or len(values) < 2:
         raise InputError(
             f"{path}: features {values.shape} and coords {corners.shape} do not belong together"

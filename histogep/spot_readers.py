@@ -17,6 +17,7 @@ import pandas as pd
 from scipy import sparse
 
 from histogep import tenx
+from histogep.hdf5_guard import open_given
 from histogep.jobs import InputError
 from histogep.tenx import CountMatrix
 
@@ -236,10 +237,8 @@ def _read_counts_table(path: Path) -> pd.DataFrame:
 def _read_h5ad(path: Path) -> RawSection:
     import anndata
 
-    try:
+    with open_given(path, "an .h5ad"):
         data = anndata.read_h5ad(path)
-    except Exception as error:  # h5py and anndata raise many kinds on a damaged file
-        raise InputError(f"{path}: not a readable .h5ad ({error})") from error
     obs = data.obs
     grid = not {"array_row", "array_col"} <= set(obs)
     axes = ("row", "col") if grid else ("array_row", "array_col")

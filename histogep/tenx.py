@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import io, sparse
 
+from histogep.hdf5_guard import open_given
 from histogep.jobs import InputError
 
 log = logging.getLogger(__name__)
@@ -36,32 +37,27 @@ class CountMatrix:
 def read_10x_h5(path: str | Path) -> CountMatrix:
     """Return the gene expression of a 10x HDF5 matrix (Cell/Space Ranger 3 and later, or 2)."""
     path = Path(path)
-    try:
-        with h5py.File(path, "r") as file:
-            if "matrix" in file:
-                group, features = file["matrix"], file["matrix/features"]
-                symbols, ids = features["name"][()], features["id"][()]
-                kinds = _text(features["feature_type"][()]) if "feature_type" in features else None
-            else:
-                genomes = [key for key in file if isinstance(file[key], h5py.Group)]
-                if len(genomes) != 1 or "gene_names" not in file[genomes[0]]:
-                    raise InputError(
-                        f"{path}: not a 10x matrix (no group 'matrix'; groups: "
-                        f"{', '.join(genomes) or 'none'})"
-                    )
-                group, kinds = file[genomes[0]], None
-                symbols, ids = group["gene_names"][()], group["genes"][()]
-            n_genes, n_spots = (int(size) for size in group["shape"][()])
-            # Stored genes by spots in compressed columns, that is spots by genes in rows.
-            matrix = sparse.csr_matrix(
-                (group["data"][()], group["indices"][()], group["indptr"][()]),
-                shape=(n_spots, n_genes),
-            )
-            barcodes = _text(group["barcodes"][()])
-    except InputError:
-        raise
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: not a readable 10x matrix ({error})") from error
+    with open_given(path, "a 10x matrix") as file:
+        if "matrix" in file:
+            group, features = file["matrix"], file["matrix/features"]
+            symbols, ids = features["name"][()], features["id"][()]
+            kinds = _text(features["feature_type"][()]) if "feature_type" in features else None
+        else:
+            genomes = [key for key in file if isinstance(file[key], h5py.Group)]
+            if len(genomes) != 1 or "gene_names" not in file[genomes[0]]:
+                raise InputError(
+                    f"{path}: not a 10x matrix (no group 'matrix'; groups: "
+                    f"{', '.join(genomes) or 'none'})"
+                )
+            group, kinds = file[genomes[0]], None
+            symbols, ids = group["gene_names"][()], group["genes"][()]
+        n_genes, n_spots = (int(size) for size in group["shape"][()])
+        # Stored genes by spots in compressed columns, that is spots by genes in rows.
+        matrix = sparse.csr_matrix(
+            (group["data"][()], group["indices"][()], group["indptr"][()]),
+            shape=(n_spots, n_genes),
+        )
+        barcodes = _text(group["barcodes"][()])
     return _expression_only(CountMatrix(matrix, barcodes, _text(symbols), _text(ids)), kinds)
 
 

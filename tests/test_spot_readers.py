@@ -182,7 +182,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match="neither a Space Ranger folder"):
         read_section(tmp_path / "b.zip")
     (tmp_path / "c.h5").write_text("not hdf5")
-    with pytest.raises(InputError, match="not a readable 10x matrix"):
+    with pytest.raises(InputError, match="not readable as a 10x matrix"):
         read_section(tmp_path / "c.h5")
 
 
