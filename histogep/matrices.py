@@ -1,12 +1,18 @@
-"""Read the h5ad files that an earlier rule wrote."""
+"""Matrices: the h5ad files that an earlier rule wrote, and sparse arrays that others wrote."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import anndata
+import numpy as np
+from scipy import sparse
 
 from histogep.files import readable
+from histogep.jobs import InputError
+
+#: Largest whole number up to which float32, in which counts are kept, holds all of them.
+MOST_COUNTS = 2**24
 
 
 def read_h5ad(path: str | Path) -> anndata.AnnData:
@@ -19,3 +25,84 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
     """
     with readable(path):
         return anndata.read_h5ad(path)
+
+
+def check_compressed(
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_major: int, n_minor: int, name: str
+) -> None:
+    """Refuse the three arrays of a compressed sparse matrix that do not fit each other.
+
+    Compiled code trusts them: an index beyond the matrix reads or writes foreign memory, and one
+    within it but wrong counts for another gene.
+
+    Parameters
+    ----------
+    data, indices, indptr
+        Values, their places in the minor direction, and where each major line begins.
+    n_major, n_minor
+        Size of the matrix in the direction of the lines, and across.
+    name
+        File and matrix, for the message.
+
+    Raises
+    ------
+    InputError
+        Lengths, places or starts do not fit, or a place is given twice.
+    """
+
+    def refuse(problem: str) -> None:
+        raise InputError(f"{name}: {problem}; the file is damaged: copy it again")
+
+    if min(n_major, n_minor) < 0:
+        refuse(f"a shape of {n_major} x {n_minor}")
+    for part, values in (("indices", indices), ("indptr", indptr)):
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            refuse(f"its {part} are no list of whole numbers")
+    if data.ndim != 1 or data.dtype.kind not in "biufc":
+        refuse("its values are no list of numbers")
+    if len(data) != len(indices):
+        refuse(f"{len(data)} values but {len(indices)} indices")
+    if len(indptr) != n_major + 1:
+        refuse(f"{len(indptr) - 1} lines are marked, but it should have {n_major}")
+    steps = np.diff(indptr.astype(np.int64))
+    if indptr[0] != 0 or int(indptr[-1]) != len(data) or (steps < 0).any():
+        refuse(f"indptr does not run from 0 to its {len(data)} values")
+    if len(indices) and (indices.min() < 0 or indices.max() >= n_minor):
+        wrong = int(indices.min() if indices.min() < 0 else indices.max())
+        refuse(f"an index of {wrong} in a matrix of {n_minor} across")
+    line = np.repeat(np.arange(n_major, dtype=np.int64), steps)
+    place = line * max(n_minor, 1) + indices.astype(np.int64)
+    if len(place) > 1 and (np.diff(place) <= 0).any() and len(np.unique(place)) < len(place):
+        refuse("one place of the matrix is given twice")
+
+
+def counts_by_spot(
+    data: np.ndarray,
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    *,
+    n_spots: int,
+    n_genes: int,
+    name: str,
+) -> sparse.csr_matrix:
+    """Return compressed arrays as a matrix of spots x genes, once they are known to fit."""
+    check_compressed(data, indices, indptr, n_spots, n_genes, name)
+    matrix = sparse.csr_matrix((data, indices, indptr), shape=(n_spots, n_genes))
+    matrix.check_format(full_check=True)
+    return matrix
+
+
+def wrong_counts(values: np.ndarray) -> str:
+    """Return what is wrong with counts, "" if nothing: NaN, negative, not whole, too large."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "iuf":
+        return "values that are no numbers"
+    for what, wrong in (
+        ("that are no finite numbers", ~np.isfinite(values)),
+        ("below 0", values < 0),
+        ("that are not whole", values != np.floor(values)),
+        (f"above {MOST_COUNTS} (2^24)", values > MOST_COUNTS),
+    ):
+        if wrong.any():
+            return f"{int(wrong.sum())} values {what}, such as {values[wrong].flat[0]:g}"
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,8 @@ def draw_spots(spots: anndata.AnnData, *, mpp: float) -> Figure:
     marked.set_title(f"{spots.n_obs} spots, {1 - off.mean():.1%} on tissue")
     if off.any():
         _legend(marked, {"off tissue": "#009E73"}, hollow=True)
+    if spots.uns.get("joins"):
+        fig.supxlabel(textwrap.fill(spots.uns["joins"], 130), fontsize=6)
     return fig
 
 
@@ -92,6 +95,8 @@ def draw_labels(spots: anndata.AnnData, labels: pd.DataFrame) -> Figure:
     )
     right.set_title("Confidence of the label")
     fig.colorbar(drawn, ax=right, fraction=0.04, pad=0.02)
+    if labels.attrs.get("join"):
+        fig.supxlabel(textwrap.fill(labels.attrs["join"], 130), fontsize=6)
     return fig
 
 

@@ -7,18 +7,26 @@ binned, parquet), AnnData files, and legacy Spatial Transcriptomics tables.
 from __future__ import annotations
 
 import logging
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from histogep import tenx
+from histogep.delimited import open_delimited
+from histogep.files import given_file
+from histogep.gene_names import Features, are_ensembl, clean_names, keep_genes
 from histogep.hdf5_guard import open_given
 from histogep.jobs import InputError
+from histogep.joins import HALF, explain_names, round_st_names
+from histogep.matrices import check_compressed, wrong_counts
 from histogep.tenx import CountMatrix
 
 log = logging.getLogger(__name__)
@@ -35,6 +43,47 @@ _ST_NAME = re.compile(r"(\d+)x(\d+)")
 #: Rows of a legacy table without a position that are dropped with a warning, not refused: the
 #: positions of these arrays were picked by hand, and often leave out a spot at the rim.
 MAX_UNPLACED = 0.05
+#: Array coordinates that were refined on the image differ from whole numbers by less than this.
+MAX_REFINEMENT = 0.3
+#: Share of spots at a place that another has too, from which a file holds several sections.
+_SHARED_PLACES = 0.1
+#: Columns of obs that tell the sections of one AnnData apart; the first must have one value.
+_SECTION_COLUMNS = (
+    *("library_id", "library", "sample", "sample_id", "section", "section_id", "slide", "slide_id"),
+    *("batch", "orig.ident", "capture_area"),
+)
+#: Columns of var: symbols beside Ensembl ids, ids beside symbols, types of feature, genomes.
+_SYMBOL_COLUMNS = (
+    *("feature_name", "gene_symbols", "gene_symbol", "real_gene_name", "gene_name", "gene_names"),
+    *("symbol", "symbols", "Symbol", "SYMBOL", "hgnc_symbol", "gene_short_name", "gene", "name"),
+)
+_ID_COLUMNS = (
+    "gene_id",
+    "gene_ids",
+    "ensembl_id",
+    "feature_id",
+    "ensembl",
+    "ensembl_ids",
+    "ENSEMBL",
+)
+_TYPE_COLUMNS = ("feature_types", "feature_type", "modality", "feature_biotype")
+_GENOME_COLUMNS = ("genome", "genomes", "feature_reference")
+_TRUE = ("1", "1.0", "true", "t", "yes", "y", "in tissue", "in_tissue")
+_FALSE = ("0", "0.0", "false", "f", "no", "n", "off tissue", "out of tissue")
+#: What is commonly given for counts, and the way in.
+_OTHER_FORMATS = {
+    ".h5mu": "a MuData file: save its genes with mudata.read(path).mod['rna'].write_h5ad('x.h5ad')",
+    ".loom": "a loom file: save it with anndata.io.read_loom(path).write_h5ad('x.h5ad')",
+    ".rds": "an R object: save it as .h5ad, or its counts and positions as tables",
+    ".rdata": "an R object: save it as .h5ad, or its counts and positions as tables",
+    ".h5seurat": "a Seurat file: save it as .h5ad, or its counts and positions as tables",
+    ".gef": "a Stereo-seq file: save its bins as .h5ad",
+    ".mtx": "one file of a matrix folder: give the folder, with features and barcodes",
+    ".zip": "an archive: unpack it",
+    ".tar": "an archive: unpack it",
+    ".tgz": "an archive: unpack it",
+    ".xlsx": "a workbook: spreadsheets turn genes into dates; give the table of the tool that counted",
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +109,10 @@ class RawSection:
         Diameter in level-0 px of a spot, where the tool wrote it.
     grid
         Whether array_row and array_col are already grid indices (column not doubled).
+    scales
+        Scale factors that the tool wrote beside the positions ("tissue_hires_scalef": 0.08).
+    notes
+        What share of counts and positions matched, as sentences.
     """
 
     counts: sparse.csr_matrix
@@ -71,6 +124,8 @@ class RawSection:
     bin_um: float | None = None
     spot_px: float | None = None
     grid: bool = False
+    scales: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_section(
@@ -78,6 +133,7 @@ def read_section(
     *,
     positions: str | Path | None = None,
     pitch_um: float | None = None,
+    gene_positions: str | Path | None = None,
 ) -> RawSection:
     """Read the spots of a section.
 
@@ -91,6 +147,8 @@ def read_section(
         Positions, where they do not lie beside the counts; needed for a table.
     pitch_um
         Pitch of the study's lattice, which picks among the bin sizes of Visium HD.
+    gene_positions
+        File of gene positions, which may know the symbols of genes that go by Ensembl ids.
 
     Raises
     ------
@@ -100,20 +158,39 @@ def read_section(
     counts = Path(counts)
     if not counts.exists():
         raise InputError(f"counts {counts} do not exist")
-    name = counts.name.lower()
-    if counts.is_dir() and list(counts.glob("matrix.mtx*")):
-        return _read_space_ranger(counts.parent, positions, data=counts)
+    name = counts.name.lower().removesuffix(".gz")
     if counts.is_dir():
-        return _read_space_ranger(tenx.bin_folder(counts, pitch_um), positions)
+        _refuse_zarr(counts)
+        if tenx.find_one(counts, ("matrix.mtx", "matrix.mtx.gz")):
+            return _read_space_ranger(counts.parent, positions, gene_positions, data=counts)
+        return _read_space_ranger(tenx.bin_folder(counts, pitch_um), positions, gene_positions)
     if name.endswith(".h5ad"):
-        return _read_h5ad(counts)
+        return _read_h5ad(counts, gene_positions)
     if name.endswith((".h5", ".hdf5")):
-        return _read_space_ranger(counts.parent, positions, data=counts)
-    if name.removesuffix(".gz").endswith(_TABLE_SUFFIXES):
-        return _read_st(counts, positions)
+        return _read_space_ranger(counts.parent, positions, gene_positions, data=counts)
+    if name.endswith(_TABLE_SUFFIXES):
+        return _read_st(counts, positions, gene_positions)
+    known = next((what for suffix, what in _OTHER_FORMATS.items() if name.endswith(suffix)), "")
     raise InputError(
         f"counts {counts}: neither a Space Ranger folder, a 10x .h5, an .h5ad nor a table "
-        "(.tsv, .csv, .txt, each also .gz)"
+        f"(.tsv, .csv, .txt, each also .gz){f'; it is {known}' if known else ''}"
+    )
+
+
+def _refuse_zarr(folder: Path) -> None:
+    """Refuse a Zarr store with the way in."""
+    marks = (".zgroup", ".zattrs", ".zmetadata", "zarr.json", ".zarray")
+    if not (folder.suffix == ".zarr" or any((folder / mark).exists() for mark in marks)):
+        return
+    if any((folder / part).exists() for part in ("tables", "table", "shapes", "images", "points")):
+        raise InputError(
+            f"{folder} is a SpatialData store (Zarr), which is not read: in Python, save its table "
+            "with spatialdata.read_zarr(path).tables['table'].write_h5ad('x.h5ad'), one section a "
+            "file, with the spots' pixels of the full image in obsm['spatial'], and give that file"
+        )
+    raise InputError(
+        f"{folder} is a Zarr store, which is not read: in Python, save it with "
+        "anndata.io.read_zarr(path).write_h5ad('x.h5ad') and give that file"
     )
 
 
@@ -126,50 +203,58 @@ def read_positions(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"positions {path} do not exist")
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_delimited(path)
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a readable table of positions ({error})") from error
+    parquet = path.name.lower().endswith(".parquet")
+    table = _read_parquet(path) if parquet else _read_text_positions(path)
     if set(POSITION_COLUMNS) <= set(table):
         result = table[list(POSITION_COLUMNS)].set_axis(
             ["barcode", "in_tissue", "array_row", "array_col", "y_px", "x_px"], axis=1
         )
+        result["barcode"] = clean_names(result["barcode"])
     elif {"x", "y", "pixel_x", "pixel_y"} <= set(table):
-        x, y = (_numbers(table, axis, path).round().astype(int) for axis in ("x", "y"))
         result = pd.DataFrame(
             {
-                "barcode": [f"{i}x{j}" for i, j in zip(x, y, strict=True)],
-                "in_tissue": table.get("selected", 1),
-                **{"array_row": y, "array_col": x},
+                "barcode": "",
+                "in_tissue": table.get("selected", "1"),
+                **{"array_row": table["y"], "array_col": table["x"]},
                 **{"x_px": table["pixel_x"], "y_px": table["pixel_y"]},
-            }
+            },
+            index=table.index,
         )
     else:
         raise InputError(
             f"{path}: columns {', '.join(map(str, table.columns[:8]))}; expected "
             f"{', '.join(POSITION_COLUMNS)} (Space Ranger) or x, y, pixel_x, pixel_y (legacy ST)"
         )
-    for column in TABLE_COLUMNS:
+    if not len(result):
+        raise InputError(f"{path}: the table of positions is empty")
+    for column in ("array_row", "array_col"):
+        result[column] = _whole(_numbers(result, column, path), column, path)
+    for column in ("x_px", "y_px"):
         result[column] = _numbers(result, column, path)
-    result["barcode"] = result["barcode"].astype(str)
+    if (result["barcode"] == "").all():
+        row, col = result["array_row"], result["array_col"]
+        result["barcode"] = [f"{x}x{y}" for x, y in zip(col, row, strict=True)]
+    if (result["barcode"] == "").any():
+        raise InputError(f"{path}: {_place(result, result['barcode'] == '')} has no barcode")
+    result["in_tissue"] = _flags(result["in_tissue"], path, "in_tissue")
     _refuse_repeated(result["barcode"], path)
-    result["in_tissue"] = result["in_tissue"] == 1
-    for axis in ("array_row", "array_col"):
-        result[axis] = result[axis].astype(np.int64)
     return result.set_index("barcode")[list(TABLE_COLUMNS)]
 
 
 def _read_space_ranger(
-    folder: Path, positions: str | Path | None, *, data: Path | None = None
+    folder: Path,
+    positions: str | Path | None,
+    gene_positions: str | Path | None,
+    *,
+    data: Path | None = None,
 ) -> RawSection:
     data = data or tenx.find_matrix(folder)
-    counts = tenx.read_10x_mtx(data) if data.is_dir() else tenx.read_10x_h5(data)
-    place = Path(positions) if positions else tenx.find_positions(folder)
+    read = tenx.read_10x_mtx if data.is_dir() else tenx.read_10x_h5
+    counts = read(data, gene_positions=gene_positions)
+    place = Path(positions) if positions else tenx.find_positions(folder, matrix=data)
     table = read_positions(place)
-    matrix, table = _join(counts, table, counts_name=data, positions_name=place)
-    scales = tenx.read_scalefactors(folder, place)
+    matrix, table, notes = _join(counts, table, counts_name=data, positions_name=place)
+    scales = tenx.read_scalefactors(folder, place, prefix=tenx.sample_prefix(data))
     bin_um = scales.get("bin_size_um") or _bin_of(table)
     return RawSection(
         counts=matrix,
@@ -180,29 +265,40 @@ def _read_space_ranger(
         source=str(data),
         bin_um=bin_um,
         spot_px=scales.get("spot_diameter_fullres"),
+        scales=scales,
+        notes=notes,
     )
 
 
-def _read_st(counts: Path, positions: str | Path | None) -> RawSection:
+def _read_st(
+    counts: Path, positions: str | Path | None, gene_positions: str | Path | None
+) -> RawSection:
     if not positions:
         raise InputError(
             f"counts {counts} are a table: give the file of the spots' pixels in `positions`"
         )
     place = Path(positions)
     table = read_positions(place)
-    values = _read_counts_table(counts)
-    if not set(values.index) & set(table.index) and set(values.columns) & set(table.index):
+    values, rows, columns = _read_counts_table(counts)
+    known = set(table.index)
+    if sum(name in known for name in columns) > sum(name in known for name in rows):
         log.info("%s has spots as columns: turned", counts)
-        values = values.T
-    matrix = CountMatrix(
-        sparse.csr_matrix(values.to_numpy(np.float32)),
-        values.index.to_numpy(object),
-        values.columns.to_numpy(object),
-        np.array(
-            [g if g.startswith("ENS") else "" for g in values.columns.astype(str)], dtype=object
-        ),
+        values, rows, columns = values.T, columns, rows
+    if wrong := wrong_counts(values):
+        raise InputError(f"{counts}: {wrong}; give raw counts, not normalised ones")
+    _refuse_repeated(pd.Series(rows), counts)
+    rounded = round_st_names(rows)
+    if rounded is not None and (rounded != rows).any():
+        log.info("%s: refined coordinates in the names of spots are rounded", counts)
+        rows = rounded
+    ids = np.where(are_ensembl(columns), columns, "").astype(object)
+    genes = keep_genes(
+        Features(sparse.csr_matrix(values, dtype=np.float32), columns, ids),
+        source=str(counts),
+        gene_positions=gene_positions,
     )
-    kept, table = _join(
+    matrix = CountMatrix(genes.counts, rows, genes.names, genes.ids)
+    kept, table, notes = _join(
         matrix, table, counts_name=counts, positions_name=place, max_unplaced=MAX_UNPLACED
     )
     return RawSection(
@@ -212,86 +308,184 @@ def _read_st(counts: Path, positions: str | Path | None) -> RawSection:
         table=table,
         kind=_kind(table),
         source=str(counts),
+        notes=notes,
     )
 
 
-def _read_counts_table(path: Path) -> pd.DataFrame:
-    """Return a table of spots by genes, numbers only."""
-    try:
-        table = tenx.read_delimited(path, index_col=0)
-        # pandas renames columns of one name; they are one gene.
-        header = tenx.read_delimited(path, header=None, nrows=1, dtype=str).iloc[0]
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: not a readable table of counts ({error})") from error
-    table.index = table.index.astype(str)
-    text = table.columns[[dtype.kind not in "iufb" for dtype in table.dtypes]]
-    if len(text):
-        raise InputError(f"{path}: column {text[0]} is not all numbers; rows must be spots")
-    if table.isna().any(axis=None):
-        spot = table.index[table.isna().any(axis=1)][0]
-        raise InputError(f"{path}: row {spot} has empty cells; the file may be cut short")
-    _refuse_repeated(table.index.to_series(), path)
-    return table.set_axis(header.to_numpy(object)[-table.shape[1] :], axis=1)
+def _read_counts_table(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the numbers of a table of counts, and the names of its rows and of its columns."""
+    table = open_delimited(path, what="a table of counts", row_names=True, repeated=True)
+    if len(table.columns) < 2 or not len(table):
+        raise InputError(
+            f"{path}: {len(table)} rows of {len(table.columns)} columns; a table of counts has the "
+            "names of the spots in the first column and one more for each gene"
+        )
+    values = table.numbers(labels=[table.columns[0]])
+    return (
+        values.iloc[:, 1:].to_numpy(np.float64),
+        clean_names(values.iloc[:, 0]),
+        clean_names(table.names[1:]),
+    )
 
 
-def _read_h5ad(path: Path) -> RawSection:
+def _read_h5ad(path: Path, gene_positions: str | Path | None) -> RawSection:
     import anndata
 
-    with open_given(path, "an .h5ad"):
+    with open_given(path, "an .h5ad") as file:
+        _check_sparse_groups(file, path)
         data = anndata.read_h5ad(path)
-    obs = data.obs
-    grid = not {"array_row", "array_col"} <= set(obs)
-    axes = ("row", "col") if grid else ("array_row", "array_col")
-    missing = [axis for axis in axes if axis not in obs]
-    if missing or "spatial" not in data.obsm:
-        raise InputError(
-            f"{path}: needs obs array_row and array_col (or row and col) and obsm['spatial'] in "
-            f"level-0 pixels; obs has {', '.join(map(str, obs.columns)) or 'nothing'}, obsm has "
-            f"{', '.join(data.obsm) or 'nothing'}"
-        )
-    matrix, var = _raw_counts(data, path)
-    id_column = next(
-        (c for c in ("gene_id", "gene_ids", "ensembl_id", "feature_id") if c in var), ""
-    )
-    table = pd.DataFrame(
-        {
-            "in_tissue": obs["in_tissue"].astype(int) == 1 if "in_tissue" in obs else True,
-            "array_row": _numbers(obs, axes[0], path).astype(np.int64),
-            "array_col": _numbers(obs, axes[1], path).astype(np.int64),
-            "x_px": np.asarray(data.obsm["spatial"], np.float64)[:, 0],
-            "y_px": np.asarray(data.obsm["spatial"], np.float64)[:, 1],
-        },
-        index=pd.Index(obs.index.astype(str), name="barcode"),
-    )
-    if not np.isfinite(table[["x_px", "y_px"]].to_numpy()).all():
-        raise InputError(f"{path}: obsm['spatial'] holds values that are not numbers")
-    _refuse_repeated(table.index.to_series(), path)
+        obs = data.obs
+        grid = not {"array_row", "array_col"} <= set(obs)
+        axes = ("row", "col") if grid else ("array_row", "array_col")
+        missing = [axis for axis in axes if axis not in obs]
+        place = next((key for key in ("spatial", "X_spatial") if key in data.obsm), "")
+        if missing or not place:
+            raise InputError(
+                f"{path}: needs obs array_row and array_col (or row and col) and obsm['spatial'] in "
+                f"level-0 pixels; obs has {', '.join(map(str, obs.columns)) or 'nothing'}, obsm has "
+                f"{', '.join(data.obsm) or 'nothing'}"
+            )
+        pixels = np.asarray(data.obsm[place], np.float64)
+        if pixels.ndim != 2 or pixels.shape[1] < 2:
+            raise InputError(f"{path}: obsm['{place}'] is of shape {pixels.shape}, not n x 2")
+        if not np.isfinite(pixels[:, :2]).all():
+            raise InputError(f"{path}: obsm['{place}'] holds values that are not numbers")
+        names = pd.Series(clean_names(obs.index), index=obs.index)
+        if (names == "").any():
+            raise InputError(f"{path}: spot {int((names == '').argmax()) + 1} of obs has no name")
+        _refuse_repeated(names, path)
+        table = pd.DataFrame(
+            {
+                "in_tissue": _flags(obs["in_tissue"], path, "obs in_tissue")
+                if "in_tissue" in obs
+                else True,
+                "array_row": _whole(_numbers(obs, axes[0], path), f"obs {axes[0]}", path),
+                "array_col": _whole(_numbers(obs, axes[1], path), f"obs {axes[1]}", path),
+                "x_px": pixels[:, 0],
+                "y_px": pixels[:, 1],
+            },
+        ).set_axis(pd.Index(names.to_numpy(object), name="barcode"))
+        _refuse_several_sections(data, table, path)
+        matrix, var = _raw_counts(data, path)
+        genes = keep_genes(_describe(matrix, var), source=str(path), gene_positions=gene_positions)
+        scales = _scales_of(data)
     return RawSection(
-        counts=matrix,
-        genes=var.index.to_numpy(object),
-        gene_ids=var[id_column].astype(str).to_numpy(object)
-        if id_column
-        else np.full(len(var), "", dtype=object),
+        counts=genes.counts,
+        genes=genes.names,
+        gene_ids=genes.ids,
         table=table,
         kind="",
         source=str(path),
         grid=grid,
+        scales=scales,
     )
 
 
+def _check_sparse_groups(file: h5py.File, path: Path) -> None:
+    """Hold the arrays of every sparse matrix of an AnnData file against its shape."""
+
+    def check(name: str, group: h5py.Group | h5py.Dataset) -> None:
+        parts = ("data", "indices", "indptr")
+        if not isinstance(group, h5py.Group) or not all(
+            isinstance(group.get(part), h5py.Dataset) for part in parts
+        ):
+            return
+        form = str(group.attrs.get("encoding-type", group.attrs.get("h5sparse_format", "")))
+        shape = np.ravel(group.attrs.get("shape", group.attrs.get("h5sparse_shape", ())))
+        if form[:3] not in ("csr", "csc"):
+            return
+        if len(shape) != 2 or shape.dtype.kind not in "iu":
+            raise InputError(f"{path}: {name} is a sparse matrix without a shape")
+        major, minor = (int(size) for size in (shape if form[:3] == "csr" else shape[::-1]))
+        check_compressed(*(group[part][()] for part in parts), major, minor, f"{path}: {name}")
+
+    file.visititems(check)
+
+
+def _describe(matrix: sparse.csr_matrix, var: pd.DataFrame) -> Features:
+    """Return what the columns of var tell of each feature: symbol, id, type, genome."""
+
+    def column(names: Sequence[str]) -> np.ndarray | None:
+        found = next((name for name in names if name in var), None)
+        return None if found is None else clean_names(var[found].astype(object))
+
+    index = clean_names(var.index)
+    symbols, ids = column(_SYMBOL_COLUMNS), column(_ID_COLUMNS)
+    by_id = are_ensembl(index)
+    numbered = np.array([name.isdigit() for name in index], dtype=bool)
+    names = index.copy()
+    if symbols is not None:
+        replaced = (by_id | (numbered & (numbered.mean() > 0.5))) & (symbols != "")
+        names[replaced] = symbols[replaced]
+    ids = np.full(len(index), "", dtype=object) if ids is None else ids
+    ids = np.where(by_id & ~are_ensembl(ids), index, ids).astype(object)
+    return Features(matrix, names, ids, column(_TYPE_COLUMNS), column(_GENOME_COLUMNS))
+
+
+def _scales_of(data: Any) -> dict[str, float]:
+    """Return the scale factors in `uns["spatial"]` of one section; empty if there are none."""
+    libraries = data.uns.get("spatial")
+    if not isinstance(libraries, Mapping) or len(libraries) != 1:
+        return {}
+    library = next(iter(libraries.values()))
+    scales = library.get("scalefactors") if isinstance(library, Mapping) else None
+    return tenx.usable_scalefactors(scales) if isinstance(scales, Mapping) else {}
+
+
+def _refuse_several_sections(data: Any, table: pd.DataFrame, path: Path) -> None:
+    """Refuse an AnnData of several sections, and say how to split it."""
+    obs = data.obs
+    n_values = {
+        name: obs[name].astype(object).nunique() for name in _SECTION_COLUMNS if name in obs
+    }
+    libraries = data.uns.get("spatial")
+    keys = list(libraries) if isinstance(libraries, Mapping) else []
+    inside = table[table["in_tissue"]]
+    shared = inside.duplicated(["array_row", "array_col"], keep=False)
+    reason = ""
+    if n_values.get("library_id", 1) > 1:
+        reason = f"obs library_id has {n_values['library_id']} values"
+    elif len(shared) and shared.mean() > _SHARED_PLACES:
+        reason = f"{shared.sum()} of its {len(shared)} spots lie at a place that another has too"
+    elif len(keys) > 1 and 1 not in n_values.values():
+        reason = f"uns['spatial'] has {len(keys)} sections ({', '.join(map(str, keys[:4]))})"
+    if reason:
+        column = next((name for name, n in n_values.items() if n > 1), "library_id")
+        raise InputError(
+            f"{path} holds several sections: {reason}. Give each a file and a row of the slide sheet "
+            f"of its own: for s in adata.obs[{column!r}].unique(): "
+            f"adata[adata.obs[{column!r}] == s].write_h5ad(f'{{s}}.h5ad'), each with its own key of "
+            "uns['spatial']"
+        )
+
+
 def _raw_counts(data: Any, path: Path) -> tuple[sparse.csr_matrix, pd.DataFrame]:
-    """Return the counts of an AnnData: X, else the layer `counts`, else raw."""
-    places = [(data.layers.get("counts"), data.var), (data.X, data.var)]
+    """Return the counts of an AnnData: the layer `counts`, else X, else raw."""
+    places = [("layers['counts']", data.layers.get("counts"), data.var), ("X", data.X, data.var)]
     if data.raw is not None:
-        places.append((data.raw.X, data.raw.var))
-    for matrix, var in places:
-        if matrix is not None:
-            matrix = sparse.csr_matrix(matrix)
-            values = matrix.data
-            if (values >= 0).all() and (values == np.floor(values)).all():
-                return matrix, var
+        # raw keeps a table of its own, often with less in it than var.
+        var = data.raw.var.copy()
+        for name in data.var.columns.difference(var.columns):
+            var[name] = data.var[name].reindex(var.index) if data.var.index.is_unique else None
+        places.append(("raw", data.raw.X, var.dropna(axis=1, how="all")))
+    problems = []
+    for name, matrix, var in places:
+        if matrix is None:
+            continue
+        if not sparse.issparse(matrix):
+            matrix = np.asarray(matrix)
+        if matrix.dtype.kind not in "iuf":
+            problems.append(f"{name} holds values that are no numbers")
+            continue
+        matrix = sparse.csr_matrix(matrix)
+        if not (wrong := wrong_counts(matrix.data)):
+            matrix.check_format(full_check=True)
+            log.info("%s: counts are taken from %s", path, name)
+            return matrix, var
+        problems.append(f"{name} holds {wrong}")
     raise InputError(
-        f"{path}: neither layers['counts'], X nor raw hold whole numbers; raw counts are needed"
+        f"{path}: neither layers['counts'], X nor raw hold whole numbers; raw counts are needed "
+        f"({'; '.join(problems) or 'there is none of them'})"
     )
 
 
@@ -302,22 +496,31 @@ def _join(
     counts_name: Path,
     positions_name: Path,
     max_unplaced: float = 0.0,
-) -> tuple[sparse.csr_matrix, pd.DataFrame]:
+) -> tuple[sparse.csr_matrix, pd.DataFrame, tuple[str, ...]]:
     """Join counts to positions by barcode; counts without a place are an error beyond a share."""
-    barcodes = pd.Index(counts.barcodes.astype(str))
+    barcodes = pd.Index(clean_names(counts.barcodes))
+    if (barcodes == "").any():
+        raise InputError(f"{counts_name}: spot {int((barcodes == '').argmax()) + 1} has no name")
     _refuse_repeated(barcodes.to_series(), counts_name)
     placed = barcodes.isin(table.index)
     lost = barcodes[~placed]
     if len(lost):
         problem = (
             f"{len(lost)} of {len(barcodes)} spots of {counts_name} ({placed.sum()} match) have no "
-            f"position in {positions_name}: counts name {', '.join(lost[:3])}, positions name "
-            f"{', '.join(table.index[:3])}"
+            f"position in {positions_name}"
         )
         if len(lost) > max_unplaced * len(barcodes):
-            raise InputError(f"{problem}; both files must be of the same section")
-        log.warning("%s; these spots are dropped", problem)
-    return sparse.csr_matrix(counts.counts[placed]), table.loc[barcodes[placed]]
+            raise InputError(f"{problem}: {explain_names(lost, table.index)}")
+        log.warning("%s: %s; these spots are dropped", problem, ", ".join(lost[:3]))
+    inside = table.index[table["in_tissue"]]
+    counted = int(inside.isin(barcodes).sum())
+    notes = (
+        f"{placed.sum()} of {len(barcodes)} spots with counts have a position",
+        f"{counted} of {len(inside)} positions in tissue have counts",
+    )
+    level = logging.WARNING if counted < HALF * len(inside) else logging.INFO
+    log.log(level, "%s: %s", counts_name, "; ".join(notes))
+    return sparse.csr_matrix(counts.counts[placed]), table.loc[barcodes[placed]], notes
 
 
 def _bin_of(table: pd.DataFrame) -> float | None:
@@ -328,30 +531,102 @@ def _bin_of(table: pd.DataFrame) -> float | None:
 
 def _kind(table: pd.DataFrame) -> str:
     """Return the lattice that the names of the spots tell of: "XxY" are of legacy ST."""
-    return "st" if all(_ST_NAME.fullmatch(name) for name in table.index[:10]) else "visium"
+    return (
+        "st"
+        if len(table) and all(_ST_NAME.fullmatch(name) for name in table.index[:10])
+        else "visium"
+    )
 
 
-def _read_delimited(path: Path) -> pd.DataFrame:
-    with tenx.open_file(path, "rt") as handle:
-        first = handle.readline().rstrip("\n")
-    if not first:
-        raise InputError(f"{path}: the table of positions is empty")
-    separator = "\t" if "\t" in first else ","
-    cells = first.split(separator)
-    if len(cells) == len(POSITION_COLUMNS) and all(map(_is_number, cells[1:])):
-        return tenx.read_delimited(path, header=None, names=list(POSITION_COLUMNS))
-    return tenx.read_delimited(path)
+def _read_text_positions(path: Path) -> pd.DataFrame:
+    """Return a table of positions as text, index line number; version 1 wrote no header."""
+
+    def headed(cells: list[str]) -> bool:
+        return len(cells) != len(POSITION_COLUMNS) or not all(map(_is_number, cells[1:]))
+
+    table = open_delimited(path, what="a table of positions", header=headed, row_names=True)
+    text = table.text()
+    if not table.names:
+        return text.set_axis(list(POSITION_COLUMNS), axis=1)
+    names = [str(name).strip().lower() for name in text.columns]
+    # The row names of pandas and R: the barcodes, where no column is called so.
+    if "barcode" not in names and names[0] in ("", "unnamed: 0", "barcodes", "index"):
+        names[0] = "barcode"
+    return text.set_axis(names, axis=1)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """Return a table of positions of Visium HD; its number of rows is held against its bytes."""
+    import pyarrow.parquet
+
+    with given_file(path, "a table of positions"):
+        n_rows = pyarrow.parquet.read_metadata(path).num_rows
+        if n_rows > 1000 * os.path.getsize(path):
+            raise InputError(f"{path} declares {n_rows} rows, more than its bytes can hold")
+        table = pd.read_parquet(path)
+    if "barcode" not in table and table.index.name == "barcode":
+        table = table.reset_index()
+    table.index = pd.RangeIndex(1, len(table) + 1, name="row")
+    return table
 
 
 def _numbers(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
-    number = pd.to_numeric(table[column], errors="coerce")
-    wrong = np.flatnonzero(~np.isfinite(number.to_numpy(np.float64)))
-    if len(wrong):
+    number = pd.to_numeric(table[column].astype(object), errors="coerce").astype(np.float64)
+    wrong = ~np.isfinite(number.to_numpy())
+    if wrong.any():
         raise InputError(
-            f"{path}: row {wrong[0] + 1}, column {column} holds "
-            f"{table[column].iloc[wrong[0]]!r}, not a number"
+            f"{path}: {_place(table, wrong)}, column {column} holds "
+            f"{table[column].iloc[int(wrong.argmax())]!r}, not a number"
         )
     return number
+
+
+def _place(table: pd.DataFrame, wrong: Any) -> str:
+    """Return where the first wrong row is: its line, its row, or its name."""
+    at = int(np.asarray(wrong).argmax())
+    kind = table.index.name if table.index.name in ("line", "row") else "spot"
+    return f"{kind} {table.index[at]}"
+
+
+def _whole(values: pd.Series, column: str, path: Path) -> pd.Series:
+    """Return array coordinates as whole numbers; those refined on the image are near to one."""
+    if np.abs(values).max() > 2**31:
+        raise InputError(f"{path}: {column} {values.abs().max():g} is no place of an array")
+    rounded = values.round()
+    off = (values - rounded).abs()
+    if (off > MAX_REFINEMENT).any():
+        at = int(off.to_numpy().argmax())
+        raise InputError(
+            f"{path}: {column} {values.iloc[at]:g} ({_place(values.to_frame(), off == off.max())}) is "
+            "no row or column of an array: they are whole numbers, or nearly so where they were "
+            "refined on the image"
+        )
+    if (off > 0).any():
+        log.info("%s: %s is rounded to whole numbers (by %.2g at most)", path, column, off.max())
+    return rounded.astype(np.int64)
+
+
+def _flags(values: pd.Series, path: Path, column: str) -> np.ndarray:
+    """Return a column of yes and no, in any of the ways that tools write it.
+
+    A missing value is no: the spot is left out, with a warning.
+    """
+    text = np.array([name.lower() for name in clean_names(values.astype(object))], dtype=object)
+    yes, no, missing = np.isin(text, _TRUE), np.isin(text, _FALSE), text == ""
+    odd = ~(yes | no | missing)
+    if odd.any():
+        raise InputError(
+            f"{path}: {_place(values.to_frame(), odd)}: {column} is "
+            f"{values.iloc[int(odd.argmax())]!r}; it must be 1 or 0 (or true, false)"
+        )
+    if missing.all():
+        raise InputError(f"{path}: {column} is empty for every spot: fill it, or leave it out")
+    if missing.any():
+        log.warning(
+            "%s: %s is missing for %d of %d spots (such as %s), which are left out",
+            *(path, column, missing.sum(), len(text), _place(values.to_frame(), missing)),
+        )
+    return yes
 
 
 def _refuse_repeated(names: pd.Series, path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import anndata
@@ -19,6 +19,7 @@ from scipy import sparse
 
 from histogep.jobs import BadSlide, InputError
 from histogep.lattice import KINDS, Lattice
+from histogep.matrices import wrong_counts
 from histogep.slides import Slide
 from histogep.spot_readers import RawSection
 from histogep.tissue import TissueMask
@@ -37,6 +38,13 @@ SPOT_SHARE = 0.55
 MAX_RESIDUAL = 0.25
 #: Pitch along x and y may differ by this factor before rows and columns are on another lattice.
 MAX_STRETCH = 1.15
+#: Scale factors of the smaller images that Space Ranger writes, and their names.
+_SMALLER_IMAGES = {
+    "tissue_hires_scalef": "tissue_hires_image.png",
+    "tissue_lowres_scalef": "tissue_lowres_image.png",
+}
+#: Share of an image, in either direction, that the spots of its array span at least.
+_LEAST_SPAN = 0.2
 #: Farthest row or column of any array; beyond it numbers are no indices.
 _MAX_INDEX = 100_000
 
@@ -158,7 +166,8 @@ def align_spots(
     AnnData
         X raw counts (CSR, float32); obs array_row, array_col, row, col, in_tissue, total_counts,
         on_tissue; var gene_id, gene_ids; obsm spatial (x, y in level-0 px); uns spatial (as
-        squidpy reads it), lattice, slide, patient, source, mpp, mpp_estimates, lattice_fit.
+        squidpy reads it), lattice, slide, patient, source, mpp, mpp_estimates, lattice_fit, joins
+        (what share of counts and positions matched, and on which image).
 
     Raises
     ------
@@ -168,6 +177,7 @@ def align_spots(
     """
     _check_counts(raw)
     raw = _in_tissue(raw, settings)
+    raw = put_on_smaller_image(raw, slide)
     _check_kind(raw, lattice)
     row, col = grid_indices(raw, lattice.kind)
     table = raw.table
@@ -208,6 +218,7 @@ def align_spots(
         "mpp": slide.mpp,
         "mpp_estimates": estimates,
         "lattice_fit": asdict(fit),
+        "joins": "; ".join(raw.notes),
     }
     log.info(
         "slide %s: %d spots, %d genes, median %d counts; pitch %.2f px, turned by %.1f degrees",
@@ -215,6 +226,46 @@ def align_spots(
         *(fit.pitch_px, fit.rotation_deg),
     )
     return spots
+
+
+def put_on_smaller_image(raw: RawSection, slide: Slide) -> RawSection:
+    """Return the spots in the pixels of Space Ranger's smaller image, where the slide is that.
+
+    Public data often has only `tissue_hires_image.png`. It is known by its scale: in full pixels
+    the spots do not fit the image, and times the scale factor beside the positions all of them do
+    and span it as an array spans its image.
+
+    Parameters
+    ----------
+    raw
+        Spots in pixels of the full image.
+    slide
+        The image that the sheet names.
+    """
+    if not raw.scales:
+        return raw
+    places = raw.table[["x_px", "y_px"]].to_numpy(np.float64)
+    size = np.array([slide.width_px, slide.height_px])
+    if ((places >= 0) & (places < size)).all():
+        return raw
+    for name, image in _SMALLER_IMAGES.items():
+        scale = raw.scales.get(name, 1.0)
+        scaled = places * scale
+        if (
+            scale >= 1
+            or not ((scaled >= 0) & (scaled < size)).all()
+            or (scaled.max(axis=0) < _LEAST_SPAN * size).any()
+        ):
+            continue
+        note = (
+            f"the image is Space Ranger's {image}: {name} {scale:.4g} puts all spots on it; its pixels "
+            f"are {slide.mpp:.3g} um, too coarse to show cells: tiles are enlarged"
+        )
+        log.warning("slide %s: %s", slide.slide, note)
+        table = raw.table.assign(x_px=scaled[:, 0], y_px=scaled[:, 1])
+        spot_px = raw.spot_px * scale if raw.spot_px else None
+        return replace(raw, table=table, spot_px=spot_px, notes=(*raw.notes, note))
+    return raw
 
 
 def check_alignment(
@@ -301,13 +352,8 @@ def collapse_symbols(
 
 def _check_counts(raw: RawSection) -> None:
     """Refuse what cannot be raw counts: all later steps count on whole numbers."""
-    values = raw.counts.data
-    wrong = np.flatnonzero(~((values >= 0) & (values == np.floor(values)) & np.isfinite(values)))
-    if len(wrong):
-        raise InputError(
-            f"{raw.source}: {len(wrong)} values are negative or not whole, such as "
-            f"{values[wrong[0]]:g}; give raw counts, not normalised ones"
-        )
+    if wrong := wrong_counts(raw.counts.data):
+        raise InputError(f"{raw.source}: {wrong}; give raw counts, not normalised ones")
 
 
 def _in_tissue(raw: RawSection, settings: Mapping[str, Any]) -> RawSection:
@@ -326,8 +372,7 @@ def _in_tissue(raw: RawSection, settings: Mapping[str, Any]) -> RawSection:
         "%s: %d spots, %d in tissue, %d of those below %d counts dropped",
         *(raw.source, len(keep), under_tissue.sum(), under_tissue.sum() - keep.sum(), least),
     )
-    values = raw.__dict__ | {"counts": raw.counts[keep], "table": raw.table[keep]}
-    return RawSection(**values)
+    return replace(raw, counts=raw.counts[keep], table=raw.table[keep])
 
 
 def _check_kind(raw: RawSection, lattice: Lattice) -> None:

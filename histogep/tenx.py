@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import logging
+import math
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,23 @@ import numpy as np
 import pandas as pd
 from scipy import io, sparse
 
+from histogep.delimited import open_delimited
+from histogep.files import given_file
+from histogep.gene_names import Features, keep_genes
 from histogep.hdf5_guard import open_given
 from histogep.jobs import InputError
+from histogep.matrices import counts_by_spot, wrong_counts
 
 log = logging.getLogger(__name__)
 
 _BIN_FOLDER = re.compile(r"square_(\d+)um")
+#: Bytes of the shortest entry of a Matrix Market file ("1 1 1" and its line end).
+_LEAST_ENTRY = 6
+#: Bytes of one byte of gzip at most.
+_MOST_EXPANSION = 1032
+#: Bytes of the header and the comments of a Matrix Market file.
+_MOST_HEADER = 1 << 20
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -34,65 +48,108 @@ class CountMatrix:
     gene_ids: np.ndarray
 
 
-def read_10x_h5(path: str | Path) -> CountMatrix:
-    """Return the gene expression of a 10x HDF5 matrix (Cell/Space Ranger 3 and later, or 2)."""
+def read_10x_h5(path: str | Path, *, gene_positions: str | Path | None = None) -> CountMatrix:
+    """Return the gene expression of a 10x HDF5 matrix (Cell/Space Ranger 3 and later, or 2).
+
+    Parameters
+    ----------
+    path
+        The file.
+    gene_positions
+        File of gene positions, which may know the symbols of Ensembl ids.
+
+    Raises
+    ------
+    InputError
+        The file is no such matrix, or its parts do not fit each other.
+    """
     path = Path(path)
     with open_given(path, "a 10x matrix") as file:
-        if "matrix" in file:
-            group, features = file["matrix"], file["matrix/features"]
-            symbols, ids = features["name"][()], features["id"][()]
-            kinds = _text(features["feature_type"][()]) if "feature_type" in features else None
+        if isinstance(file.get("matrix"), h5py.Group):
+            group, parts = file["matrix"], {}
+            features = group.get("features")
+            if not isinstance(features, h5py.Group):
+                raise InputError(f"{path}: not a 10x matrix (no group /matrix/features)")
+            for key in ("name", "id", "feature_type", "genome"):
+                parts[key] = _names(features, key, path) if key in features else None
         else:
-            genomes = [key for key in file if isinstance(file[key], h5py.Group)]
-            if len(genomes) != 1 or "gene_names" not in file[genomes[0]]:
-                raise InputError(
-                    f"{path}: not a 10x matrix (no group 'matrix'; groups: "
-                    f"{', '.join(genomes) or 'none'})"
-                )
-            group, kinds = file[genomes[0]], None
-            symbols, ids = group["gene_names"][()], group["genes"][()]
-        n_genes, n_spots = (int(size) for size in group["shape"][()])
-        # Stored genes by spots in compressed columns, that is spots by genes in rows.
-        matrix = sparse.csr_matrix(
-            (group["data"][()], group["indices"][()], group["indptr"][()]),
-            shape=(n_spots, n_genes),
+            name = _only_genome(file, path)
+            group = file[name]
+            parts = {"name": _names(group, "gene_names", path), "id": _names(group, "genes", path)}
+        arrays = {key: _dataset(group, key, path) for key in ("data", "indices", "indptr", "shape")}
+        barcodes = _names(group, "barcodes", path)
+    shape = arrays.pop("shape")
+    if shape.shape != (2,) or shape.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: /matrix/shape is {shape.tolist()}, not a number of genes and spots"
         )
-        barcodes = _text(group["barcodes"][()])
-    return _expression_only(CountMatrix(matrix, barcodes, _text(symbols), _text(ids)), kinds)
+    n_genes, n_spots = (int(size) for size in shape)
+    if parts.get("name") is None or parts.get("id") is None:
+        raise InputError(f"{path}: not a 10x matrix (its features have no name or no id)")
+    for what, size, values in (
+        *((f"features/{key}", n_genes, values) for key, values in parts.items()),
+        ("barcodes", n_spots, barcodes),
+    ):
+        if values is not None and len(values) != size:
+            raise InputError(
+                f"{path}: the matrix is {n_genes} genes x {n_spots} spots, but {what} has "
+                f"{len(values)} entries; the file is damaged or cut short"
+            )
+    # Stored genes by spots in compressed columns, that is spots by genes in rows.
+    matrix = counts_by_spot(**arrays, n_spots=n_spots, n_genes=n_genes, name=str(path))
+    features = Features(
+        matrix, parts["name"], parts["id"], parts.get("feature_type"), parts.get("genome")
+    )
+    return _finish(features, barcodes, source=str(path), gene_positions=gene_positions)
 
 
-def read_10x_mtx(folder: str | Path) -> CountMatrix:
-    """Return the gene expression of a 10x matrix folder: matrix, features (or genes), barcodes."""
+def read_10x_mtx(folder: str | Path, *, gene_positions: str | Path | None = None) -> CountMatrix:
+    """Return the gene expression of a 10x matrix folder: matrix, features (or genes), barcodes.
+
+    Files of GEO carry the sample's name in front of all three.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    gene_positions
+        As of `read_10x_h5`.
+
+    Raises
+    ------
+    InputError
+        A file is missing or damaged, or they do not fit each other.
+    """
     folder = Path(folder)
+    matrix_path = find_one(folder, ("matrix.mtx", "matrix.mtx.gz"))
+    if matrix_path is None:
+        raise InputError(f"{folder}: no matrix.mtx or matrix.mtx.gz")
+    prefix = re.sub(r"matrix\.mtx(\.gz)?$", "", matrix_path.name)
     paths = {}
     for part, names in {
-        "matrix": ("matrix.mtx",),
         "features": ("features.tsv", "genes.tsv"),
         "barcodes": ("barcodes.tsv",),
     }.items():
-        found = [
-            folder / f"{n}{z}" for n in names for z in (".gz", "") if (folder / f"{n}{z}").is_file()
-        ]
+        wanted = [folder / f"{prefix}{name}{zipped}" for name in names for zipped in (".gz", "")]
+        found = [path for path in wanted if path.is_file()]
         if not found:
-            raise InputError(f"{folder}: no {names[0]} or {names[0]}.gz")
+            raise InputError(f"{folder}: no {prefix}{names[0]} or {prefix}{names[0]}.gz")
         paths[part] = found[0]
-    try:
-        with open_file(paths["matrix"], "rb") as handle:
-            matrix = sparse.csr_matrix(io.mmread(handle).T)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{paths['matrix']}: not a readable matrix ({error})") from error
-    names = {"sep": "\t", "header": None, "dtype": str, "keep_default_na": False}
-    features = read_delimited(paths["features"], **names)
-    barcodes = read_delimited(paths["barcodes"], **names)[0].to_numpy(object)
-    if matrix.shape != (len(barcodes), len(features)):
-        raise InputError(
-            f"{folder}: the matrix is {matrix.shape[1]} genes x {matrix.shape[0]} spots, but "
-            f"{len(features)} features and {len(barcodes)} barcodes are named; a file is cut short"
-        )
-    symbols = features[1 if features.shape[1] > 1 else 0].to_numpy(object)
-    kinds = features[2].to_numpy(object) if features.shape[1] > 2 else None
-    ids = features[0].to_numpy(object)
-    return _expression_only(CountMatrix(matrix, barcodes, symbols, ids), kinds)
+    features = _read_names(paths["features"], "a table of features")
+    barcodes = _read_names(paths["barcodes"], "a list of barcodes")[0].to_numpy(object)
+    matrix = _read_matrix_market(matrix_path, len(features), len(barcodes), folder)
+    columns = features.shape[1]
+    return _finish(
+        Features(
+            matrix,
+            features[1 if columns > 1 else 0].to_numpy(object),
+            features[0].to_numpy(object),
+            features[2].to_numpy(object) if columns > 2 else None,
+        ),
+        barcodes,
+        source=str(folder),
+        gene_positions=gene_positions,
+    )
 
 
 def bin_folder(folder: Path, pitch_um: float | None) -> Path:
@@ -124,9 +181,10 @@ def find_matrix(folder: Path) -> Path:
     """Return the filtered matrix of a Space Ranger folder, or the raw one if there is no other."""
     for stage in ("filtered", "raw"):
         stem = f"{stage}_feature_bc_matrix"
-        for name in (f"{stem}.h5", stem):
-            if (folder / name).exists():
-                return folder / name
+        if (folder / f"{stem}.h5").is_file():
+            return folder / f"{stem}.h5"
+        if (folder / stem).is_dir():
+            return folder / stem
         # Files of GEO carry the sample's name in front.
         named = sorted(folder.glob(f"*{stem}.h5"))
         if len(named) > 1:
@@ -142,59 +200,265 @@ def find_matrix(folder: Path) -> Path:
     )
 
 
-def find_positions(folder: Path) -> Path:
-    """Return the positions that lie in, or beside, a folder of Space Ranger."""
-    names = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
-    for parent in (folder / "spatial", folder, folder.parent / "spatial"):
-        for name in names:
-            if (parent / name).is_file():
-                return parent / name
+def find_positions(folder: Path, *, matrix: Path) -> Path:
+    """Return the positions that lie in, or beside, a folder of Space Ranger or of GEO.
+
+    Parameters
+    ----------
+    folder
+        The folder with the matrix.
+    matrix
+        The matrix. What stands before its usual name names the sample: positions with another
+        sample's name in front are not taken, for barcodes are the same in all sections.
+    """
+    names = [
+        f"{stem}{suffix}"
+        for stem, suffix in (
+            ("tissue_positions", ".parquet"),
+            *(("tissue_positions", end) for end in (".csv", ".csv.gz")),
+            *(("tissue_positions_list", end) for end in (".csv", ".csv.gz", ".txt", ".txt.gz")),
+        )
+    ]
+    inside = [matrix] if matrix.is_dir() else []
+    for parent in (folder / "spatial", folder, folder.parent / "spatial", *inside):
+        if parent.is_dir() and (found := find_one(parent, names, prefix=sample_prefix(matrix))):
+            return found
     raise InputError(f"{folder} holds none of spatial/{', spatial/'.join(names)}")
 
 
-def read_scalefactors(folder: Path, positions: Path) -> dict[str, float]:
-    """Return the scale factors beside the positions or in the folder; empty if there are none."""
-    for parent in (positions.parent, folder / "spatial"):
-        path = parent / "scalefactors_json.json"
-        if path.is_file():
-            try:
-                return {k: float(v) for k, v in json.loads(path.read_text()).items()}
-            except (ValueError, TypeError, AttributeError) as error:
-                raise InputError(f"{path}: no JSON of numbers ({error})") from error
+def sample_prefix(matrix: Path) -> str:
+    """Return what stands before the usual name of a matrix, as GEO names its files: "GSM1_"."""
+    if matrix.is_dir():
+        found = find_one(matrix, ("matrix.mtx", "matrix.mtx.gz"))
+        return re.sub(r"matrix\.mtx(\.gz)?$", "", found.name) if found else ""
+    return matrix.name.split("filtered_feature_bc_matrix")[0].split("raw_feature_bc_matrix")[0] * (
+        "feature_bc_matrix" in matrix.name
+    )
+
+
+def read_scalefactors(folder: Path, positions: Path, *, prefix: str = "") -> dict[str, float]:
+    """Return the scale factors beside the positions or in the folder; empty if there are none.
+
+    What is no number above 0 is left out.
+    """
+    for parent in (positions.parent, folder / "spatial", folder):
+        names = ("scalefactors_json.json", "scalefactors_json.json.gz")
+        path = find_one(parent, names, prefix=prefix) if parent.is_dir() else None
+        if path is None:
+            continue
+        if path.stat().st_size > _MOST_HEADER:
+            raise InputError(f"{path}: {path.stat().st_size} bytes are no list of scale factors")
+        with given_file(path, "a JSON file of numbers"), open_file(path, "rb") as handle:
+            content = json.loads(handle.read(_MOST_HEADER))
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: no JSON of named numbers")
+        return usable_scalefactors(content)
     return {}
 
 
-def open_file(path: Path, mode: str) -> Any:
-    """Open a file that may be compressed with gzip, whatever its name says."""
+def usable_scalefactors(content: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scale factors that are numbers above 0."""
+    found = {}
+    for key, value in content.items():
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = float(value)
+            if math.isfinite(number) and number > 0 and not isinstance(value, bool):
+                found[str(key)] = number
+    return found
+
+
+def is_gzip(path: Path) -> bool:
+    """Return whether a file is compressed with gzip, whatever its name says."""
     with open(path, "rb") as handle:
-        zipped = handle.read(2) == b"\x1f\x8b"
-    return gzip.open(path, mode) if zipped else open(path, mode)
+        return handle.read(2) == b"\x1f\x8b"
 
 
-def read_delimited(path: Path, **options: Any) -> pd.DataFrame:
-    """Return a table of text, compressed or not; without `sep` tabs if there are any, else commas."""
-    if "sep" not in options:
-        with open_file(path, "rt") as handle:
-            options["sep"] = "\t" if "\t" in handle.readline() else ","
+def open_file(path: Path, mode: str) -> Any:
+    """Open a file that may be compressed with gzip."""
+    return gzip.open(path, mode) if is_gzip(path) else open(path, mode)
+
+
+def find_one(folder: Path, names: Sequence[str], *, prefix: str = "") -> Path | None:
+    """Return the file of a folder with one of the names, or with a sample's name before it (GEO).
+
+    Parameters
+    ----------
+    folder
+        Where to look.
+    names
+        The likeliest first.
+    prefix
+        How the name of a file with a sample's name must begin.
+
+    Raises
+    ------
+    InputError
+        Files of several samples lie there.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    for name in names:
+        named = sorted(
+            path
+            for path in folder.glob(f"*[_.-]{name}")
+            if path.is_file() and path.name.startswith(prefix)
+        )
+        if len(named) > 1:
+            raise InputError(
+                f"{folder} holds {len(named)} files of this kind ({named[0].name}, "
+                f"{named[1].name}...): put each sample into a folder of its own"
+            )
+        if named:
+            return named[0]
+    return None
+
+
+def _finish(
+    features: Features,
+    barcodes: np.ndarray,
+    *,
+    source: str,
+    gene_positions: str | Path | None,
+) -> CountMatrix:
+    if wrong := wrong_counts(features.counts.data):
+        raise InputError(f"{source}: {wrong}; give raw counts, not normalised ones")
+    genes = keep_genes(features, source=source, gene_positions=gene_positions)
+    return CountMatrix(genes.counts, barcodes, genes.names, genes.ids)
+
+
+def _dataset(group: h5py.Group, key: str, path: Path) -> np.ndarray:
+    if not isinstance(group.get(key), h5py.Dataset):
+        raise InputError(f"{path}: not a 10x matrix (no dataset {group.name}/{key})")
+    return np.asarray(group[key][()])
+
+
+def _names(group: h5py.Group, key: str, path: Path) -> np.ndarray:
+    """Return a list of names; those that are no UTF-8 or would break a line of text are refused."""
+    values = _dataset(group, key, path)
+    if values.ndim != 1:
+        raise InputError(f"{path}: {group.name}/{key} is no list of names")
+    names = []
+    for place, value in enumerate(values):
+        try:
+            name = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        except UnicodeDecodeError:
+            raise InputError(
+                f"{path}: entry {place + 1} of {group.name}/{key} is not UTF-8 ({value!r}): the "
+                "file is damaged, or was written with another encoding"
+            ) from None
+        if _CONTROL.search(name):
+            raise InputError(
+                f"{path}: entry {place + 1} of {group.name}/{key} holds a control character "
+                f"({name[:60]!r}): the file is damaged"
+            )
+        names.append(name)
+    return np.array(names, dtype=object)
+
+
+def _only_genome(file: h5py.File, path: Path) -> str:
+    """Return the group of the genome of a matrix of Cell Ranger 2, the human one of several."""
+    genomes = [
+        key for key in file if isinstance(file[key], h5py.Group) and "gene_names" in file[key]
+    ]
+    if not genomes:
+        groups = [key for key in file if isinstance(file[key], h5py.Group)]
+        raise InputError(
+            f"{path}: not a 10x matrix (no group 'matrix'; groups: {', '.join(groups) or 'none'})"
+        )
+    if len(genomes) == 1:
+        return genomes[0]
+    human = [key for key in genomes if re.match(r"GRCh|hg\d", key)]
+    if len(human) != 1:
+        raise InputError(
+            f"{path} holds the genomes {', '.join(genomes)}: give a matrix of one of them"
+        )
+    totals = {key: float(file[key]["data"][()].sum()) for key in genomes}
+    log.warning(
+        "%s: counts of several genomes; %s is analysed, left out: %s",
+        *(path, human[0]),
+        ", ".join(
+            f"{key} ({100 * totals[key] / max(sum(totals.values()), 1):.1f} % of all counts)"
+            for key in genomes
+            if key != human[0]
+        ),
+    )
+    return human[0]
+
+
+def _read_names(path: Path, what: str) -> pd.DataFrame:
+    """Return a table of names without a header, separated by tabs, all of it UTF-8."""
+    table = open_delimited(path, what=what, header=False, separators=("\t",), comments="none")
+    # Tools write UTF-8: what is none is damage, and no other encoding.
     with open_file(path, "rb") as handle:
-        return pd.read_csv(handle, **options)
+        for number, line in enumerate(handle, start=1):
+            try:
+                line.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                raise InputError(
+                    f"{path}, line {number}: {line.strip()[:60]!r} is not UTF-8: the file is damaged, "
+                    "or was written with another encoding"
+                ) from None
+    return table.text().reset_index(drop=True)
 
 
-def _expression_only(matrix: CountMatrix, kinds: np.ndarray | None) -> CountMatrix:
-    """Leave out antibodies and whatever else was counted beside genes."""
-    if kinds is None or (kinds == "Gene Expression").all():
-        return matrix
-    genes = kinds == "Gene Expression"
-    log.info("%d features that are not gene expression left out", int((~genes).sum()))
-    return CountMatrix(
-        sparse.csr_matrix(matrix.counts[:, np.flatnonzero(genes)]),
-        matrix.barcodes,
-        matrix.genes[genes],
-        matrix.gene_ids[genes],
-    )
+def _read_matrix_market(
+    path: Path, n_features: int, n_barcodes: int, folder: Path
+) -> sparse.csr_matrix:
+    """Return a Matrix Market file as spots x features; its header is held against names and bytes."""
+    with given_file(path, "a Matrix Market file"):
+        with open_file(path, "rb") as handle:
+            n_rows, n_columns, n_entries = _matrix_market_header(path, handle.readline)
+        if (n_rows, n_columns) != (n_features, n_barcodes):
+            turned = " (rows and columns are turned: transpose it)" * (
+                (n_columns, n_rows) == (n_features, n_barcodes)
+            )
+            raise InputError(
+                f"{folder}: the matrix is {n_rows} genes x {n_columns} spots, but {n_features} "
+                f"features and {n_barcodes} barcodes are named; a file is cut short{turned}"
+            )
+        n_bytes = os.path.getsize(path) * (_MOST_EXPANSION if is_gzip(path) else 1)
+        if n_entries > n_rows * n_columns or n_entries * _LEAST_ENTRY > n_bytes + 16:
+            raise InputError(
+                f"{path}: its header tells of {n_entries} entries, more than the matrix of {n_rows} x "
+                f"{n_columns} or the file of {os.path.getsize(path)} bytes can hold; it is damaged"
+            )
+        with open_file(path, "rb") as handle:
+            entries = sparse.coo_matrix(io.mmread(handle))
+    if entries.nnz != n_entries:
+        raise InputError(f"{path}: {entries.nnz} entries, but its header tells of {n_entries}")
+    place = entries.row.astype(np.int64) * n_columns + entries.col
+    if len(np.unique(place)) < len(place):
+        raise InputError(f"{path}: one place of the matrix is given twice; the file is damaged")
+    matrix = sparse.csr_matrix(entries.T)
+    matrix.check_format(full_check=True)
+    return matrix
 
 
-def _text(values: Iterable[Any]) -> np.ndarray:
-    return np.array(
-        [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values], dtype=object
-    )
+def _matrix_market_header(path: Path, readline: Callable[[int], bytes]) -> tuple[int, int, int]:
+    """Return rows, columns and entries of a matrix of counts."""
+    words = readline(_MOST_HEADER).decode("latin-1").lower().split()
+    if words[:2] != ["%%matrixmarket", "matrix"] or len(words) != 5:
+        raise InputError(f"{path}: no Matrix Market file (line 1 must begin with %%MatrixMarket)")
+    read = len(" ".join(words))
+    line = b"%"
+    while line.startswith(b"%") or (line and not line.strip()):
+        line = readline(_MOST_HEADER)
+        read += len(line)
+        if read > _MOST_HEADER:
+            raise InputError(f"{path}: more than {_MOST_HEADER} bytes of comments; it is damaged")
+    sizes = line.split()
+    if len(sizes) != 3 or not all(size.isdigit() for size in sizes):
+        raise InputError(
+            f"{path}: {line.strip()[:60]!r} is no size of a matrix (rows columns entries)"
+        )
+    n_rows, n_columns, n_entries = (int(size) for size in sizes)
+    # R writes a matrix without entries as pattern symmetric.
+    form, kind, symmetry = words[2:]
+    if form != "coordinate" or (
+        n_entries and (kind not in ("integer", "real") or symmetry != "general")
+    ):
+        raise InputError(
+            f"{path}: a matrix of {form} {kind} {symmetry}; counts must be coordinate integer general"
+        )
+    return n_rows, n_columns, n_entries

@@ -40,7 +40,7 @@ def given_features(wildcards):
 
 
 def section_counts(wildcards):
-    """Return the counts of {slide} and, for legacy ST tables, the positions of its spots."""
+    """Return the counts of {slide}, for legacy ST tables the positions of its spots, and of genes."""
     row = slide_row(wildcards)
     if row["counts"].startswith("data/simulated/"):
         folder = row["counts"]
@@ -50,7 +50,12 @@ def section_counts(wildcards):
             "scalefactors": f"{folder}/spatial/scalefactors_json.json",
             "hires": f"{folder}/spatial/tissue_hires_image.png",
         }
-    given = {"counts": row["counts"], "positions": row["positions"]}
+    given = {
+        "counts": row["counts"],
+        "positions": row["positions"],
+        # They know the symbols of genes that go by Ensembl ids.
+        "gene_positions": GENE_POSITIONS,
+    }
     return {name: path for name, path in given.items() if path}
 
 

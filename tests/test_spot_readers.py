@@ -244,7 +244,7 @@ def test_a_legacy_table_of_genes_by_spots_is_turned(tmp_path):
     ("text", "complaint"),
     [
         ("barcode,in_tissue\nA,1\n", "expected barcode, in_tissue"),
-        ("x\ty\tpixel_x\tpixel_y\n1\t1\t5\tfar\n", "row 1, column y_px holds 'far'"),
+        ("x\ty\tpixel_x\tpixel_y\n1\t1\t5\tfar\n", "line 2, column y_px holds 'far'"),
         ("x\ty\tpixel_x\tpixel_y\n1\t1\t5\t5\n1\t1\t6\t6\n", "1x1 is listed more than once"),
         ("", "empty"),
     ],

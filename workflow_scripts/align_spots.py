@@ -28,6 +28,7 @@ with job_log(snakemake.log[0]) as log:
         snakemake.input.counts,
         positions=snakemake.input.get("positions"),
         pitch_um=lattice.pitch_um,
+        gene_positions=snakemake.input.get("gene_positions"),
     )
     # Snakemake deletes the outputs of a job that fails, but not what lies beside its log.
     beside_log = Path(snakemake.log[0]).with_suffix(".png")

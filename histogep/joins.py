@@ -1,0 +1,183 @@
+"""Joins of two files by name or place: what share matched, and what would explain the rest.
+
+A join that finds little is the commonest way to a wrong answer without a word: barcodes with another
+suffix, coordinates of a smaller image, ids of another section. So the share is always logged; below
+a half it is warned of, and near nothing is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from histogep.jobs import InputError
+
+log = logging.getLogger(__name__)
+
+#: Share below which a join is warned of, and share below which it is refused.
+HALF, NEAR_NOTHING = 0.5, 0.1
+_ST_NAME = re.compile(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)")
+_SEQUENCE = re.compile(r"[ACGTN]{10,}")
+#: Factors between the pixels of one image and those of a copy of it.
+_FACTORS = tuple(2.0**power for power in range(1, 9))
+
+
+def judge_join(
+    what: str,
+    found: int,
+    total: int,
+    *,
+    explain: Callable[[], str] = lambda: "",
+    error: type[InputError] = InputError,
+) -> str:
+    """Log the share of a join; warn below a half, refuse near nothing.
+
+    Parameters
+    ----------
+    what
+        The join as a clause: "spots of a.csv that are among those of b.h5".
+    found, total
+        How many matched, and of how many.
+    explain
+        Returns what would explain a low share, "" if nothing does; called for low shares only.
+    error
+        What is raised.
+
+    Returns
+    -------
+    str
+        The sentence that was logged.
+    """
+    share = found / total if total else 0.0
+    said = f"{found} of {total} {what} ({share:.0%})"
+    if share >= HALF:
+        log.info("%s", said)
+        return said
+    reason = explain()
+    said += f"; {reason}" if reason else ""
+    if share < NEAR_NOTHING:
+        raise error(f"only {said}")
+    log.warning("only %s", said)
+    return said
+
+
+def explain_names(given: Iterable[str], known: Iterable[str]) -> str:
+    """Return a clause on how names of one file would match those of another, and examples of both.
+
+    Parameters
+    ----------
+    given, known
+        Names of spots (barcodes, or XxY of legacy ST).
+    """
+    given, known = [str(name) for name in given], [str(name) for name in known]
+    there = set(known)
+    best, reason = sum(name in there for name in given), ""
+    for how, change, change_known in _CHANGES:
+        targets = {change_known(name) for name in known} if change_known else there
+        n = len({change(name) for name in given} & (targets - {""}))
+        if n > max(2 * best, best + 2, len(given) // 4):
+            best, reason = n, how
+    examples = f"one names {', '.join(given[:3])}, the other {', '.join(known[:3])}"
+    if reason:
+        return f"{examples}; {reason} {best} would match: change the names in one of the files"
+    return f"{examples}; both files must be of the same section"
+
+
+def round_st_names(names: Iterable[str]) -> np.ndarray | None:
+    """Return names such as 9.98x13.02 as 10x13; None if they are not all of that kind.
+
+    Places of legacy ST arrays are refined on the image; their names then are not whole.
+
+    Raises
+    ------
+    InputError
+        Two spots would have one name.
+    """
+    found = [_ST_NAME.fullmatch(str(name)) for name in names]
+    if not found or not all(found):
+        return None
+    rounded = np.array(
+        [f"{round(float(match[1]))}x{round(float(match[2]))}" for match in found], dtype=object
+    )
+    if len(set(rounded)) < len(rounded):
+        seen: dict[str, str] = {}
+        for match, name in zip(found, rounded, strict=True):
+            if name in seen:
+                raise InputError(
+                    f"spots {seen[name]} and {match[0]} both lie nearest to {name} of the array: their "
+                    "places are no array coordinates"
+                )
+            seen[name] = match[0]
+    return rounded
+
+
+def explain_scale(
+    count: Callable[[float], int], total: int, known: dict[str, float]
+) -> tuple[float, str, int]:
+    """Return the factor by which coordinates would match best, what it is, and how many would.
+
+    Parameters
+    ----------
+    count
+        Returns how many match with coordinates times a factor.
+    total
+        How many could.
+    known
+        Factors with a meaning, by name: {"um to px": 2.0}.
+
+    Returns
+    -------
+    tuple
+        (1, "", n) if no factor is much better than none.
+    """
+    base = count(1.0)
+    tries = {name: factor for name, factor in known.items() if factor and abs(factor - 1) > 0.01}
+    tries |= {f"an image of 1/{factor:g} of the size": factor for factor in _FACTORS}
+    tries |= {f"an image of {factor:g} times the size": 1 / factor for factor in _FACTORS}
+    found = {name: count(factor) for name, factor in tries.items()}
+    name = max(found, key=found.get)
+    if found[name] < max(2 * base, base + 0.1 * total):
+        return 1.0, "", base
+    return tries[name], name, found[name]
+
+
+def _sequence(name: str) -> str:
+    match = _SEQUENCE.search(name.upper())
+    return match[0] if match else ""
+
+
+def _swapped(name: str) -> str:
+    match = _ST_NAME.fullmatch(name)
+    return f"{match[2]}x{match[1]}" if match else ""
+
+
+def _rounded(name: str) -> str:
+    match = _ST_NAME.fullmatch(name.removeprefix("X"))
+    return f"{round(float(match[1]))}x{round(float(match[2]))}" if match else ""
+
+
+def _st_style(name: str) -> str:
+    match = re.fullmatch(r"X?(\d+)[x_,:.\- ](\d+)", name)
+    return f"{match[1]}x{match[2]}" if match else ""
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"-\d+$", "", name)
+
+
+#: What is done to the names of one file, and to those of the other (None: nothing).
+_CHANGES: tuple[tuple[str, Callable[[str], str], Callable[[str], str] | None], ...] = (
+    ("without the suffix -1 that one has and the other has not", _bare, _bare),
+    ("with - in place of .", lambda name: name.replace(".", "-"), lambda n: n.replace(".", "-")),
+    ("in upper case", str.upper, str.upper),
+    ("with x and y swapped", _swapped, None),
+    ("with the coordinates rounded", _rounded, _rounded),
+    ("written as XxY", _st_style, _st_style),
+    (
+        "by the letters of the barcode alone (without what stands before and after)",
+        *2 * (_sequence,),
+    ),
+)
