@@ -680,7 +680,8 @@ def _separator(data: bytes, starts: np.ndarray, ends: np.ndarray, separators: Se
         re.sub(rb'"[^"]*"', b"", data[start:end])
         for start, end in zip(starts[:50], ends[:50], strict=True)
     ]
-    header, rows = lines[0], [line for line in lines[1:] if line.strip()]
+    # A tab between two quoted cells is all that is left of a row.
+    header, rows = lines[0], [line for line in lines[1:] if line.strip(b" ")]
     there = [s for s in separators if s.encode() in header]
     if not there:
         # R's write.table of one column with row names: its header has no separator.

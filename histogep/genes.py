@@ -7,8 +7,7 @@ nearest neighbours, as in R's spdep. The panel of a fold comes from its own sect
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,9 @@ import pandas as pd
 from scipy import sparse, stats
 from scipy.spatial import cKDTree
 
+from histogep.gene_names import are_excluded, report_empty_patterns, why_absent
 from histogep.jobs import InputError
+from histogep.joins import HALF, NEAR_NOTHING
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +195,64 @@ def panel_slides(folds: pd.DataFrame, fold: str) -> tuple[list[str], list[str]]:
     return sorted(rows["slide"]), sorted(set(rows["patient"]))
 
 
+def share_genes(genes: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the genes that all sections measure, sorted; name the sections that cost most of them.
+
+    Parameters
+    ----------
+    genes
+        Genes of each section.
+
+    Raises
+    ------
+    InputError
+        Hardly any gene is measured in all sections.
+    """
+    sets = {slide: set(names) for slide, names in genes.items()}
+    shared = sorted(set.intersection(*sets.values()))
+    log.info(
+        "%d genes are measured in all of %d sections, which have %d to %d",
+        *(len(shared), len(sets), min(map(len, sets.values())), max(map(len, sets.values()))),
+    )
+    problems = []
+    count = pd.Series([name for names in sets.values() for name in names]).value_counts()
+    usual = set(count.index[count > len(sets) / 2])
+    for slide, names in sets.items():
+        others = [other for name, other in sets.items() if name != slide]
+        without = len(set.intersection(*others)) if others else len(shared)
+        found = len(names & usual)
+        if found < HALF * len(usual) or len(shared) < HALF * without:
+            problems.append(
+                f"section {slide} has {found} of the {len(usual)} genes that most sections have "
+                f"({without} would be shared without it, {len(shared)} with it); it names "
+                f"{', '.join(sorted(names)[:3])}; {why_absent(sorted(names), usual)}"
+            )
+    if len(shared) < NEAR_NOTHING * min(map(len, sets.values())) or not shared:
+        what = f"only {len(shared)} genes are" if shared else "no gene is"
+        examples = "; ".join(
+            f"{s} names {', '.join(sorted(n)[:3])}" for s, n in [*sets.items()][:4]
+        )
+        raise InputError(
+            f"{what} measured in all sections; do their tables use the same gene symbols? "
+            f"{'; '.join(problems[:4]) or examples}"
+        )
+    for problem in problems:
+        log.warning("genes are lost: %s", problem)
+    return shared
+
+
+def _report_markers(genes: Sequence[str], markers: pd.DataFrame) -> None:
+    """Warn when the sections hold few of the lineage markers, with the likely reason."""
+    wanted = markers["gene"].drop_duplicates()
+    found = int(wanted.isin(genes).sum())
+    low = found < HALF * len(wanted)
+    log.log(
+        logging.WARNING if low else logging.INFO,
+        "%d of %d lineage markers are measured in all sections%s",
+        *(found, len(wanted), f"; {why_absent(list(genes), wanted)}" if low else ""),
+    )
+
+
 def choose_panel(
     scores: Mapping[str, pd.DataFrame], markers: pd.DataFrame, settings: Mapping[str, Any]
 ) -> pd.DataFrame:
@@ -219,22 +278,19 @@ def choose_panel(
     Raises
     ------
     InputError
-        If no gene is measured in all sections.
+        If hardly any gene is measured in all sections.
     """
     if not scores:
         raise InputError("no section to choose genes from")
     tables = [scores[slide].set_index("gene") for slide in sorted(scores)]
-    shared = tables[0].index
-    for table in tables[1:]:
-        shared = shared.intersection(table.index)
-    exclude = [re.compile(pattern) for pattern in settings["exclude"]]
-    shared = pd.Index(
-        sorted(gene for gene in shared if not any(p.search(gene) for p in exclude)), name="gene"
-    )
+    shared = share_genes({slide: scores[slide]["gene"] for slide in sorted(scores)})
+    report_empty_patterns(shared, settings["exclude"], setting="genes.exclude")
+    if settings["markers"]:
+        _report_markers(shared, markers)
+    excluded = are_excluded(shared, settings["exclude"])
+    shared = pd.Index(np.array(shared, dtype=object)[~excluded], name="gene")
     if shared.empty:
-        raise InputError(
-            "no gene is measured in all sections; do their tables use the same gene symbols?"
-        )
+        raise InputError("genes.exclude leaves no gene that is measured in all sections")
     stacked = {
         column: np.column_stack([table.loc[shared, column] for table in tables])
         for column in ("moran_i", "p", "mean", "variance", "detected")

@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 HALF, NEAR_NOTHING = 0.5, 0.1
 _ST_NAME = re.compile(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)")
 _SEQUENCE = re.compile(r"[ACGTN]{10,}")
-#: Factors between the pixels of one image and those of a copy of it.
-_FACTORS = tuple(2.0**power for power in range(1, 9))
 
 
 def judge_join(
@@ -112,36 +110,6 @@ def round_st_names(names: Iterable[str]) -> np.ndarray | None:
                 )
             seen[name] = match[0]
     return rounded
-
-
-def explain_scale(
-    count: Callable[[float], int], total: int, known: dict[str, float]
-) -> tuple[float, str, int]:
-    """Return the factor by which coordinates would match best, what it is, and how many would.
-
-    Parameters
-    ----------
-    count
-        Returns how many match with coordinates times a factor.
-    total
-        How many could.
-    known
-        Factors with a meaning, by name: {"um to px": 2.0}.
-
-    Returns
-    -------
-    tuple
-        (1, "", n) if no factor is much better than none.
-    """
-    base = count(1.0)
-    tries = {name: factor for name, factor in known.items() if factor and abs(factor - 1) > 0.01}
-    tries |= {f"an image of 1/{factor:g} of the size": factor for factor in _FACTORS}
-    tries |= {f"an image of {factor:g} times the size": 1 / factor for factor in _FACTORS}
-    found = {name: count(factor) for name, factor in tries.items()}
-    name = max(found, key=found.get)
-    if found[name] < max(2 * base, base + 0.1 * total):
-        return 1.0, "", base
-    return tries[name], name, found[name]
 
 
 def _sequence(name: str) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from histogep.cnv import infer_profiles
+from histogep.delimited import open_delimited
 from histogep.jobs import InputError
+from histogep.joins import HALF, explain_names, judge_join
 from histogep.lattice import Lattice
 from histogep.mixtures import fit_mixture
 from histogep.normalise import log_cp10k
@@ -107,8 +107,13 @@ def label_annotated(
         )
     label = map_texts(texts, settings, path=path)
     barcodes = spots.obs_names.to_numpy(dtype=object)
+    join = f"{found.sum()} of {len(barcodes)} spots are annotated by {path.name}"
+    if polygons:
+        log.info("%s", join)
+    else:
+        join = _judge_annotation(texts.index, barcodes, path)
     label = label.reindex(barcodes).fillna("undetermined").to_numpy(dtype=object)
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "barcode": barcodes,
             "label": label,
@@ -118,6 +123,28 @@ def label_annotated(
             "ranked": "",
         }
     )
+    # For the figure: which share of the spots and of the file it stands on.
+    table.attrs["join"] = join
+    return table
+
+
+def _judge_annotation(given: pd.Index, barcodes: np.ndarray, path: Path) -> str:
+    """Return what share of a table of annotated spots and of the spots matched; refuse hardly any.
+
+    A table may name more spots than are left of a section, or only a part of them: the larger of
+    the two shares tells whether both are of the same section.
+    """
+    n = int(given.isin(barcodes).sum())
+    total, what = min(
+        (len(given), f"spots of {path} are among the spots of the section"),
+        (len(barcodes), f"spots of the section are annotated by {path}"),
+    )
+    said = judge_join(what, n, total, explain=lambda: explain_names(given, barcodes))
+    if n < HALF * len(barcodes) and total != len(barcodes):
+        log.warning(
+            "%s annotates %d of %d spots: the others are undetermined", path, n, len(barcodes)
+        )
+    return said
 
 
 def map_texts(
@@ -145,37 +172,16 @@ def map_texts(
     return label
 
 
-def _read_spot_table(path: Path) -> pd.DataFrame:
-    """Return a table as text; its first lines, not its name, tell tabs, commas or semicolons.
-
-    A tab anywhere settles it, as labels may hold commas; what stands in quotes separates nothing.
-    """
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as lines:
-            # Two: with row names and one column, the header of R's write.table has no separator.
-            head = lines.readline() + lines.readline()
-        bare = re.sub('"[^"]*"', "", head)
-        separator = "\t" if "\t" in bare else max(",;", key=bare.count)
-        separator = separator if separator in bare else None
-        if separator is None:
-            raise InputError(
-                f"{path}, line 1: {head.splitlines()[:1]} has no tab, comma or semicolon, so no "
-                "column of labels beside that of the spots; separate the columns by tabs"
-            )
-        return pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise InputError(f"{path} cannot be read as a table of annotated spots: {error}") from None
-
-
 def read_annotation(path: str | Path) -> pd.Series:
     """Return the text of each annotated spot (index barcode) of a table."""
     path = Path(path)
-    table = _read_spot_table(path)
-    if not isinstance(table.index, pd.RangeIndex):  # row names of R's write.table
-        table = table.rename_axis("").reset_index()
+    read = open_delimited(path, what="a table of annotated spots", row_names=True)
+    if len(read.columns) < 2:
+        raise InputError(
+            f"{path}, line {read.header_line}: {', '.join(map(repr, read.names))} has no tab, comma or "
+            "semicolon, so no column of labels beside that of the spots; separate the columns by tabs"
+        )
+    table = read.text(strip=False).reset_index(drop=True)
     columns = {column.strip().lower(): column for column in table.columns}
     nameless = {"", "unnamed: 0"} & set(columns)  # row names of R's write.csv
     if nameless and not ({"barcode"} <= set(columns) or {"x", "y"} <= set(columns)):

@@ -266,3 +266,57 @@ def test_honest_panels_never_see_the_held_out_section_and_hist_ones_do():
     assert panel_slides(folds, "hist-1") == (["s1", "s2"], ["a", "b"])
     with pytest.raises(InputError, match="no fold"):
         panel_slides(folds, "honest-9")
+
+
+def _sections(**genes):
+    rng = np.random.default_rng(0)
+    tables = {}
+    for slide, names in genes.items():
+        table = pd.DataFrame({"gene": names, "moran_i": rng.random(len(names)), "p": 1e-5})
+        tables[slide] = table.assign(fdr=0.5, mean=1.0, variance=1.0, detected=1.0)
+    return tables
+
+
+def test_a_section_that_costs_most_of_the_genes_is_named_before_they_are_lost(caplog):
+    names = [f"GENE{i}" for i in range(100)]
+    tables = _sections(s1=names, s2=names, s3=names[:30], s4=names)
+    panel = choose_panel(tables, MARKERS, {**SETTINGS, "wide_max_genes": 200})
+    assert len(panel) == 30
+    assert "section s3 has 30 of the 100 genes that most sections have" in caplog.text
+    assert "(100 would be shared without it, 30 with it)" in caplog.text
+    assert "section s1" not in caplog.text
+    assert "if case were ignored" not in caplog.text
+    caplog.clear()
+    choose_panel(_sections(s1=names, s2=names[10:]), MARKERS, SETTINGS)
+    assert "genes are lost" not in caplog.text
+
+
+def test_sections_whose_genes_go_by_other_names_are_refused_with_the_reason():
+    names = [f"GENE{i}" for i in range(100)]
+    ids = [f"ENSG{i:011d}" for i in range(100)]
+    with pytest.raises(InputError, match=r"no gene is .*section s3 has 0 of the 100.*Ensembl ids"):
+        choose_panel(_sections(s1=names, s2=names, s3=ids, s4=ids, s5=names), MARKERS, SETTINGS)
+    mouse = [name.capitalize() for name in names]
+    with pytest.raises(InputError, match="section s2 .*99 would be found if case were ignored"):
+        choose_panel(_sections(s1=names, s2=[*mouse, "GENE1"], s3=names), MARKERS, SETTINGS)
+
+
+def test_patterns_and_markers_that_hit_nothing_are_reported(caplog):
+    ids = [f"ENSG{i:011d}" for i in range(100)]
+    settings = {**SETTINGS, "exclude": ["^RP[SL]", "^MT-", "^ENSG0+7$"]}
+    settings["wide_max_genes"] = 200
+    panel = choose_panel(_sections(s1=ids, s2=ids), MARKERS, settings)
+    assert len(panel) == 99
+    assert "genes.exclude: the pattern ^RP[SL] finds none of 100 genes" in caplog.text
+    assert "^ENSG0+7$" not in caplog.text
+    assert (
+        "0 of 1 lineage markers are measured in all sections; the genes go by Ensembl"
+        in caplog.text
+    )
+
+
+def test_ribosomes_of_mice_are_left_out_like_those_of_men(caplog):
+    names = ["Rpl3", "Rps6", "mt-Nd1", "Trp53", "Cd3d"]
+    panel = choose_panel(_sections(s1=names, s2=names), MARKERS, SETTINGS)
+    assert set(panel["gene"]) == {"Trp53", "Cd3d"}
+    assert "finds none" not in caplog.text

@@ -1,6 +1,7 @@
 """Spots on their slide, against sections whose places are known."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import anndata
@@ -262,3 +263,53 @@ def test_what_is_no_raw_count_is_refused(value):
         InputError, match=f"1 values .*such as {re.escape(f'{value:g}')}; give raw counts"
     ):
         _align(RawSection(**(raw.__dict__ | {"counts": counts})))
+
+
+HIRES = {"tissue_hires_scalef": 0.1, "tissue_lowres_scalef": 0.03}
+
+
+def _full_resolution(*, scale=0.1, **changes):
+    """Return the section in pixels of an image 1 / `scale` times as large as the slide."""
+    raw = _raw(**changes)
+    table = raw.table.assign(x_px=raw.table["x_px"] / scale, y_px=raw.table["y_px"] / scale)
+    return replace(raw, table=table, scales=HIRES, spot_px=27.5 / scale)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.03])
+def test_on_space_rangers_smaller_image_its_scale_factor_is_used(scale, caplog):
+    small = SimpleNamespace(slide="S1", mpp=MPP, width_px=800, height_px=600, read=FakeSlide().read)
+    raw = _full_resolution(scale=scale)
+    spots = align_spots(raw, small, EVERYWHERE, lattice=VISIUM, settings=SETTINGS)
+    check_alignment(spots, small, EVERYWHERE, min_on_tissue=0.8)
+    np.testing.assert_allclose(spots.obsm["spatial"], _raw().table[["x_px", "y_px"]])
+    image = "tissue_hires_image.png" if scale == 0.1 else "tissue_lowres_image.png"
+    assert f"the image is Space Ranger's {image}" in spots.uns["joins"]
+    assert "tiles are enlarged" in caplog.text
+    assert spots.uns["mpp_estimates"]["spots"] == pytest.approx(MPP, rel=1e-6)
+    assert spots.uns["spatial"]["S1"]["scalefactors"]["spot_diameter_fullres"] == pytest.approx(
+        27.5
+    )
+
+
+def test_the_pixel_size_of_the_full_image_is_refused_for_the_smaller_one():
+    small = SimpleNamespace(slide="S1", mpp=0.2, width_px=800, height_px=600, read=FakeSlide().read)
+    spots = align_spots(_full_resolution(), small, EVERYWHERE, lattice=VISIUM, settings=SETTINGS)
+    with pytest.raises(
+        InputError, match=r"it has 0.2 um per px, .* it has 2: set .*mpp in the slide"
+    ):
+        check_alignment(spots, small, EVERYWHERE, min_on_tissue=0.8)
+
+
+def test_the_full_image_is_never_scaled():
+    large = SimpleNamespace(
+        slide="S1", mpp=0.2, width_px=8000, height_px=6000, read=FakeSlide().read
+    )
+    raw = _full_resolution()
+    spots = align_spots(raw, large, EVERYWHERE, lattice=VISIUM, settings=SETTINGS)
+    np.testing.assert_array_equal(spots.obsm["spatial"], raw.table[["x_px", "y_px"]])
+    # An image of another section, into the corner of which everything would fit.
+    other = SimpleNamespace(slide="S1", mpp=2, width_px=4000, height_px=3500, read=FakeSlide().read)
+    raw = replace(raw, scales={"tissue_hires_scalef": 0.05})
+    spots = align_spots(raw, other, EVERYWHERE, lattice=VISIUM, settings=SETTINGS)
+    with pytest.raises(InputError, match="lie outside the image"):
+        check_alignment(spots, other, EVERYWHERE, min_on_tissue=0.8)

@@ -74,6 +74,43 @@ def test_table_is_joined_by_barcode_and_mapped(tmp_path):
     assert set(labels["ranked"]) == {""}
 
 
+def test_the_share_of_an_annotation_that_matched_is_said_and_hardly_any_is_refused(
+    tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    spots, _ = _spots()
+    path = tmp_path / "a.csv"
+
+    def label(names):
+        _write(path, "Barcode,label\n" + "".join(f"{name},Tumor\n" for name in names))
+        caplog.clear()
+        labels = tumour.label_annotated(spots, path, TEXTS)
+        return labels.attrs["join"], [r.levelname for r in caplog.records]
+
+    said, levels = label(spots.obs_names)
+    assert said == f"64 of 64 spots of {path} are among the spots of the section (100%)"
+    assert levels == ["INFO"]
+    # A part of the section, and a table of many sections: said, not refused.
+    said, levels = label(spots.obs_names[:20])
+    assert "20 of 20 spots" in said
+    assert levels == ["INFO", "WARNING"]
+    said, levels = label([*spots.obs_names, *(f"A{i}-1" for i in range(900))])
+    assert "64 of 64 spots of the section are annotated" in said
+    said, levels = label([*spots.obs_names[:20], *(f"A{i}-1" for i in range(80))])
+    assert said.startswith("20 of 64")
+    assert levels == ["WARNING"]
+    with pytest.raises(InputError, match=r"only 1 of 64 spots of the section are annotated"):
+        label([spots.obs_names[0], *(f"A{i}-1" for i in range(400))])
+    with pytest.raises(InputError, match="with the coordinates rounded 64 would match"):
+        label(["0x0", *(f"{name}.02" for name in spots.obs_names)])
+    spots.obs_names = [
+        f"AAACGTACGTAC{'ACGT'[i % 4]}{'ACGT'[i // 4 % 4]}{'ACGT'[i // 16]}T-1" for i in range(64)
+    ]
+    bare = [name.removesuffix("-1") for name in spots.obs_names]
+    with pytest.raises(InputError, match="without the suffix -1 that one has .* would match"):
+        label([spots.obs_names[0], *bare[1:]])
+
+
 def test_loupe_categories_and_rounded_coordinates(tmp_path):
     loupe = _write(tmp_path / "a.csv", "Barcode,Region\n0x0,stroma\n1x1,Tumor\n")
     assert tumour.read_annotation(loupe).to_dict() == {"0x0": "stroma", "1x1": "Tumor"}
@@ -100,9 +137,12 @@ def test_the_separator_is_found_in_the_file_and_not_in_its_name(tmp_path, name, 
     ("content", "message"),
     [
         (b"barcode label\n0x0 Tumor\n", "'barcode label.*no tab, comma or semicolon"),
-        ("barcode\tlabel\n0x0\tTumor\n".encode("utf-16"), "cannot be read as a table"),
-        (b"", "no tab, comma or semicolon"),
-        (b"barcode,label\n0x0,a,b,Tumor,c\n1x0,x,y,z\n2x0,1,2,3,4,5,6,7\n", "cannot be read"),
+        ("barcode\tlabel\n0x0\tTumor\n".encode("utf-16-le"), "NUL byte"),
+        (b"", "is empty"),
+        (
+            b"barcode,label\n0x0,a,b,Tumor,c\n1x0,x,y,z\n2x0,1,2,3,4,5,6,7\n",
+            "do not fit its header",
+        ),
     ],
 )
 def test_a_file_that_is_no_table_of_annotations_is_refused(tmp_path, content, message):
