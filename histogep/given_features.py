@@ -82,29 +82,31 @@ def read_given(path: str | Path, *, slide: Slide, lattice: Lattice) -> GivenFeat
         values = np.squeeze(file["features"][()].astype(np.float32))
         corners = np.asarray(file["coords"][()], np.float64).reshape(-1, 2)
         attributes = dict(file["coords"].attrs)
-    if values.ndim != 2 or len(values) != len(corners) or len(values) < 2:
-        raise InputError(
-            f"{path}: features {values.shape} and coords {corners.shape} do not belong together"
-        )
-    if not np.isfinite(values).all():
-        raise InputError(f"{path}: some features are not finite: encode the slide again")
-    refuse_unfinished(values, path)
-    size = tuple(int(attributes.get(f"level0_{axis}", 0)) for axis in ("width", "height"))
-    if all(size) and size != (slide.width_px, slide.height_px):
-        raise InputError(
-            f"{path} was made on an image of {size[0]} x {size[1]} px, but slide {slide.slide} has "
-            f"{slide.width_px} x {slide.height_px}: give the features of this image"
-        )
-    side_px, source = _side_px(attributes, corners)
-    side_um = side_px * slide.mpp
-    if abs(side_um / lattice.tile_um - 1) > SIZE_TOLERANCE:
-        raise InputError(
-            f"{path}: its patches are {side_um:.4g} um wide ({side_px:g} level-0 px by the {source} "
-            f"x {slide.mpp:.4g} um), the tiles of the lattice {lattice.tile_um:g} um: make features "
-            "of patches of that size, or set lattice.tile_um and train on it"
-        )
-    patch_px = int(attributes.get("patch_size", round(side_px)))
-    return GivenFeatures(str(path), values, corners, side_px, patch_px)
+        if values.ndim != 2 or len(values) != len(corners) or len(values) < 2:
+            raise InputError(
+                f"{path}: features {values.shape} and coords {corners.shape} do not belong together"
+            )
+        if not np.isfinite(corners).all():
+            raise InputError(f"{path}: some coords are not finite: make the patches again")
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}: some features are not finite: encode the slide again")
+        refuse_unfinished(values, path)
+        size = tuple(int(attributes.get(f"level0_{axis}", 0)) for axis in ("width", "height"))
+        if all(size) and size != (slide.width_px, slide.height_px):
+            raise InputError(
+                f"{path} was made on an image of {size[0]} x {size[1]} px, but slide {slide.slide} has "
+                f"{slide.width_px} x {slide.height_px}: give the features of this image"
+            )
+        side_px, source = _side_px(attributes, corners)
+        side_um = side_px * slide.mpp
+        if not abs(side_um / lattice.tile_um - 1) <= SIZE_TOLERANCE:
+            raise InputError(
+                f"{path}: its patches are {side_um:.4g} um wide ({side_px:g} level-0 px by the {source} "
+                f"x {slide.mpp:.4g} um), the tiles of the lattice {lattice.tile_um:g} um: make features "
+                "of patches of that size, or set lattice.tile_um and train on it"
+            )
+        patch_px = int(attributes.get("patch_size", round(side_px)))
+        return GivenFeatures(str(path), values, corners, side_px, patch_px)
 
 
 def match_given(

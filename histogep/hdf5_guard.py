@@ -19,6 +19,7 @@ from pathlib import Path
 import h5py
 from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
+from histogep.delimited import refuse_special_files
 from histogep.files import given_file
 from histogep.jobs import InputError
 
@@ -69,6 +70,7 @@ def open_given(
     InputError
         The file is no HDF5, is damaged, or holds what `check_hdf5` refuses.
     """
+    refuse_special_files(path, error=error)
     with given_file(path, what, error=error), h5py.File(path, "r") as file:
         _walk(file, path, error)
         yield file

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import h5py
@@ -17,9 +18,12 @@ from scipy import sparse
 from histogep.given_features import read_given
 from histogep.hdf5_guard import check_hdf5, open_given
 from histogep.jobs import BadSlide, InputError
+from histogep.lattice import Lattice
 from histogep.spot_readers import read_section
 
 ROOT = Path(__file__).resolve().parents[1]
+SLIDE = SimpleNamespace(slide="S1", mpp=0.5, width_px=8000, height_px=6000)
+LATTICE = Lattice("square", 112, 112)
 VISIUM = ROOT.parent / "shared" / "data" / "visium"
 
 
@@ -205,6 +209,24 @@ def test_errors_of_the_reader_name_the_file_and_are_of_the_kind_wanted(tmp_path)
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"given\.h5: not readable"):
             check_hdf5(path)
+
+
+def test_pipes_and_folders_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.h5")
+    for path, message in ((tmp_path / "x.h5", "is a pipe"), (tmp_path, "is a folder")):
+        with pytest.raises(InputError, match=message):
+            check_hdf5(path)
+
+
+@pytest.mark.parametrize("value", ["wide", [1, 2], np.nan, h5py.Empty("f4")])
+@pytest.mark.parametrize("name", ["level0_width", "patch_size_level0", "patch_size"])
+def test_strange_attributes_of_features_are_refused_with_the_file(tmp_path, name, value):
+    path = tmp_path / "given.h5"
+    with h5py.File(path, "w") as file:
+        file["features"], file["coords"] = np.ones((5, 8)), np.arange(10.0).reshape(5, 2)
+        file["coords"].attrs.update({"patch_size": 224, name: value})
+    with pytest.raises(InputError, match=r"given\.h5"):
+        read_given(path, slide=SLIDE, lattice=LATTICE)
 
 
 def test_what_tools_write_is_let_through(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histogep.files import file_sha256, read_tsv, write_json, write_tsv
-from histogep.genes import choose_panel, panel_slides
+from histogep.genes import choose_panel, panel_slides, share_genes
 from histogep.jobs import job_log
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ with job_log(snakemake.log[0]) as log:
             "patients": patients,
             # Empty but for the paper's protocol, which chooses on its held-out sections too.
             "held_out_slides_used": sorted(held_out & set(slides)),
+            # What the sections cost: a gene that one lacks is lost for all.
+            "genes_measured": {slide: len(table) for slide, table in scores.items()},
+            "genes_shared": len(share_genes({slide: scores[slide]["gene"] for slide in slides})),
             "settings": dict(snakemake.params.genes),
             "sha256": {slide: file_sha256(tables[slide]) for slide in slides},
         },
