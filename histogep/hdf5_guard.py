@@ -4,48 +4,30 @@ HDF5 can keep the values of a dataset outside of the file: in another file at an
 machine (external storage), in another HDF5 file (external links, virtual datasets), or behind links
 of an unknown kind. What such a file "holds" is then what the reader's user may read, and a
 collaborator's matrix of counts would carry it into the results. It can also declare sizes that it
-does not hold, so that reading takes all memory. So every link, object and attribute is visited once,
-and the file is refused by the name of the first that is unsafe, before a value is read.
+does not hold, so that reading takes all memory; and where it is damaged the library that reads it may
+crash, or never return. So a process of its own (`histogep.hdf5_walk`) visits every link, object and
+attribute and reads all values once, and the file is refused by the name of the first that is unsafe.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
-from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
 from histogep.delimited import refuse_special_files
 from histogep.files import given_file
 from histogep.jobs import InputError
 
-#: Deflate, the filter that shrinks most of those that HDF5 has, makes at most 1,032 bytes of one.
-_MOST_EXPANSION = 1032
-#: Bytes that a file may declare beyond what it can hold: datasets never filled, index tables.
-_FREE_BYTES = 2**26
-#: Objects of one file; AnnData and 10x files have less than a few thousand.
-_MOST_OBJECTS = 100_000
-#: Rank of a dataset; tables and matrices have two dimensions, images three or four.
-_MOST_DIMENSIONS = 8
-#: Bytes of text that are held at once while lengths of strings are added up.
-_TEXT_BLOCK = 2**28
-_REWRITE = "ask for the file as its tool wrote it, or copy its values into a new file"
-_OUTSIDE = (
-    "takes its values from another file (external storage): they are not read; ask for a file that "
-    "holds its own values"
-)
-_LINKS = {
-    h5l.TYPE_EXTERNAL: "is a link to another file (external link): it is not followed; ask for a "
-    "file that holds its own values",
-    h5l.TYPE_SOFT: "is a soft link, which may lead anywhere: it is not followed; ask for a file "
-    "that holds its own values",
-}
-#: Bit of the message "external data files" in an object's header (HDF5 file format, 0x0007).
-_EXTERNAL_FILES = 1 << 7
+#: Seconds that the walk over a file may take: a constant part, and one for its bytes.
+_LEAST_SECONDS, _BYTES_PER_SECOND = 120, 2_000_000
 
 
 @contextlib.contextmanager
@@ -71,8 +53,8 @@ def open_given(
         The file is no HDF5, is damaged, or holds what `check_hdf5` refuses.
     """
     refuse_special_files(path, error=error)
+    _refuse_unsafe(path, what, error)
     with given_file(path, what, error=error), h5py.File(path, "r") as file:
-        _walk(file, path, error)
         yield file
 
 
@@ -93,171 +75,42 @@ def check_hdf5(path: str | Path, what: str = "", *, error: type[InputError] = In
     InputError
         With the file, the name of the object, and what is wrong with it.
     """
-    with open_given(path, what, error=error):
-        pass
+    refuse_special_files(path, error=error)
+    _refuse_unsafe(path, what, error)
 
 
-def _walk(file: h5py.File, path: str | Path, error: type[InputError]) -> None:
-    """Visit every link, object and attribute of a file once."""
-    n_bytes = os.path.getsize(path)
-    budget = _FREE_BYTES + _MOST_EXPANSION * n_bytes
-    own = h5o.get_info(file.id).fileno
-    seen, stack, texts, n_objects = set(), [("", h5o.open(file.id, b"/"))], [], 0
-
-    def refuse(name: str, problem: str) -> None:
-        raise error(f"{path}: {name or '/'} {problem}")
-
-    while stack:
-        name, node = stack.pop()
-        info = h5o.get_info(node)
-        if info.fileno != own:
-            refuse(name, _OUTSIDE)
-        n_objects += 1
-        if n_objects > _MOST_OBJECTS:
-            refuse(name, f"is one of more than {_MOST_OBJECTS} objects; no matrix has so many")
-        _check_attributes(node, name, n_bytes, refuse)
-        if isinstance(node, h5g.GroupID):
-            if info.addr in seen:
-                refuse(name, f"is a group that has another name too (a loop?); {_REWRITE}")
-            seen.add(info.addr)
-            for link in _names_of_links(node):
-                child = f"{name}/{_decode(link, name, refuse)}"
-                kind = node.links.get_info(link).type
-                if kind != h5l.TYPE_HARD:
-                    refuse(child, _LINKS.get(kind, f"is a user-defined link; {_REWRITE}"))
-                if _header_says_external(node, link):
-                    refuse(child, _OUTSIDE)
-                stack.append((child, h5o.open(node, link)))
-        elif isinstance(node, h5d.DatasetID):
-            budget -= _declared_bytes(node, name, refuse)
-            if budget < 0:
-                refuse(
-                    name,
-                    f"declares {node.shape} values, more than the {n_bytes} bytes of the whole file "
-                    f"can hold; it is damaged, or made to fill the memory. {_REWRITE}",
-                )
-            if _is_text(node.get_type()):
-                texts.append((name, node))
-        elif not isinstance(node, h5t.TypeID):
-            refuse(name, f"is neither a group, a dataset nor a type; {_REWRITE}")
-    for name, node in texts:
-        _check_text(node, name, n_bytes, refuse)
-
-
-def _names_of_links(group: h5g.GroupID) -> list[bytes]:
-    names: list[bytes] = []
-    group.links.iterate(lambda name: names.append(bytes(name)))
-    return names
-
-
-def _header_says_external(group: h5g.GroupID, link: bytes) -> bool:
-    """Return whether an object keeps its values in other files, without opening it."""
-    return bool(h5o.get_info(group, link).hdr.mesg.present & _EXTERNAL_FILES)
-
-
-def _decode(name: bytes, group: str, refuse) -> str:
+def _refuse_unsafe(path: str | Path, what: str, error: type[InputError]) -> None:
+    """Walk over a file in a process of its own."""
+    root = str(Path(__file__).resolve().parents[1])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    limit = _LEAST_SECONDS + os.path.getsize(path) / _BYTES_PER_SECOND
+    as_what = f" as {what}" if what else ""
     try:
-        return name.decode("utf-8")
-    except UnicodeDecodeError:
-        refuse(group, f"holds a name that is not UTF-8 ({name!r}); {_REWRITE}")
-
-
-def _check_attributes(node, name: str, n_bytes: int, refuse) -> None:
-    """Refuse attributes that refer to other files or are larger than the file."""
-    for index in range(h5a.get_num_attrs(node)):
-        attribute = h5a.open(node, index=index)
-        label = f"{name}@{_decode(attribute.name, name, refuse)}"
-        if _refers_elsewhere(attribute.get_type()):
-            refuse(label, f"is a reference that may lead to another file; {_REWRITE}")
-        size = math.prod(attribute.shape) * attribute.get_type().get_size()
-        if size > n_bytes:
-            refuse(label, f"declares {size} bytes, more than the file has; it is damaged")
-
-
-def _declared_bytes(dataset: h5d.DatasetID, name: str, refuse) -> int:
-    """Return the bytes of a dataset once read, after a look at where its values lie."""
-    plan = dataset.get_create_plist()
-    if plan.get_layout() == h5d.VIRTUAL:
-        refuse(name, _OUTSIDE.replace("external storage", "virtual dataset"))
-    if plan.get_external_count():
-        refuse(name, _OUTSIDE)
-    kind = dataset.get_type()
-    if _refers_elsewhere(kind):
-        refuse(name, f"holds references that may lead to another file; {_REWRITE}")
-    for index in range(plan.get_nfilters()):
-        code, flags, _, label = plan.get_filter(index)
-        if not h5z.filter_avail(code):
-            refuse(
-                name,
-                f"is compressed with filter {code} ({label.decode('utf-8', 'replace')}), which is "
-                "not installed: write the file again with gzip or without compression",
-            )
-    if dataset.get_space().get_simple_extent_type() == h5s.NULL:
-        return 0
-    shape = dataset.shape
-    if len(shape) > _MOST_DIMENSIONS:
-        refuse(name, f"has {len(shape)} dimensions; {_REWRITE}")
-    size = math.prod(shape) * kind.get_size()
-    # A string of any length is 16 bytes in its dataset; the letters lie elsewhere in the file.
-    if size > _FREE_BYTES + _MOST_EXPANSION * dataset.get_storage_size():
-        refuse(
-            name,
-            f"declares {shape} values ({size:.3g} bytes), but the file holds "
-            f"{dataset.get_storage_size()} bytes of it; it is damaged, or made to fill the memory. "
-            f"{_REWRITE}",
+        done = subprocess.run(
+            # -P: nothing of the working directory is imported.
+            [sys.executable, "-P", "-m", "histogep.hdf5_walk", os.path.abspath(path)],
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            timeout=limit,
+            check=False,
         )
-    return size
-
-
-def _parts(kind: h5t.TypeID) -> Iterator[h5t.TypeID]:
-    """Yield a type and the types that it is made of."""
-    yield kind
-    if isinstance(kind, h5t.TypeCompoundID):
-        for index in range(kind.get_nmembers()):
-            yield from _parts(kind.get_member_type(index))
-    elif isinstance(kind, h5t.TypeArrayID | h5t.TypeVlenID):
-        yield from _parts(kind.get_super())
-
-
-def _refers_elsewhere(kind: h5t.TypeID) -> bool:
-    """Return whether a type is a reference other than to an object of the same file.
-
-    AnnData before 0.8 pointed from a column to its categories with object references.
-    """
-    return any(
-        part.get_class() == h5t.REFERENCE and not part.equal(h5t.STD_REF_OBJ)
-        for part in _parts(kind)
-    )
-
-
-def _is_text(kind: h5t.TypeID) -> bool:
-    return any(
-        isinstance(part, h5t.TypeVlenID)
-        or (isinstance(part, h5t.TypeStringID) and part.is_variable_str())
-        for part in _parts(kind)
-    )
-
-
-def _check_text(node: h5d.DatasetID, name: str, n_bytes: int, refuse) -> None:
-    """Refuse strings or lists of varying length that together are longer than the file.
-
-    Many entries may point to one long text, so that a small file unpacks to any size.
-    """
-    dataset = h5py.Dataset(node)
-    if not dataset.size:
-        return
-    n_rows = dataset.shape[0] if dataset.shape else 1
-    step = max(1, _TEXT_BLOCK // max(1, n_bytes * (dataset.size // n_rows)))
-    total = 0
-    for start in range(0, n_rows, step):
-        total += _length(dataset[start : start + step] if dataset.shape else dataset[()])
-        if total > n_bytes:
-            refuse(name, f"holds more text than the file's {n_bytes} bytes; it is damaged")
-
-
-def _length(values) -> int:
-    if isinstance(values, bytes | str):
-        return len(values)
-    if isinstance(values, dict):
-        return 0
-    return sum(_length(value) for value in values) if hasattr(values, "__iter__") else 1
+    except subprocess.TimeoutExpired:
+        raise error(
+            f"{path}: not readable{as_what} (reading does not end within {limit:.0f} s: it is damaged)"
+        ) from None
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise error(
+            f"{path}: not readable{as_what} (the HDF5 library crashes on it, {name}: it is damaged)"
+        )
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        told = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise RuntimeError(
+            f"histogep.hdf5_walk failed: {told[-1] if told else 'no output'}"
+        ) from None
+    if "unsafe" in found:
+        raise error(f"{path}: {found['unsafe']}")
+    if "damaged" in found:
+        raise error(f"{path}: not readable{as_what} ({found['damaged']})")

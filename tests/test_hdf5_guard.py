@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from histogep import hdf5_guard
 from histogep.given_features import read_given
 from histogep.hdf5_guard import check_hdf5, open_given
 from histogep.jobs import BadSlide, InputError
@@ -209,6 +210,39 @@ def test_errors_of_the_reader_name_the_file_and_are_of_the_kind_wanted(tmp_path)
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"given\.h5: not readable"):
             check_hdf5(path)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("kill -SEGV $$", "the HDF5 library crashes on it, SIGSEGV: it is damaged"),
+        ("exec sleep 30", "reading does not end within 1 s: it is damaged"),
+    ],
+)
+def test_a_file_on_which_the_library_crashes_or_hangs_is_refused(
+    tmp_path, monkeypatch, command, message
+):
+    """As it does on some damaged heaps of names; here what reads the file is replaced."""
+    path = _plain(tmp_path / "given.h5")
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/bash\n{command}\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    monkeypatch.setattr(hdf5_guard, "_LEAST_SECONDS", 1)
+    with pytest.raises(InputError, match=rf"given\.h5: not readable as x \({message}"):
+        check_hdf5(path, "x")
+
+
+def test_damaged_attributes_and_values_are_found_before_anything_is_read(tmp_path):
+    path = tmp_path / "given.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=np.arange(10_000), chunks=(1000,), compression="gzip")
+        offset = file["x"].id.get_chunk_info(3).byte_offset
+    content = bytearray(path.read_bytes())
+    content[offset + 10 : offset + 60] = bytes(50)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"given\.h5: not readable"):
+        check_hdf5(path)
 
 
 def test_pipes_and_folders_are_refused_and_not_waited_for(tmp_path):
