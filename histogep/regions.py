@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from skimage.draw import polygon2mask
+import shapely
 
-from histogep.bitmask import BitMask, Window, windows
-from histogep.jobs import InputError
+from histogep.annotation_fit import HARDLY_ANY, explain_misfit
+from histogep.bitmask import WINDOW_PX, BitMask, Window
+from histogep.jobs import BadSlide, InputError
+from histogep.qupath import read_annotations
 
 log = logging.getLogger(__name__)
 
 #: Classes of annotations that limit the tissue, and that are taken out of it (case does not matter).
 INCLUDE = ("include", "region", "tissue")
 EXCLUDE = ("exclude", "ignore", "artefact", "artifact")
+#: Crossings of edges and rows that are held at once.
+_MOST_CROSSINGS = 4_000_000
+#: Places on tissue that annotations are compared with.
+_SAMPLE = 4000
 
 
 @dataclass(frozen=True)
 class Regions:
-    """Polygons in level-0 px: each a list of rings (x, y), the first its outline, the rest holes."""
+    """Polygons in level-0 px.
 
-    include: Sequence[list[np.ndarray]]
-    exclude: Sequence[list[np.ndarray]]
+    Attributes
+    ----------
+    include, exclude
+        Where tissue counts, and where not.
+    path
+        The file, for messages.
+    """
 
-    def limit(self, mask: BitMask, *, px_per_px: tuple[float, float]) -> None:
+    include: Sequence[shapely.Polygon]
+    exclude: Sequence[shapely.Polygon]
+    path: str = ""
+
+    def limit(
+        self, mask: BitMask, *, px_per_px: tuple[float, float], slide: str = "", mpp: float = 0
+    ) -> None:
         """Take off a mask what lies in no included polygon (if there are any), or in an excluded one.
 
         Parameters
@@ -37,84 +53,143 @@ class Regions:
             Is changed.
         px_per_px
             Level-0 px in a mask pixel, along x and y.
+        slide, mpp
+            Its id and um per px, for messages.
+
+        Raises
+        ------
+        BadSlide
+            If nothing or hardly anything lies in the regions and their scale explains it.
         """
-        for window in windows(mask.shape):
-            values = mask.read(window)
+        touching = {"include": np.zeros(len(self.include), bool)}
+        touching["exclude"] = np.zeros(len(self.exclude), bool)
+        edges = {
+            "include": [_edges(polygon, px_per_px) for polygon in self.include],
+            "exclude": [_edges(polygon, px_per_px) for polygon in self.exclude],
+        }
+        n_before, points = mask.count(), _places(mask, px_per_px)
+        height, width = mask.shape
+        for top in range(0, height, WINDOW_PX):
+            band = Window(top, min(height, top + WINDOW_PX), 0, width)
+            values = mask.read(band)
             if not values.any():
                 continue
+            excluded = _covered(edges["exclude"], band, values, touching["exclude"])
             if self.include:
-                values = values & _covered(self.include, window, px_per_px)
-            values = values & ~_covered(self.exclude, window, px_per_px)
-            mask.write(window, values)
+                values = values & _covered(edges["include"], band, values, touching["include"])
+            mask.write(band, values & ~excluded)
+        n_after = mask.count()
+        where = f"slide {slide}: {self.path}"
+        log.info(
+            "%s: %.1f %% of the tissue is left; %d of %d included and %d of %d excluded areas lie on it",
+            *(where, 100 * n_after / max(1, n_before)),
+            *(n for name in ("include", "exclude") for n in _counts(touching[name])),
+        )
+        for name, touched in touching.items():
+            if not touched.all():
+                log.warning("%s: %d of %d areas to %s touch no tissue",
+                            where, (~touched).sum(), len(touched), name)  # fmt: skip
+        if n_before and n_after < HARDLY_ANY * n_before:
+            self._explain(where, points, n_after / n_before, mpp)
+
+    def _explain(self, where: str, points: np.ndarray, left: float, mpp: float) -> None:
+        """Warn of regions that leave hardly any tissue, and refuse those that leave none."""
+        explained, explanation, _ = explain_misfit(self.include, points, mpp)
+        would = f"; {explained:.0%} would be if {explanation}" if explained > 2 * left else ""
+        if left > 0:
+            log.warning("%s: only %.1f %% of the tissue is left%s", where, 100 * left, would)
+            return
+        raise BadSlide(
+            f"{where}: none of its tissue lies in the annotated regions{would}; annotate them in the "
+            "pixels of this image"
+        )
 
 
 def read_regions(path: str | Path) -> Regions:
     """Return the regions of a GeoJSON file that QuPath wrote.
 
-    Annotations of other classes are left alone, and named in the log.
+    Annotations of other classes are left alone, and named in the log. A class that is derived
+    (`Tissue: Frozen`) counts as the one it derives from, but as excluded if any part of it is so.
 
     Raises
     ------
     InputError
         If the file cannot be read, or holds no region to include or to exclude.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        features = content["features"] if isinstance(content, dict) else content
-        found: dict[str, list[list[np.ndarray]]] = {"include": [], "exclude": []}
-        others = set()
-        for feature in features:
-            name = _class_name((feature.get("properties") or {}).get("classification"))
-            kind = (
-                "include" if name in INCLUDE else "exclude" if name in EXCLUDE else None
-            )  # fmt: skip
-            if kind is None:
-                others.add(name or "no class")
-                continue
-            found[kind] += _polygons(feature["geometry"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be read as annotations ({error}): export them from QuPath as GeoJSON"
-        ) from error
-    if not found["include"] and not found["exclude"]:
+    include: list[shapely.Polygon] = []
+    exclude: list[shapely.Polygon] = []
+    others = set()
+    for annotation in read_annotations(path):
+        parts = annotation.parts
+        if any(part in EXCLUDE for part in parts):
+            exclude.extend(annotation.polygons)
+        elif parts[0] in INCLUDE:
+            include.extend(annotation.polygons)
+        else:
+            others.add(annotation.text.lower() or "no class")
+    if not include and not exclude:
         raise InputError(
             f"{path} has no polygon of the classes {', '.join(INCLUDE + EXCLUDE)} (its classes: "
-            f"{', '.join(sorted(others)) or 'none'}): give the regions one of these in QuPath"
+            f"{', '.join(sorted(others))}): give the regions one of these in QuPath"
         )
     if others:
         log.info("%s: annotations of class %s are left alone", path, ", ".join(sorted(others)))
-    return Regions(**found)
+    return Regions(include, exclude, str(path))
 
 
-def _class_name(classification: object) -> str:
-    """Return the class in lower case, without what marks a class as ignored in QuPath (*)."""
-    name = classification.get("name") if isinstance(classification, dict) else classification
-    return str(name or "").strip().rstrip("*").lower()
+def _counts(touched: np.ndarray) -> tuple[int, int]:
+    return int(touched.sum()), len(touched)
 
 
-def _polygons(geometry: dict[str, object]) -> list[list[np.ndarray]]:
-    kind, coordinates = geometry["type"], geometry["coordinates"]
-    if kind not in ("Polygon", "MultiPolygon"):
-        raise ValueError(f"a region is a {kind}, not a polygon")
-    rings = [coordinates] if kind == "Polygon" else coordinates
-    polygons = [[np.asarray(ring, float)[:, :2] for ring in polygon] for polygon in rings]
-    if any(len(ring) < 3 or not np.isfinite(ring).all() for part in polygons for ring in part):
-        raise ValueError("a polygon has fewer than three points")
-    return polygons
+def _places(mask: BitMask, px_per_px: tuple[float, float]) -> np.ndarray:
+    """Return some places on tissue (x, y), (n, 2), level-0 px."""
+    step = max(1, round((mask.count() / _SAMPLE) ** 0.5))
+    row, col = np.nonzero(mask.every(step))
+    return (np.column_stack([col, row]) * step + 0.5) * np.array(px_per_px)
+
+
+def _edges(polygon: shapely.Polygon, px_per_px: tuple[float, float]) -> np.ndarray:
+    """Return the edges of all rings as (x0, y0, x1, y1) with y0 < y1; pixel centres are whole."""
+    rings = [shapely.get_coordinates(ring) for ring in (polygon.exterior, *polygon.interiors)]
+    edges = np.concatenate([np.hstack([ring[:-1], ring[1:]]) for ring in rings])
+    edges = edges / np.array(px_per_px * 2) - 0.5
+    down = edges[:, 1] > edges[:, 3]
+    edges[down] = edges[down][:, [2, 3, 0, 1]]
+    return edges[edges[:, 1] < edges[:, 3]]
 
 
 def _covered(
-    polygons: Sequence[list[np.ndarray]], window: Window, px_per_px: tuple[float, float]
+    areas: Sequence[np.ndarray], band: Window, tissue: np.ndarray, touching: np.ndarray
 ) -> np.ndarray:
-    """Return which pixels of a window have their centre in a polygon."""
-    covered = np.zeros(window.shape, bool)
-    scale, origin = np.array(px_per_px), np.array([window.left, window.top]) + 0.5
-    for outline, *holes in polygons:
-        places = outline / scale - origin
-        if (places.max(0) < 0).any() or (places.min(0) > np.array(window.shape)[::-1]).any():
+    """Return which pixels of a band have their centre in an area; note in which there is tissue."""
+    covered = np.zeros(band.shape, bool)
+    for number, edges in enumerate(areas):
+        # Rows whose centres an edge crosses: from its upper end to just above its lower one.
+        first = np.ceil(np.maximum(edges[:, 1], band.top)).astype(np.int64)
+        count = np.ceil(np.minimum(edges[:, 3], band.bottom)).astype(np.int64) - first
+        here = np.flatnonzero(count > 0)
+        if not len(here):
             continue
-        inside = polygon2mask(window.shape, places[:, ::-1])
-        for hole in holes:
-            inside &= ~polygon2mask(window.shape, (hole / scale - origin)[:, ::-1])
-        covered |= inside
+        parity = _parity(edges[here], first[here], count[here], band)
+        covered |= parity
+        touching[number] |= bool((parity & tissue).any())
     return covered
+
+
+def _parity(edges: np.ndarray, first: np.ndarray, count: np.ndarray, band: Window) -> np.ndarray:
+    """Return where an odd number of edges lies to the left of a pixel's centre: inside."""
+    height, width = band.shape
+    turns = np.zeros(height * (width + 1), np.uint8)
+    pieces = np.append(np.searchsorted(count.cumsum(), np.arange(0, count.sum(), _MOST_CROSSINGS)),
+                       len(edges))  # fmt: skip
+    for start, stop in zip(pieces[:-1], pieces[1:], strict=True):
+        x0, y0, x1, y1 = edges[start:stop].T
+        crossed = count[start:stop]
+        edge = np.repeat(np.arange(stop - start), crossed)
+        row = np.arange(len(edge)) - (crossed.cumsum() - crossed)[edge] + first[start:stop][edge]
+        x = x0[edge] + (row - y0[edge]) * ((x1 - x0) / (y1 - y0))[edge]
+        col = np.ceil(np.clip(x, 0, width)).astype(np.int64)
+        place = (row - band.top) * (width + 1) + col
+        turns ^= (np.bincount(place, minlength=len(turns)) & 1).astype(np.uint8)
+    inside = np.cumsum(turns.reshape(height, width + 1), axis=1, dtype=np.uint8)
+    return (inside[:, :width] & 1).astype(bool)

@@ -187,13 +187,8 @@ def tissue_mask(
         )
     n_fragments = found.n_fragments
     if regions:
-        regions.limit(found.tissue, px_per_px=(step_x, step_y))
+        regions.limit(found.tissue, px_per_px=(step_x, step_y), slide=slide.slide, mpp=slide.mpp)
         n_fragments = len(Pieces(found.tissue, diagonal=True))
-        if n_fragments == 0:
-            raise BadSlide(
-                f"slide {slide.slide}: none of its tissue lies in the annotated regions; "
-                "annotate them in the pixels of this image"
-            )
     return TissueMask(
         mask=found.tissue,
         pen=found.pen,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from histogep.annotation_fit import check_fit, points_within
 from histogep.cnv import infer_profiles
 from histogep.delimited import open_delimited
 from histogep.jobs import InputError
@@ -19,6 +19,7 @@ from histogep.joins import HALF, explain_names, judge_join
 from histogep.lattice import Lattice
 from histogep.mixtures import fit_mixture
 from histogep.normalise import log_cp10k
+from histogep.qupath import read_annotations
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +99,8 @@ def label_annotated(
     found = texts.index.isin(spots.obs_names)
     if not found.any():
         raise InputError(
-            f"{path} annotates no spot of slide {spots.uns['slide']}: "
-            + (
-                "are its polygons in px of the full image?"
-                if polygons
-                else f"it names {', '.join(texts.index[:3])}, the counts {', '.join(spots.obs_names[:3])}"
-            )
+            f"{path} annotates no spot of slide {spots.uns['slide']}: it names "
+            f"{', '.join(texts.index[:3])}, the counts {', '.join(spots.obs_names[:3])}"
         )
     label = map_texts(texts, settings, path=path)
     barcodes = spots.obs_names.to_numpy(dtype=object)
@@ -161,7 +158,13 @@ def map_texts(
     for label, key in LABELS.items():
         for text in settings.get(key, ()):
             meaning[str(text).strip().lower()] = label
-    label = texts.map(lambda text: meaning.get(text.strip().lower()))
+
+    def mean(text: str) -> str | None:
+        text = text.strip().lower()
+        # QuPath marks the classes that it ignores with a *.
+        return meaning.get(text, meaning.get(text.rstrip("*").strip()))
+
+    label = texts.map(mean)
     unknown = sorted(set(texts[label.isna()]))
     if unknown:
         raise InputError(
@@ -226,45 +229,37 @@ def read_annotation(path: str | Path) -> pd.Series:
 
 
 def read_polygons(spots: anndata.AnnData, path: str | Path) -> pd.Series:
-    """Return the class of the polygon (QuPath, level-0 px) that holds each spot's centre.
+    """Return the class of the annotated area (QuPath, level-0 px) that holds each spot's centre.
 
-    Where polygons overlap the smallest counts; those without a class are left out.
+    Where areas overlap the smallest counts; those without a class are left out.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be understood, has no area with a class, or hardly a spot lies in one.
     """
-    import geopandas
-
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        features = content
-        if isinstance(content, dict):
-            features = content.get("features", [content] if "geometry" in content else [])
-        rows = []
-        for feature in features:
-            properties = feature.get("properties") or {}
-            kind = properties.get("objectType", feature.get("objectType", "annotation"))
-            text = _class_name(properties.get("classification", properties.get("name")))
-            shape = feature.get("geometry")
-            if kind in ("annotation", "tile", "region", "roi") and text and shape:
-                rows.append({"type": "Feature", "geometry": shape, "properties": {"text": text}})
-        polygons = geopandas.GeoDataFrame.from_features(rows) if rows else None
-    # Nesting without end overflows the parser's stack before anything else.
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be read as GeoJSON ({error}): export it again from QuPath"
-        ) from error
-    log.info("%d of %d objects of %s are annotations with a class", len(rows), len(features), path)
-    if polygons is None:
+    annotations = [one for one in read_annotations(path) if one.text]
+    if not annotations:
         raise InputError(f"{path} holds no annotation with a class: set classes in QuPath")
-    polygons["geometry"] = polygons.geometry.make_valid()
-    polygons["area_px2"] = polygons.area
-    x_px, y_px = np.asarray(spots.obsm["spatial"]).T
-    points = geopandas.GeoDataFrame(
-        {"barcode": spots.obs_names.to_numpy(dtype=object)},
-        geometry=geopandas.points_from_xy(x_px, y_px),
+    centres = np.asarray(spots.obsm["spatial"], np.float64)
+    parts = [(polygon, n) for n, one in enumerate(annotations) for polygon in one.polygons]
+    polygons, owner = [polygon for polygon, _ in parts], np.array([n for _, n in parts])
+    point, polygon = points_within(polygons, centres)
+    inside = pd.DataFrame({"point": point, "owner": owner[polygon]})
+    check_fit(
+        f"{path}: slide {spots.uns['slide']}",
+        polygons,
+        centres,
+        n_inside=inside["point"].nunique(),
+        n_touching=inside["owner"].nunique(),
+        n_areas=len(annotations),
+        mpp=spots.uns.get("mpp"),
     )
-    joined = points.sjoin(polygons, predicate="intersects").sort_values(
-        ["area_px2", "text"], kind="stable"
-    )
-    return joined.drop_duplicates("barcode").set_index("barcode")["text"].sort_index()
+    inside["area"] = [annotations[n].area_px2 for n in inside["owner"]]
+    inside["text"] = [annotations[n].text for n in inside["owner"]]
+    inside = inside.sort_values(["area", "text"], kind="stable").drop_duplicates("point")
+    barcodes = spots.obs_names.to_numpy(dtype=object)[inside["point"].to_numpy()]
+    return pd.Series(inside["text"].to_numpy(dtype=object), index=barcodes).sort_index()
 
 
 def infer_labels(
@@ -436,10 +431,3 @@ def _around(values: np.ndarray, adjacency: Any) -> np.ndarray:
 def _standardise(values: np.ndarray) -> np.ndarray:
     spread = values.std(axis=0)
     return (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-
-
-def _class_name(classification: Any) -> str:
-    if isinstance(classification, Mapping):
-        names = classification.get("names")
-        return str(classification.get("name") or ": ".join(names or []))
-    return str(classification or "")

@@ -260,6 +260,79 @@ def test_polygons_elsewhere_or_without_class_are_refused(tmp_path):
         tumour.label_annotated(spots, _write(path, "{"), TEXTS)
 
 
+def _halves(scale):
+    halves = {"Tumor": (0, 1150), "Stroma": (1150, 2400)}
+    return [
+        _feature(name, [[[x * scale, y * scale] for x, y in _box(left, 0, right, 2200)]])
+        for name, (left, right) in halves.items()
+    ]
+
+
+def _grid(n=20):
+    spots, _ = _spots(n, n)
+    row, col = np.divmod(np.arange(n * n), n)
+    spots.obsm["spatial"] = np.column_stack([200 + 100 * col + 50 * (row % 2), 200 + 86.6 * row])
+    return spots
+
+
+@pytest.mark.parametrize(
+    ("scale", "told"),
+    [(0.5, "multiplied by 2"), (0.25, "multiplied by 4"), (0.17, "multiplied by")],
+)
+def test_annotations_of_a_smaller_copy_are_refused_with_their_scale(tmp_path, scale, told):
+    spots, path = _grid(), tmp_path / "a.geojson"
+    counts = tumour.label_annotated(spots, _write(path, json.dumps(_halves(1))), TEXTS)["label"]
+    assert counts.value_counts().to_dict() == {"malignant": 200, "non-malignant": 200}
+    _write(path, json.dumps(_halves(scale)))
+    with pytest.raises(InputError, match=f"of 400 spots lie in an annotated area.*{told}"):
+        tumour.label_annotated(spots, path, TEXTS)
+
+
+def test_annotations_with_x_and_y_exchanged_are_refused(tmp_path):
+    spots, path = _grid(), tmp_path / "a.geojson"
+    spots.obsm["spatial"] += np.array([4000, 0])
+    _write(path, json.dumps([_feature("Tumor", [_box(0, 4000, 2300, 6400)])]))
+    with pytest.raises(InputError, match="0 of 400 .*100% of them would if x and y were exchanged"):
+        tumour.label_annotated(spots, path, TEXTS)
+
+
+def test_a_small_annotation_is_taken_and_its_share_told(tmp_path, caplog):
+    spots, path = _grid(), tmp_path / "a.geojson"
+    for box, n in ((_box(600, 500, 1200, 1000), 36), (_box(0, 0, 1090, 3000), 180)):
+        _write(path, json.dumps([_feature("Tumor", [box])]))
+        labels = tumour.label_annotated(spots, path, TEXTS)["label"]
+        assert (labels == "malignant").sum() == pytest.approx(n, abs=3)
+        assert "of 400 spots lie in an annotated area" in caplog.text
+
+
+def test_cells_inside_an_annotation_do_not_relabel_its_spots(tmp_path):
+    spots, path = _grid(), tmp_path / "a.geojson"
+    tumour_area = _feature("Tumor", [_box(-50, -200, 2350, 2200)])
+    for kind in ({"properties": {"object_type": "cell"}}, {"id": "PathCellObject"}):
+        cells = []
+        for x, y in spots.obsm["spatial"][::2]:
+            cell = _feature("Stroma", [_box(x - 8, y - 8, x + 8, y + 8)])
+            del cell["properties"]["objectType"]
+            cell["properties"] |= kind.get("properties", {})
+            cells.append(cell | {key: kind[key] for key in kind if key != "properties"})
+        _write(path, json.dumps([tumour_area, *cells]))
+        assert set(tumour.label_annotated(spots, path, TEXTS)["label"]) == {"malignant"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_labels_with_a_byte_order_mark(tmp_path, encoding):
+    spots, path = _grid(), tmp_path / "a.geojson"
+    path.write_bytes(json.dumps(_halves(1)).encode(encoding))
+    assert (tumour.label_annotated(spots, path, TEXTS)["label"] == "malignant").sum() == 200
+
+
+def test_labels_of_a_class_that_qupath_ignores(tmp_path):
+    spots, path = _grid(), tmp_path / "a.geojson"
+    annotations = [*_halves(1), _feature("Undetermined*", [_box(150, 150, 450, 450)])]
+    labels = tumour.label_annotated(spots, _write(path, json.dumps(annotations)), TEXTS)
+    assert 0 < (labels["label"] == "undetermined").sum() < 20
+
+
 def test_two_halves_are_told_apart_and_their_border_is_boundary_at_most():
     spots, left = _spots()
     labels = tumour.infer_labels(spots, MARKERS)
