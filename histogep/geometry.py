@@ -13,6 +13,7 @@ import pyvips
 
 from histogep.files import complete
 from histogep.jobs import BadSlide
+from histogep.slides import bounds_px
 from histogep.sources import dicom_series, source_files, source_sha256
 from histogep.tiff_layout import TIFF_STARTS, find_truncation
 
@@ -175,12 +176,13 @@ def settle_mpp(slide: str, estimates: dict[str, float]) -> dict[str, Any]:
 
 
 def _read_levels(handle: openslide.OpenSlide) -> dict[str, Any]:
-    width, height = handle.dimensions
+    left, top, width, height = bounds_px(handle.properties, handle.dimensions)
     objective = handle.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
     return {
         "vendor": handle.properties.get(openslide.PROPERTY_NAME_VENDOR, ""),
         "width": width,
         "height": height,
+        "origin_px": [left, top],
         "objective": None if objective is None else _number(objective),
         "level_downsamples": list(handle.level_downsamples),
     }

@@ -92,7 +92,13 @@ def read_given(path: str | Path, *, slide: Slide, lattice: Lattice) -> GivenFeat
             raise InputError(f"{path}: some features are not finite: encode the slide again")
         refuse_unfinished(values, path)
         size = tuple(int(attributes.get(f"level0_{axis}", 0)) for axis in ("width", "height"))
-        if all(size) and size != (slide.width_px, slide.height_px):
+        own = (slide.width_px, slide.height_px)
+        sparse = slide.origin_px != (0, 0)
+        if sparse and size != own:
+            # In OpenSlide's px, which of a sparse scan begin elsewhere than the slide's.
+            corners = corners - np.array(slide.origin_px)
+        whole = slide.handle.dimensions if sparse else own
+        if all(size) and size not in (whole, own):
             raise InputError(
                 f"{path} was made on an image of {size[0]} x {size[1]} px, but slide {slide.slide} has "
                 f"{slide.width_px} x {slide.height_px}: give the features of this image"

@@ -2,11 +2,16 @@
 
 A slide is described by the JSON that `histogep.geometry` writes. OpenSlide reads its pixels, and
 libvips does where it gives the same ones.
+
+Sparse scans (MRXS, SCN) fill only a part of the area that their format spans. OpenSlide tells which
+(`openslide.bounds-*`), and QuPath shows that part alone. So does this module: level-0 px are counted
+from the corner of that part, and everything that is read or written in px agrees with QuPath.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,26 @@ CACHE_BYTES = 16 * 2**20
 _LEVEL_TOLERANCE = 1.01
 
 
+def bounds_px(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return left, top, width and height in OpenSlide's level-0 px of the part that was scanned.
+
+    Parameters
+    ----------
+    properties
+        Of OpenSlide; `openslide.bounds-*` are absent where all was scanned.
+    size
+        Width and height of level 0.
+    """
+    names = ("BOUNDS_X", "BOUNDS_Y", "BOUNDS_WIDTH", "BOUNDS_HEIGHT")
+    try:
+        given = [int(properties[getattr(openslide, f"PROPERTY_NAME_{name}")]) for name in names]
+    except (KeyError, ValueError):
+        return 0, 0, *size
+    left, top = (min(max(0, place), side) for place, side in zip(given[:2], size, strict=True))
+    width, height = min(given[2], size[0] - left), min(given[3], size[1] - top)
+    return (left, top, width, height) if width > 0 and height > 0 else (0, 0, *size)
+
+
 class Slide:
     """A slide opened lazily: it can be pickled and sent to other processes by its path.
 
@@ -40,9 +65,12 @@ class Slide:
     mpp
         um per level-0 px.
     width_px, height_px
-        Size of level 0.
+        Size of what was scanned (`bounds_px`), level-0 px.
     objective
         Magnification written in the file, if any.
+    origin_px
+        Its corner (x, y) in OpenSlide's level-0 px: (0, 0) but for sparse scans. The file itself is
+        asked when it is opened.
     """
 
     def __init__(
@@ -54,6 +82,7 @@ class Slide:
         width_px: int,
         height_px: int,
         objective: float | None = None,
+        origin_px: tuple[int, int] = (0, 0),
     ) -> None:
         self.slide = slide
         self.image = str(image)
@@ -61,6 +90,7 @@ class Slide:
         self.width_px = int(width_px)
         self.height_px = int(height_px)
         self.objective = objective
+        self.origin_px = tuple(origin_px)
         self._handle: openslide.OpenSlide | None = None
         self._fast: FastTiff | None = None
 
@@ -85,6 +115,7 @@ class Slide:
             width_px=content["width"],
             height_px=content["height"],
             objective=content.get("objective"),
+            origin_px=content.get("origin_px", (0, 0)),
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,9 +145,11 @@ class Slide:
                     f"slide {self.slide}: {self.image} cannot be opened any more ({error}); "
                     "put the file back or run prepare_slide again"
                 ) from error
-            if self._handle.dimensions != (self.width_px, self.height_px):
+            left, top, *size = bounds_px(self._handle.properties, self._handle.dimensions)
+            self.origin_px = left, top
+            if tuple(size) != (self.width_px, self.height_px):
                 raise BadSlide(
-                    f"slide {self.slide}: {self.image} is {self._handle.dimensions} px, but was "
+                    f"slide {self.slide}: {self.image} is {tuple(size)} px, but was "
                     f"{(self.width_px, self.height_px)} when prepared; run prepare_slide again"
                 )
             self._fast = FastTiff(self._handle, self.image)
@@ -190,8 +223,11 @@ class Slide:
 
         Levels are rounded to whole pixels, so each axis has its own.
         """
-        width, height = self.handle.level_dimensions[level]
-        return self.width_px / width, self.height_px / height
+        (width, height), (full_width, full_height) = (
+            self.handle.level_dimensions[level],
+            self.handle.dimensions,
+        )
+        return full_width / width, full_height / height
 
     def _pixels(
         self, level: int, edges: tuple[float, float, float, float], shrink: float
@@ -225,7 +261,7 @@ class Slide:
         level
             Its number.
         left, top, width, height
-            In px of the level; may reach out of it.
+            In px of the level, from the slide's corner; may reach out of it.
 
         Returns
         -------
@@ -233,11 +269,16 @@ class Slide:
             uint8 RGB, (height, width, 3).
         """
         handle = self.handle
-        pixels = self._fast.read(level, left, top, width, height) if self._fast else None
+        # Tiled TIFFs have no bounds: only OpenSlide's px may begin elsewhere.
+        fast = self._fast if self.origin_px == (0, 0) else None
+        pixels = fast.read(level, left, top, width, height) if fast else None
         if pixels is not None:
             return pixels
         down_x, down_y = self.downsample(level)
-        location = round(left * down_x), round(top * down_y)
+        location = (
+            self.origin_px[0] + round(left * down_x),
+            self.origin_px[1] + round(top * down_y),
+        )
         try:
             region = handle.read_region(location, level, (width, height))
         except openslide.OpenSlideError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from histogep.annotations import check_annotations
 from histogep.barcodes import patient_of
 from histogep.bulk import measured_samples, read_expression
 from histogep.gene_sets import read_gmt
@@ -69,11 +70,17 @@ def check_measured(files: StudyFiles) -> Iterator[Callable[[], Any]]:
             yield lambda path=path, scale=scale: read_expression(path, scale=scale)
 
 
+def check_labels_and_regions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
+    """Read every annotation and region, and look up what its classes mean."""
+    yield lambda: check_annotations(files.slides, files.settings["labels"], made=files.made)
+
+
 #: Each gives the reads that it makes; what they raise is collected. BadSlides are the slides' own
 #: affair where `on_bad_slide` is skip.
 CHECKS: tuple[Callable[[StudyFiles], Iterator[Callable[[], Any]]], ...] = (
     check_gene_sets,
     check_measured,
+    check_labels_and_regions,
 )
 
 

@@ -19,7 +19,7 @@ from histogep.joins import HALF, explain_names, judge_join
 from histogep.lattice import Lattice
 from histogep.mixtures import fit_mixture
 from histogep.normalise import log_cp10k
-from histogep.qupath import read_annotations
+from histogep.qupath import Annotation, read_annotations
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def label_annotated(
         If the file cannot be understood, holds a text that no label lists, or touches no spot.
     """
     path = Path(path)
-    polygons = path.suffix.lower() in (".geojson", ".json")
+    polygons = _has_polygons(path)
     texts = read_polygons(spots, path) if polygons else read_annotation(path)
     found = texts.index.isin(spots.obs_names)
     if not found.any():
@@ -175,6 +175,31 @@ def map_texts(
     return label
 
 
+def read_label_texts(path: str | Path) -> set[str]:
+    """Return the texts of an annotation, whatever slide it belongs to.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be understood, or has no area with a class.
+    """
+    if _has_polygons(Path(path)):
+        return {annotation.text for annotation in _classed(path)}
+    return set(read_annotation(path))
+
+
+def _has_polygons(path: Path) -> bool:
+    return path.suffix.lower() in (".geojson", ".json")
+
+
+def _classed(path: str | Path) -> list[Annotation]:
+    """Return the annotated areas that have a class."""
+    annotations = [one for one in read_annotations(path) if one.text]
+    if not annotations:
+        raise InputError(f"{path} holds no annotation with a class: set classes in QuPath")
+    return annotations
+
+
 def read_annotation(path: str | Path) -> pd.Series:
     """Return the text of each annotated spot (index barcode) of a table."""
     path = Path(path)
@@ -238,9 +263,7 @@ def read_polygons(spots: anndata.AnnData, path: str | Path) -> pd.Series:
     InputError
         If the file cannot be understood, has no area with a class, or hardly a spot lies in one.
     """
-    annotations = [one for one in read_annotations(path) if one.text]
-    if not annotations:
-        raise InputError(f"{path} holds no annotation with a class: set classes in QuPath")
+    annotations = _classed(path)
     centres = np.asarray(spots.obsm["spatial"], np.float64)
     parts = [(polygon, n) for n, one in enumerate(annotations) for polygon in one.polygons]
     polygons, owner = [polygon for polygon, _ in parts], np.array([n for _, n in parts])

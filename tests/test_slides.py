@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import pickle
 
+import h5py
 import numpy as np
 import openslide
 import pytest
 import pyvips
+import tifffile
 
 from histogep import slides
 from histogep.files import write_json
+from histogep.geometry import describe_slide
+from histogep.given_features import read_given
 from histogep.jobs import InputError
+from histogep.lattice import Lattice
 from histogep.slides import Slide
 
 
@@ -144,3 +149,66 @@ def pyvips_offsets(path):
 
     with tifffile.TiffFile(path) as file:
         return contextlib.nullcontext(file.pages[0].dataoffsets)
+
+
+def _write_scn(path, pixels, offset):
+    """Write a Leica SCN whose only scan lies at an offset (px) on a slide that is empty otherwise."""
+    height, width = pixels.shape[:2]
+    nm, slide_px = 500, (width * 4, height * 4)
+
+    def image(name, dims, size, place):
+        levels = "".join(
+            f'<dimension sizeX="{x}" sizeY="{y}" r="{r}" ifd="{ifd}"/>'
+            for r, (x, y, ifd) in enumerate(dims)
+        )
+        return (
+            f'<image name="{name}"><creationDate>2020-01-01T00:00:00Z</creationDate>'
+            f'<device model="m" version="1"/><pixels sizeX="{dims[0][0]}" sizeY="{dims[0][1]}">'
+            f'{levels}</pixels><view sizeX="{size[0]}" sizeY="{size[1]}" offsetX="{place[0]}" '
+            f'offsetY="{place[1]}" spacingZ="0"/><scanSettings><objectiveSettings><objective>20'
+            "</objective></objectiveSettings><illuminationSettings><numericalAperture>0.4"
+            "</numericalAperture><illuminationSource>brightfield</illuminationSource>"
+            "</illuminationSettings></scanSettings></image>"
+        )
+
+    whole = tuple(side * nm for side in slide_px)
+    main = [(width, height, 1), (width // 4, height // 4, 2)]
+    xml = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="u">'
+        f'<collection name="c" uuid="u" sizeX="{whole[0]}" sizeY="{whole[1]}" type="slide">'
+        f"<barcode>x</barcode>{image('macro', [(256, 192, 0)], whole, (0, 0))}"
+        f"{image('main', main, (width * nm, height * nm), [side * nm for side in offset])}"
+        "</collection></scn>"
+    )
+    options = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        file.write(np.full((192, 256, 3), 230, np.uint8), description=xml, **options)
+        file.write(pixels, **options)
+        file.write(np.ascontiguousarray(pixels[::4, ::4]), **options)
+
+
+def test_px_of_a_sparse_scan_begin_where_those_of_qupath_do(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 255, (1024, 1536, 3), np.uint8)
+    _write_scn(tmp_path / "s.scn", pixels, (2048, 1024))
+    found = describe_slide(slide="S", source=tmp_path / "s.scn", folder=tmp_path / "S", mpp=0.5)
+    assert (found["width"], found["height"], found["origin_px"]) == (1536, 1024, [2048, 1024])
+    slide = Slide(
+        slide="S", image=found["image"], mpp=0.5, width_px=found["width"], height_px=found["height"]
+    )
+    np.testing.assert_array_equal(slide.read(0, 0, 1536, 1024), pixels)
+    np.testing.assert_array_equal(slide.read(100, 300, 64, 32), pixels[300:332, 100:164])
+    np.testing.assert_array_equal(slide.region(1, 25, 75, 16, 8), pixels[300:332:4, 100:164:4])
+    assert (slide.read(-64, 0, 64, 64) == 255).all()
+    assert slide.downsample(1) == (4, 4)
+    # Patches that TRIDENT cut count px from OpenSlide's corner.
+    lattice = Lattice("square", 56.0, 56.0)
+    for size in ((6144, 4096), None, (1536, 1024)):
+        corners = np.array([[0, 0], [112, 0], [0, 112]])
+        with h5py.File(tmp_path / "f.h5", "w") as file:
+            file["features"] = np.ones((3, 2), np.float32)
+            file["coords"] = corners + (0 if size == (1536, 1024) else np.array([2048, 1024]))
+            file["coords"].attrs["patch_size_level0"] = 112
+            if size:
+                file["coords"].attrs.update(level0_width=size[0], level0_height=size[1])
+        given = read_given(tmp_path / "f.h5", slide=slide, lattice=lattice)
+        np.testing.assert_array_equal(given.corners_px, corners)

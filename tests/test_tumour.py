@@ -11,6 +11,7 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from histogep import tumour
+from histogep.annotations import check_annotations
 from histogep.cnv import EXCLUDED_GENES
 from histogep.cnv_slides import chromosome_starts, profile_slide
 from histogep.files import write_tsv
@@ -331,6 +332,26 @@ def test_labels_of_a_class_that_qupath_ignores(tmp_path):
     annotations = [*_halves(1), _feature("Undetermined*", [_box(150, 150, 450, 450)])]
     labels = tumour.label_annotated(spots, _write(path, json.dumps(annotations)), TEXTS)
     assert 0 < (labels["label"] == "undetermined").sum() < 20
+
+
+def test_annotations_of_a_study_are_read_whole_while_planning(tmp_path):
+    good = _write(tmp_path / "good.geojson", json.dumps(_halves(1)))
+    table = _write(tmp_path / "table.tsv", "barcode\tlabel\n0x0\tTumor\n")
+    slides = pd.DataFrame(
+        {
+            "labels": [str(good), str(table), "data/simulated/S3/annotation.tsv", ""],
+            "regions": ["", "", "", ""],
+        },
+        index=["S1", "S2", "S3", "S4"],
+    )
+    check_annotations(slides, TEXTS, made=lambda file: file.startswith("data/"))
+    slides.loc["S2", "labels"] = str(_write(tmp_path / "t.tsv", "barcode\tlabel\n0x0\tmystery\n"))
+    slides.loc["S4", "regions"] = str(_write(tmp_path / "cut.geojson", '[{"type": "Feat'))
+    with pytest.raises(InputError) as caught:
+        check_annotations(slides, TEXTS, made=lambda file: file.startswith("data/"))
+    assert "slide S2, labels: " in str(caught.value)
+    assert "'mystery'" in str(caught.value)
+    assert "slide S4, regions: " in str(caught.value)
 
 
 def test_two_halves_are_told_apart_and_their_border_is_boundary_at_most():
