@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import logging
-import math
-import re
 from pathlib import Path
 from typing import Any
 
 import openslide
-import pyvips
 
-from histogep.files import complete
 from histogep.jobs import BadSlide
+from histogep.pictures import open_picture, orientation, write_pyramid
+from histogep.pixel_size import Estimate, density_mpp, metadata_mpp, number, settle_mpp
 from histogep.slides import bounds_px
-from histogep.sources import dicom_series, source_files, source_sha256
+from histogep.sources import dicom_files, dicom_series, source_files, source_sha256
+from histogep.tiff_images import choose_image
 from histogep.tiff_layout import TIFF_STARTS, find_truncation
 
 log = logging.getLogger(__name__)
-# libvips tells of every thread it starts.
-logging.getLogger("pyvips").setLevel(logging.WARNING)
 
-#: Pixel sizes in um that an H&E scan can have; 72 dpi (352.8 um) and 0 are not among them.
-MPP_RANGE = (0.05, 5.0)
-#: Share by which two estimates of the pixel size may differ before a warning.
-MPP_TOLERANCE = 0.1
-_UM_PER_UNIT = {"centimeter": 1e4, "inch": 25400.0}
-_UM_PER_OME_UNIT = {"\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
-_JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
+#: Largest side of a slide in mm, whole mounts included.
+MOST_MM = 120.0
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+#: What OpenSlide calls a tiled TIFF of no scanner, of which it shows the first image.
+_PLAIN_TIFF = "generic-tiff"
 
 
 def describe_slide(
-    *, slide: str, source: str | Path, folder: str | Path, mpp: float | None = None
+    *,
+    slide: str,
+    source: str | Path,
+    folder: str | Path,
+    mpp: float | None = None,
+    most_mm: float = MOST_MM,
 ) -> dict[str, Any]:
     """Return the geometry of a slide: the content of results/slides/{slide}.json.
 
@@ -46,40 +46,58 @@ def describe_slide(
         and stays empty otherwise.
     mpp
         um per px given by the user; goes before what the file says.
+    most_mm
+        Largest side that the slide may have, in mm.
 
     Raises
     ------
     BadSlide
-        If the file is missing, empty, truncated or of no known type, or the pixel size is unknown.
+        If the file is missing, empty, truncated or of no known type, holds no colour image, is
+        larger than a slide can be, or the pixel size is unknown.
     """
     source, folder = Path(source), Path(folder)
     image = check_source(slide, source)
     folder.mkdir(parents=True, exist_ok=True)
-    estimates: dict[str, float] = {} if mpp is None else {"sheet": float(mpp)}
-    if openslide.OpenSlide.detect_format(str(image)) is None:
-        picture = _open_picture(slide, image)
-        # libvips gives 1 px per mm when a file says nothing.
-        if picture.xres > 0 and picture.xres != 1:
-            estimates["tiff"] = 1000 / picture.xres
-        if "image-description" in picture.get_fields():
-            estimates |= _ome_mpp(str(picture.get("image-description")))
-        settled = settle_mpp(slide, estimates)
+    estimates: dict[str, Estimate] = {} if mpp is None else {"sheet": float(mpp)}
+    vendor = openslide.OpenSlide.detect_format(str(image))
+    start = _start(image)
+    tiff = None
+    if vendor in (None, _PLAIN_TIFF) and start.startswith(TIFF_STARTS):
+        tiff = choose_image(slide, image)
+    if vendor is None or (tiff is not None and not tiff.plain):
+        picture = open_picture(slide, image, tiff)
+        size = picture.width, picture.height
+        if orientation(picture) > 4:
+            size = size[::-1]
+        if tiff is None:
+            told, remarks, objective = density_mpp(start), [], None
+        else:
+            told, remarks, objective = tiff.estimates, tiff.remarks, tiff.objective
+        settled = settle_mpp(slide, estimates | dict(told), objective=objective, remarks=remarks)
+        _check_size(slide, source, size, settled, most_mm)
         log.info("%s cannot be read by region: converting it to a pyramidal TIFF", source)
-        image = folder / "pyramid.tiff"
-        _write_pyramid(slide, source, picture, image, settled["mpp"])
+        path = folder / "pyramid.tiff"
+        write_pyramid(slide, image, tiff, path, mpp=settled["mpp"])
+        image = path
         with openslide.OpenSlide(str(image)) as handle:
             geometry = _read_levels(handle)
-        geometry["vendor"] = "converted"
+        geometry |= {"vendor": "converted", "objective": objective}
     else:
         try:
             with openslide.OpenSlide(str(image)) as handle:
                 geometry = _read_levels(handle)
-                estimates |= _metadata_mpp(handle.properties)
+                told, remarks = metadata_mpp(handle.properties)
         except openslide.OpenSlideError as error:
             raise BadSlide(
                 f"slide {slide}: {source} is damaged or incomplete ({error}): fetch it again"
             ) from error
-        settled = settle_mpp(slide, estimates)
+        estimates |= told
+        if tiff is not None:
+            estimates |= dict(tiff.estimates)
+            remarks += tiff.remarks
+            geometry["objective"] = geometry["objective"] or tiff.objective
+        settled = settle_mpp(slide, estimates, objective=geometry["objective"], remarks=remarks)
+        _check_size(slide, source, (geometry["width"], geometry["height"]), settled, most_mm)
     return {
         "slide": slide,
         "source": source.as_posix(),
@@ -91,6 +109,24 @@ def describe_slide(
     }
 
 
+def _start(image: Path) -> bytes:
+    with open(image, "rb") as handle:
+        return handle.read(65536)
+
+
+def _check_size(
+    slide: str, source: Path, size: tuple[int, int], settled: dict[str, Any], most_mm: float
+) -> None:
+    """Refuse what is larger than a slide: a wrong pixel size, or a hostile file."""
+    sides = [side * settled["mpp"] / 1000 for side in size]
+    if max(sides) > most_mm:
+        raise BadSlide(
+            f"slide {slide}: {source} is {size[0]} x {size[1]} px of {settled['mpp']:.4g} um "
+            f"({settled['mpp_source']}), so {sides[0]:.0f} x {sides[1]:.0f} mm, more than the "
+            f"{most_mm:g} mm of a slide: correct `mpp`, or allow it in the column `max_mm`"
+        )
+
+
 def check_source(slide: str, source: Path) -> Path:
     """Return the file to open, or raise a BadSlide that tells what is wrong with it.
 
@@ -98,11 +134,13 @@ def check_source(slide: str, source: Path) -> Path:
     the file's size, because OpenSlide is silent about lost ends.
     """
     if not source.exists():
-        raise BadSlide(f"slide {slide}: {source} does not exist: mend `image` in the slides sheet")
+        raise BadSlide(
+            f"slide {slide}: {source} does not exist: correct `image` in the slides sheet"
+        )
     if source.is_dir():
-        series = sorted(source.glob("*.dcm"))
+        series = dicom_files(source)
         if not series:
-            raise BadSlide(f"slide {slide}: the folder {source} holds no DICOM (*.dcm) files")
+            raise BadSlide(f"slide {slide}: the folder {source} holds no DICOM files")
         if len(set(map(dicom_series, series))) > 1:
             raise BadSlide(
                 f"slide {slide}: the folder {source} holds more than one DICOM series: name one file "
@@ -121,7 +159,7 @@ def check_source(slide: str, source: Path) -> Path:
             if problem:
                 raise BadSlide(f"slide {slide}: {source} is truncated ({problem}): fetch it again")
             return source
-    if start.startswith((_JPEG, _PNG, _BMP)):
+    if start.startswith((_JPEG, _PNG)):
         return source
     if openslide.OpenSlide.detect_format(str(source)) is None:
         raise BadSlide(
@@ -129,50 +167,6 @@ def check_source(slide: str, source: Path) -> Path:
             "OpenSlide reads (svs, ndpi, mrxs, scn, bif, DICOM, tiled TIFF), a TIFF, JPEG or PNG"
         )
     return source
-
-
-def settle_mpp(slide: str, estimates: dict[str, float]) -> dict[str, Any]:
-    """Return mpp, mpp_source, mpp_estimates, mpp_refused and mpp_warning.
-
-    The sheet goes before the metadata, the metadata before TIFF resolution tags. Estimates outside
-    `MPP_RANGE` are refused; those that differ by more than 10 % from the one used are warned of.
-
-    Raises
-    ------
-    BadSlide
-        If no estimate is left, or the sheet's own is impossible.
-    """
-    low, high = MPP_RANGE
-    sound = {name: value for name, value in estimates.items() if low < value < high}
-    refused = {name: value for name, value in estimates.items() if name not in sound}
-    if "sheet" in refused:
-        raise BadSlide(
-            f"slide {slide}: `mpp` is {refused['sheet']:g} in the slides sheet: "
-            f"it must be um per px, between {low:g} and {high:g}"
-        )
-    if not sound:
-        tried = "".join(f"; {name} says {value:g}" for name, value in refused.items())
-        raise BadSlide(
-            f"slide {slide}: its file does not give the pixel size{tried}: "
-            "fill in the `mpp` column (um per px) of the slides sheet"
-        )
-    source = next(name for name in ("sheet", "metadata", "tiff") if name in sound)
-    apart = [
-        f"{name} says {value:.4g}"
-        for name, value in sound.items()
-        if abs(value / sound[source] - 1) > MPP_TOLERANCE
-    ]
-    warning = ""
-    if apart:
-        warning = f"mpp {sound[source]:.4g} um per px ({source}) is used, but {', '.join(apart)}"
-        log.warning("slide %s: %s", slide, warning)
-    return {
-        "mpp": sound[source],
-        "mpp_source": source,
-        "mpp_estimates": sound,
-        "mpp_refused": refused,
-        "mpp_warning": warning,
-    }
 
 
 def _read_levels(handle: openslide.OpenSlide) -> dict[str, Any]:
@@ -183,95 +177,6 @@ def _read_levels(handle: openslide.OpenSlide) -> dict[str, Any]:
         "width": width,
         "height": height,
         "origin_px": [left, top],
-        "objective": None if objective is None else _number(objective),
+        "objective": None if objective is None else number(objective),
         "level_downsamples": list(handle.level_downsamples),
     }
-
-
-def _metadata_mpp(properties: Any) -> dict[str, float]:
-    """Return the pixel sizes in um that OpenSlide and the TIFF resolution tags give."""
-    estimates = {}
-    axes = [_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
-    axes = [value for value in axes if value is not None]
-    # For plain TIFF, OpenSlide's value IS that of the resolution tags.
-    if axes and properties.get(openslide.PROPERTY_NAME_VENDOR) != "generic-tiff":
-        estimates["metadata"] = sum(axes) / len(axes)
-    unit = _UM_PER_UNIT.get(properties.get("tiff.ResolutionUnit", ""))
-    resolution = _number(properties.get("tiff.XResolution"))
-    if unit and resolution:
-        estimates["tiff"] = unit / resolution
-    return estimates | _ome_mpp(properties.get("tiff.ImageDescription", ""))
-
-
-def _ome_mpp(description: str) -> dict[str, float]:
-    """Return the pixel size in um that the OME-XML of an OME-TIFF gives for its first image."""
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description)
-    if pixels is None:
-        return {}
-    given = dict(re.findall(r'\b(PhysicalSize[XY](?:Unit)?)="([^"]*)"', pixels.group()))
-    sizes = []
-    for axis in "XY":
-        # The schema's default unit is the um.
-        unit = _UM_PER_OME_UNIT.get(given.get(f"PhysicalSize{axis}Unit", "\u00b5m"))
-        size = _number(given.get(f"PhysicalSize{axis}"))
-        if unit and size:
-            sizes.append(size * unit)
-    return {"metadata": sum(sizes) / len(sizes)} if sizes else {}
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(str(text).replace(",", "."))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _open_picture(slide: str, source: Path) -> pyvips.Image:
-    try:
-        picture = pyvips.Image.new_from_file(str(source), access="sequential", fail_on="truncated")
-    except pyvips.Error as error:
-        raise BadSlide(
-            f"slide {slide}: {source} cannot be read as an image ({_one_line(error)}): "
-            "fetch it again, or give another format"
-        ) from error
-    if (
-        picture.bands == 2
-        or picture.bands > 4
-        or picture.interpretation in ("multiband", "fourier")
-    ):
-        raise BadSlide(
-            f"slide {slide}: {source} has {picture.bands} channels ({picture.interpretation}): "
-            "an H&E image has three (RGB)"
-        )
-    return picture
-
-
-def _write_pyramid(slide: str, source: Path, picture: pyvips.Image, path: Path, mpp: float) -> None:
-    """Write a pyramidal, tiled TIFF in bounded memory; `picture` is read once from top to bottom."""
-    if picture.interpretation not in ("srgb", "rgb"):
-        picture = picture.colourspace("srgb")
-    if picture.hasalpha():
-        picture = picture.flatten(background=255)
-    try:
-        with complete(path) as temporary:
-            picture.cast("uchar").copy(xres=1000 / mpp, yres=1000 / mpp).tiffsave(
-                str(temporary),
-                tile=True,
-                tile_width=256,
-                tile_height=256,
-                pyramid=True,
-                compression="jpeg",
-                Q=90,
-                bigtiff=True,
-                resunit="cm",
-                keep="none",
-            )
-    except pyvips.Error as error:
-        raise BadSlide(
-            f"slide {slide}: {source} is truncated or damaged ({_one_line(error)}): fetch it again"
-        ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return "; ".join(str(error).split("\n")).strip("; ")[:300]

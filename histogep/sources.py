@@ -29,21 +29,36 @@ def source_sha256(path: Path) -> str:
 def source_files(path: Path) -> Iterator[Path]:
     """Give the files that make up a slide, in order of name.
 
-    Of DICOM all files of the named folder (which holds one series, `geometry.check_source`), or those
-    of the series of the named file, since its folder may hold many slides.
+    Of DICOM, known by its content, all files of the named folder (which holds one series,
+    `geometry.check_source`), or those of the series of the named file, since its folder may hold many
+    slides.
     """
-    if path.is_dir() or path.suffix.lower() == ".dcm":
-        files = sorted((path if path.is_dir() else path.parent).glob("*.dcm"))
-        if path.is_dir():
-            yield from files
-        else:
-            series = dicom_series(path)
-            yield from (file for file in files if file == path or dicom_series(file) == series)
+    if path.is_dir():
+        yield from dicom_files(path)
+        return
+    if is_dicom(path):
+        series = dicom_series(path)
+        for file in dicom_files(path.parent):
+            if file == path or dicom_series(file) == series:
+                yield file
         return
     yield path
     companion = path.with_suffix("")
     if path.suffix.lower() in (".mrxs", ".vms", ".vmu") and companion.is_dir():
         yield from sorted(file for file in companion.iterdir() if file.is_file())
+
+
+def is_dicom(file: Path) -> bool:
+    """Return whether a file is DICOM by its content, whatever its name."""
+    if not file.is_file():
+        return False
+    with open(file, "rb") as handle:
+        return handle.read(132)[128:] == b"DICM"
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """Return the DICOM files of a folder in order of name."""
+    return sorted(file for file in folder.iterdir() if is_dicom(file))
 
 
 def dicom_series(file: Path) -> str:

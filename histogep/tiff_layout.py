@@ -23,7 +23,7 @@ def find_truncation(handle: BinaryIO) -> str | None:
     """
     try:
         order, big, first = _read_header(handle)
-    except EOFError:
+    except (EOFError, struct.error):
         return "the header is cut"
     size = handle.seek(0, 2)
     if not big and size >= 2**32:
@@ -37,7 +37,7 @@ def find_truncation(handle: BinaryIO) -> str | None:
         seen.add(offset)
         try:
             tags, following = _read_directory(handle, offset, order, big)
-        except (struct.error, EOFError):
+        except (struct.error, EOFError, OverflowError, OSError):
             return f"image directory {len(seen)} lies beyond the end of the file"
         queue += [following, *tags.get(330, ())]
         for offsets, counts, what in ((324, 325, "tile"), (273, 279, "strip")):
@@ -64,7 +64,7 @@ def whole_levels(path: str | Path) -> dict[tuple[int, int], int]:
                 counts = tags.get(_TILE_COUNTS, ())
                 if all(sizes) and counts and 0 not in counts:
                     found.setdefault((sizes[0], sizes[1]), number)
-    except (OSError, struct.error, EOFError):
+    except (OSError, struct.error, EOFError, OverflowError):
         return {}
     return found
 
@@ -127,6 +127,11 @@ def _read_directory(
 
 
 def _exactly(handle: BinaryIO, n: int) -> bytes:
+    """Read n bytes; lengths that a damaged file declares are held against it before memory is asked."""
+    place = handle.tell()
+    if place + n > handle.seek(0, 2):
+        raise EOFError
+    handle.seek(place)
     content = handle.read(n)
     if len(content) < n:
         raise EOFError

@@ -1,0 +1,332 @@
+"""Which image of a TIFF is the slide, how its pixels are stored, and what it says of its pixel size.
+
+Files hold thumbnails, labels and overviews beside the slide, in any order, and some keep red, green
+and blue in three pages. Tags and metadata are read with tifffile, no pixel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import tifffile
+
+from histogep.files import given_file
+from histogep.jobs import BadSlide
+from histogep.pixel_size import Estimate, described_mpp, number
+
+#: Most pages that a file may have: those of slides have at most a dozen.
+MOST_PAGES = 4096
+#: Largest tile that is read, in bytes.
+MOST_TILE_BYTES = 2**29
+_UM_PER_UNIT = {2: 25400.0, 3: 1e4}
+_UM_PER_NAME = {
+    **dict.fromkeys(("\u00b5m", "\u03bcm", "um", "micron", "microns", "micrometer"), 1.0),
+    **{"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0, "in": 25400.0},
+}
+_BESIDE = re.compile(r"\b(label|macro|thumbnail|thumb|overview|barcode|preview)\b", re.IGNORECASE)
+_COLOURS = ("red", "green", "blue")
+#: Bytes of pixels that a byte of a file can stand for, by TIFF's number of the compression.
+_MOST_BYTES_PER_BYTE = {1: 1.02, 32773: 65, 5: 3000, 8: 1100, 32946: 1100, 7: 3000, 6: 3000}
+
+
+@dataclass(frozen=True)
+class TiffImage:
+    """The image of a TIFF that is the slide.
+
+    Attributes
+    ----------
+    pages
+        Its page, or those of red, green and blue.
+    subifd
+        Which image below that page it is, -1 for the page itself.
+    width, height
+        In px.
+    samples
+        Values of a pixel in a page.
+    extra
+        What a fourth sample is: alpha, or nothing known.
+    plain
+        Whether it is the first page, in tiles of 8-bit RGB as they are shown: OpenSlide reads it.
+    scale
+        The value of white that the file declares, if any.
+    estimates, remarks, objective
+        What it says of its pixel size, as `histogep.pixel_size.settle_mpp` takes it.
+    """
+
+    pages: tuple[int, ...]
+    subifd: int
+    width: int
+    height: int
+    samples: int
+    alpha: bool
+    plain: bool
+    scale: float | None
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
+    objective: float | None = None
+
+
+@dataclass(frozen=True)
+class _Ome:
+    """What OME-XML says of one image: sizes in px, planes, pixel size in um, names of channels."""
+
+    name: str
+    size: tuple[int, int]
+    depth: int
+    mpp: tuple[float | None, float | None]
+    channels: tuple[str, ...]
+    fluorescent: bool
+    magnification: float | None
+    bits: float | None
+
+
+def choose_image(slide: str, path: Path) -> TiffImage:
+    """Return which image of a TIFF is the slide: the largest that is no label, macro or thumbnail.
+
+    Raises
+    ------
+    BadSlide
+        If it cannot be told, or has no colour.
+    """
+    what = f"slide {slide}: {path}"
+    with (
+        given_file(path, "a TIFF", error=BadSlide),
+        tifffile.TiffFile(path) as file,
+    ):
+        if len(file.pages) > MOST_PAGES:
+            raise BadSlide(f"{what} has {len(file.pages)} pages: give the slide alone")
+        ome = _read_ome(_text(file.pages[0]))
+        imagej = dict(file.imagej_metadata or {})
+        found = [
+            (number_, sub, page)
+            for number_, first in enumerate(file.pages)
+            for sub, page in _with_subifds(file, first)
+            if page.imagewidth > 0 and page.imagelength > 0 and not int(page.subfiletype or 0) & 4
+        ]
+        if not found:
+            raise BadSlide(f"{what} holds no image")
+        slides = [one for one in found if not _is_beside(one[2], ome)] or found
+        largest = max((page.imagewidth * page.imagelength for *_, page in slides))
+        same = [one for one in slides if one[2].imagewidth * one[2].imagelength == largest]
+        size = same[0][2].imagewidth, same[0][2].imagelength
+        described = next((image for image in ome if image.size == size), None)
+        colour = [one for one in same if one[2].samplesperpixel >= 3 or one[2].photometric == 3]
+        chosen = colour or same
+        deep = (described is not None and described.depth > 1) or any(
+            int(imagej.get(axis, 1)) > 1 for axis in ("slices", "frames")
+        )
+        if colour and len(colour) > 1 or deep:
+            raise BadSlide(
+                f"{what} holds {max(len(same), 2)} images of {size[0]} x {size[1]} px (planes of a "
+                "stack, or several slides): save the one that is meant in a file of its own"
+            )
+        if not colour:
+            chosen = [same[n] for n in _colour_planes(what, same, described)]
+        first = chosen[0][2]
+        _check(what, path, [page for *_, page in chosen])
+        estimates, remarks = _resolution(first, imagej)
+        objective = None
+        if described is not None:
+            objective = described.magnification
+            x, y = described.mpp
+            if x or y:
+                estimates["metadata"] = (x or y or 0.0, y or x or 0.0)
+        told, magnification = described_mpp(_text(first) or _text(file.pages[0]))
+        tags = first.tags
+        return TiffImage(
+            pages=tuple(number_ for number_, *_ in chosen),
+            subifd=chosen[0][1],
+            width=size[0],
+            height=size[1],
+            samples=int(first.samplesperpixel),
+            alpha=any(int(extra) in (1, 2) for extra in first.extrasamples),
+            plain=len(chosen) == 1
+            and chosen[0][:2] == (0, -1)
+            and bool(first.is_tiled)
+            and (first.samplesperpixel, first.bitspersample, int(first.sampleformat)) == (3, 8, 1)
+            and int(first.photometric) in (2, 6)
+            and _value(tags, 274, 1) == 1,
+            scale=_declared_scale(first, described),
+            estimates=told | estimates,
+            remarks=remarks,
+            objective=objective or magnification,
+        )
+
+
+def _with_subifds(file: tifffile.TiffFile, page: Any) -> Iterator[tuple[int, Any]]:
+    """Give a page (-1) and the images below it by their numbers."""
+    yield -1, page
+    if page.subifds:
+        below = page.pages
+        for n in range(min(len(below), MOST_PAGES)):
+            yield n, below[n]
+
+
+def _text(page: Any) -> str:
+    description = page.description
+    return description if isinstance(description, str) else ""
+
+
+def _value(tags: Any, code: int, otherwise: Any) -> Any:
+    tag = tags.get(code)
+    return otherwise if tag is None else tag.value
+
+
+def _is_beside(page: Any, ome: Sequence[_Ome]) -> bool:
+    """Return whether a page is a label, macro or thumbnail by its name."""
+    size = page.imagewidth, page.imagelength
+    names = [image.name for image in ome if image.size == size]
+    if names:
+        return all(_BESIDE.search(name) for name in names)
+    text = "" if _text(page).lstrip().startswith("<") else _text(page)[:200]
+    return bool(_BESIDE.search(f"{text} {_value(page.tags, 285, '')}"))
+
+
+def _colour_planes(what: str, same: Sequence[tuple[int, int, Any]], ome: _Ome | None) -> list[int]:
+    """Return which of pages with one channel are red, green and blue, in that order."""
+    if ome is not None and ome.fluorescent:
+        raise BadSlide(f"{what} holds fluorescence channels ({', '.join(ome.channels)}): not H&E")
+    if len(same) != 3:
+        raise BadSlide(
+            f"{what} has {len(same)} channel{'s' * (len(same) > 1)} of grey: an H&E image has three "
+            "(RGB)"
+        )
+    names = [name.strip().lower() for name in (ome.channels if ome is not None else ())]
+    if not any(names) or len(names) != 3:
+        return [0, 1, 2]
+    order = []
+    for colour in _COLOURS:
+        fits = [
+            n for n, name in enumerate(names)
+            if name == colour[0] or re.search(rf"\b{colour}\b", name)
+        ]  # fmt: skip
+        order += fits if len(fits) == 1 else []
+    if sorted(order) == [0, 1, 2]:
+        return order
+    if all(re.fullmatch(r"(channel|ch|c)?[\s:_#-]*\d+(:\d+)*", name) for name in names):
+        return [0, 1, 2]  # numbered, not named
+    raise BadSlide(
+        f"{what} has the channels {', '.join(ome.channels if ome else names)}, not red, green and "
+        "blue: is it H&E?"
+    )
+
+
+def _check(what: str, path: Path, pages: Sequence[Any]) -> None:
+    """Refuse what no H&E image is, and sizes that the file's bytes cannot hold."""
+    first = pages[0]
+    n_bytes = path.stat().st_size
+    photometric, samples = int(first.photometric), int(first.samplesperpixel)
+    if len(pages) == 1 and photometric != 3 and not 3 <= samples <= 4:
+        raise BadSlide(f"{what} has {samples} channels: an H&E image has three (RGB)")
+    if photometric == 4 or (samples == 4 and photometric not in (2, 5)):
+        raise BadSlide(f"{what} has {samples} channels of no colour: an H&E image has three (RGB)")
+    if int(first.bitspersample) not in (8, 16, 32) and photometric != 3:
+        raise BadSlide(
+            f"{what} has {first.bitspersample} bits a sample: save it with 8 or 16, or as float32"
+        )
+    size = first.imagewidth * first.imagelength * samples * int(first.bitspersample) / 8
+    most = _MOST_BYTES_PER_BYTE.get(int(first.compression), 1e5) * n_bytes
+    if size * len(pages) > most:
+        raise BadSlide(
+            f"{what} claims {first.imagewidth} x {first.imagelength} px, more than its {n_bytes} bytes "
+            "can hold: it is damaged or hostile, fetch it again"
+        )
+    block = first.tilewidth * first.tilelength * samples * int(first.bitspersample) / 8
+    if first.is_tiled and block > MOST_TILE_BYTES:
+        raise BadSlide(
+            f"{what} has tiles of {first.tilewidth} x {first.tilelength} px: save it with tiles of "
+            "256 to 1,024 px"
+        )
+
+
+def _resolution(page: Any, imagej: Mapping[str, Any]) -> tuple[dict[str, Estimate], list[str]]:
+    """Return the pixel size of the resolution tags, and what of them cannot be used."""
+    values = []
+    for code in (282, 283):
+        given = _value(page.tags, code, None)
+        if isinstance(given, tuple) and len(given) == 2:
+            given = given[0] / given[1] if given[1] else None
+        value = number(given)
+        values.append(value if value and value > 0 else None)
+    x, y = values
+    if not (x or y):
+        return {}, []
+    per_x, per_y = x or y or 1.0, y or x or 1.0
+    unit = str(imagej.get("unit", "")).replace("\\u00B5", "\u00b5").strip().lower()
+    if unit in _UM_PER_NAME:
+        um = _UM_PER_NAME[unit]
+        return {"imagej": (um / per_x, um / per_y)}, []
+    code = _value(page.tags, 296, None)
+    um = _UM_PER_UNIT.get(int(code) if code is not None else 0)
+    if um is None:
+        if (per_x, per_y) == (1, 1):
+            return {}, []
+        return {}, [f"its TIFF resolution of {per_x:g} has no unit"]
+    return {"tiff": (um / per_x, um / per_y)}, []
+
+
+def _declared_scale(page: Any, ome: _Ome | None) -> float | None:
+    """Return the value of white: SMaxSampleValue, MaxSampleValue or OME's SignificantBits."""
+    for code in (341, 281):
+        given = _value(page.tags, code, None)
+        values = [number(v) for v in (given if isinstance(given, tuple) else (given,))]
+        if values and all(value and value > 0 for value in values):
+            return max(value for value in values if value)
+    if ome is not None and ome.bits:
+        return 2**ome.bits - 1
+    return None
+
+
+def _read_ome(text: str) -> list[_Ome]:
+    """Return the images that OME-XML describes; none of what is no OME-XML, or holds entities."""
+    if "<OME" not in text and ":OME" not in text or "<!DOCTYPE" in text or "<!ENTITY" in text:
+        return []
+    try:
+        root = ElementTree.fromstring(text.strip().strip("\0"))
+    except (ElementTree.ParseError, ValueError):
+        return []
+    objectives = {
+        one.get("ID"): number(one.get("NominalMagnification")) for one in _all(root, "Objective")
+    }
+    images = []
+    for image in _all(root, "Image"):
+        pixels = next(_all(image, "Pixels"), None)
+        if pixels is None:
+            continue
+        sizes = [number(pixels.get(f"Size{axis}")) or 0 for axis in "XYZT"]
+        channels = list(_all(pixels, "Channel"))
+        used = next(_all(image, "ObjectiveSettings"), None)
+        images.append(
+            _Ome(
+                name=image.get("Name") or "",
+                size=(int(sizes[0]), int(sizes[1])),
+                depth=int(max(1, sizes[2]) * max(1, sizes[3])),
+                mpp=(_physical(pixels, "X"), _physical(pixels, "Y")),
+                channels=tuple(channel.get("Name") or "" for channel in channels),
+                fluorescent=any(
+                    channel.get("Fluor") or channel.get("EmissionWavelength")
+                    or channel.get("ContrastMethod") == "Fluorescence"
+                    for channel in channels
+                ),
+                magnification=None if used is None else objectives.get(used.get("ID")),
+                bits=number(pixels.get("SignificantBits")),
+            )
+        )  # fmt: skip
+    return images
+
+
+def _all(element: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
+    """Give the elements of a name below another, whatever their namespace."""
+    return (one for one in element.iter() if one.tag.rsplit("}", 1)[-1] == name)
+
+
+def _physical(pixels: ElementTree.Element, axis: str) -> float | None:
+    """Return PhysicalSizeX or -Y in um; the schema's default unit is the um."""
+    size = number(pixels.get(f"PhysicalSize{axis}"))
+    um = _UM_PER_NAME.get(pixels.get(f"PhysicalSize{axis}Unit", "um").strip().lower())
+    return size * um if size and um and size > 0 else None
