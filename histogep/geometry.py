@@ -10,7 +10,7 @@ import openslide
 
 from histogep.jobs import BadSlide
 from histogep.pictures import open_picture, orientation, write_pyramid
-from histogep.pixel_size import Estimate, density_mpp, metadata_mpp, number, settle_mpp
+from histogep.pixel_size import Estimate, density_mpp, metadata_mpp, number, settle_mpp, spot_mpp
 from histogep.slides import bounds_px
 from histogep.sources import dicom_files, dicom_series, source_files, source_sha256
 from histogep.tiff_images import choose_image
@@ -32,6 +32,7 @@ def describe_slide(
     folder: str | Path,
     mpp: float | None = None,
     most_mm: float = MOST_MM,
+    scalefactors: str | Path | None = None,
 ) -> dict[str, Any]:
     """Return the geometry of a slide: the content of results/slides/{slide}.json.
 
@@ -48,6 +49,8 @@ def describe_slide(
         um per px given by the user; goes before what the file says.
     most_mm
         Largest side that the slide may have, in mm.
+    scalefactors
+        Space Ranger's `scalefactors_json.json` of a section.
 
     Raises
     ------
@@ -61,6 +64,7 @@ def describe_slide(
     estimates: dict[str, Estimate] = {} if mpp is None else {"sheet": float(mpp)}
     vendor = openslide.OpenSlide.detect_format(str(image))
     start = _start(image)
+    spots = {} if scalefactors is None else spot_mpp(scalefactors)
     tiff = None
     if vendor in (None, _PLAIN_TIFF) and start.startswith(TIFF_STARTS):
         tiff = choose_image(slide, image)
@@ -73,7 +77,9 @@ def describe_slide(
             told, remarks, objective = density_mpp(start), [], None
         else:
             told, remarks, objective = tiff.estimates, tiff.remarks, tiff.objective
-        settled = settle_mpp(slide, estimates | dict(told), objective=objective, remarks=remarks)
+        settled = settle_mpp(
+            slide, estimates | dict(told), objective=objective, remarks=remarks, spots=spots
+        )
         _check_size(slide, source, size, settled, most_mm)
         log.info("%s cannot be read by region: converting it to a pyramidal TIFF", source)
         path = folder / "pyramid.tiff"
@@ -96,7 +102,9 @@ def describe_slide(
             estimates |= dict(tiff.estimates)
             remarks += tiff.remarks
             geometry["objective"] = geometry["objective"] or tiff.objective
-        settled = settle_mpp(slide, estimates, objective=geometry["objective"], remarks=remarks)
+        settled = settle_mpp(
+            slide, estimates, objective=geometry["objective"], remarks=remarks, spots=spots
+        )
         _check_size(slide, source, (geometry["width"], geometry["height"]), settled, most_mm)
     return {
         "slide": slide,

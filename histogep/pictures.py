@@ -136,6 +136,8 @@ def _as_rgb(
         picture, alpha = picture[0:3], False
     if picture.interpretation == "cmyk":
         return _from_cmyk(picture)
+    if tiff is not None and tiff.luma:
+        return _from_luma(picture[0:3])
     if picture.interpretation in ("lab", "labs", "xyz"):
         return picture.colourspace("srgb")
     if picture.format != "uchar":
@@ -154,6 +156,13 @@ def _from_cmyk(picture: pyvips.Image) -> pyvips.Image:
     inks = picture.cast("float")
     black = 255 - inks[3]
     return ((255 - inks[0:3]) * black / 255).rint().cast("uchar").copy(interpretation="srgb")
+
+
+def _from_luma(picture: pyvips.Image) -> pyvips.Image:
+    """Return red, green and blue of YCbCr of full range (ITU-R BT.601, as JPEG has it)."""
+    centred = picture.cast("float") - [0, 128, 128]
+    rgb = centred.recomb([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
+    return rgb.rint().cast("uchar").copy(interpretation="srgb")
 
 
 def _white(slide: str, source: Path, tiff: TiffImage | None, picture: pyvips.Image) -> float:

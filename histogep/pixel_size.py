@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import openslide
 
+from histogep.files import given_file
 from histogep.jobs import BadSlide
 
 log = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ def settle_mpp(
     *,
     objective: float | None = None,
     remarks: Sequence[str] = (),
+    spots: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
     """Return the pixel size of a slide, where it is from, and every disagreement.
 
@@ -82,6 +86,9 @@ def settle_mpp(
         Magnification written in the file, if any.
     remarks
         What else the file says of it but cannot be used, such as a resolution without a unit.
+    spots
+        What the spots of a section imply (`spot_mpp`): name -> least and most. It is compared, and
+        named where nothing else is known, but not used: whose pixels they count is not certain.
 
     Returns
     -------
@@ -123,7 +130,8 @@ def settle_mpp(
                 )
                 refused[name] = sound.pop(name)
     if not sound:
-        tried = "".join(f"; {reason}" for reason in impossible + reasons)
+        implied = [f"{name} imply {_about(*ends)}" for name, ends in (spots or {}).items()]
+        tried = "".join(f"; {reason}" for reason in impossible + reasons + implied)
         raise BadSlide(
             f"slide {slide}: its file does not give the pixel size{tried}: "
             "fill in the `mpp` column (um per px) of the slides sheet"
@@ -137,6 +145,9 @@ def settle_mpp(
     ]
     # What was set aside is said all the same; impossible sizes are the defaults of programs (72 dpi).
     apart += reasons
+    for name, (least, most) in (spots or {}).items():
+        if not least * (1 - MPP_TOLERANCE) <= mpp <= most * (1 + MPP_TOLERANCE):
+            apart.append(f"{name} imply {_about(least, most)}")
     least, most = USUAL_PRODUCT
     if objective and not least <= mpp * objective <= most:
         apart.append(f"its objective of {objective:g}x suggests about {10 / objective:.2g}")
@@ -158,6 +169,30 @@ def settle_mpp(
         "mpp_refused": refused,
         "mpp_warning": "; ".join(warnings),
     }
+
+
+def spot_mpp(path: str | Path) -> dict[str, tuple[float, float]]:
+    """Return the least and most um per px that Space Ranger's scale factors imply.
+
+    Visium HD gives `microns_per_pixel`. `spot_diameter_fullres` is the width of a spot in px: 55 um by
+    the maker, but drawn as 65 um by most versions of Space Ranger.
+
+    Raises
+    ------
+    BadSlide
+        If the file cannot be read.
+    """
+    with given_file(path, "Space Ranger's scale factors", error=BadSlide):
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        exact = number(content.get("microns_per_pixel"))
+        width = number(content.get("spot_diameter_fullres"))
+    if exact and exact > 0:
+        return {"its scale factors": (exact, exact)}
+    return {"its spots": (55 / width, 65 / width)} if width and width > 0 else {}
+
+
+def _about(least: float, most: float) -> str:
+    return f"{least:.3g}" + (f" to {most:.3g}" if most > least else "")
 
 
 def metadata_mpp(properties: Mapping[str, str]) -> tuple[dict[str, Estimate], list[str]]:

@@ -29,7 +29,7 @@ __all__ = [
 
 SLIDE_COLUMNS = (
     *("slide", "patient", "cohort", "image", "mpp"),
-    *("counts", "positions", "labels", "features", "regions"),
+    *("counts", "positions", "labels", "features", "regions", "max_mm"),
 )
 _FILE_COLUMNS = ("image", "counts", "positions", "labels", "features", "regions")
 #: Formats that carry no pixel size at all, so that the sheet must.
@@ -63,8 +63,8 @@ def read_slides(
     Returns
     -------
     DataFrame
-        One row per slide; text columns with "" for none, `mpp` in um per px with NaN for none;
-        `attrs["columns"]` has the names in the file.
+        One row per slide; text columns with "" for none; `mpp` in um per px and `max_mm` in mm,
+        with NaN for none; `attrs["columns"]` has the names in the file.
 
     Raises
     ------
@@ -121,6 +121,13 @@ def read_slides(
             problems.append(
                 f"line {line}: {image} carries no pixel size; give it in um in the column mpp"
             )
+    given = sheet["max_mm"]
+    sheet["max_mm"] = pd.to_numeric(given, errors="coerce")
+    problems += [
+        f"line {line}: max_mm {text!r} is no largest side of a slide in mm, between 1 and 1000"
+        for line, text, most in zip(sheet["line"], given, sheet["max_mm"], strict=True)
+        if text and not 1 <= most <= 1000
+    ]
     for line, counts, positions in zip(
         sheet["line"], sheet["counts"], sheet["positions"], strict=True
     ):

@@ -7,6 +7,7 @@ and blue in three pages. Tags and metadata are read with tifffile, no pixel.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ _UM_PER_NAME = {
 }
 _BESIDE = re.compile(r"\b(label|macro|thumbnail|thumb|overview|barcode|preview)\b", re.IGNORECASE)
 _COLOURS = ("red", "green", "blue")
+#: Bytes that are unpacked at once.
+_PIECE_BYTES = 2**22
 #: Bytes of pixels that a byte of a file can stand for, by TIFF's number of the compression.
 _MOST_BYTES_PER_BYTE = {1: 1.02, 32773: 65, 5: 3000, 8: 1100, 32946: 1100, 7: 3000, 6: 3000}
 
@@ -48,8 +51,10 @@ class TiffImage:
         In px.
     samples
         Values of a pixel in a page.
-    extra
-        What a fourth sample is: alpha, or nothing known.
+    alpha
+        Whether a fourth sample is known to be alpha.
+    luma
+        Whether the samples are brightness and two colour differences (YCbCr) that libvips hands on.
     plain
         Whether it is the first page, in tiles of 8-bit RGB as they are shown: OpenSlide reads it.
     scale
@@ -64,6 +69,7 @@ class TiffImage:
     height: int
     samples: int
     alpha: bool
+    luma: bool
     plain: bool
     scale: float | None
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
@@ -128,6 +134,8 @@ def choose_image(slide: str, path: Path) -> TiffImage:
         if not colour:
             chosen = [same[n] for n in _colour_planes(what, same, described)]
         first = chosen[0][2]
+        for *_, page in chosen:
+            _check_deflated(what, page)
         _check(what, path, [page for *_, page in chosen])
         estimates, remarks = _resolution(first, imagej)
         objective = None
@@ -145,6 +153,7 @@ def choose_image(slide: str, path: Path) -> TiffImage:
             height=size[1],
             samples=int(first.samplesperpixel),
             alpha=any(int(extra) in (1, 2) for extra in first.extrasamples),
+            luma=_is_luma(first),
             plain=len(chosen) == 1
             and chosen[0][:2] == (0, -1)
             and bool(first.is_tiled)
@@ -225,6 +234,10 @@ def _check(what: str, path: Path, pages: Sequence[Any]) -> None:
         raise BadSlide(f"{what} has {samples} channels: an H&E image has three (RGB)")
     if photometric == 4 or (samples == 4 and photometric not in (2, 5)):
         raise BadSlide(f"{what} has {samples} channels of no colour: an H&E image has three (RGB)")
+    if _is_luma(first) and not first.is_tiled and _value(first.tags, 530, (2, 2)) != (1, 1):
+        raise BadSlide(
+            f"{what} is YCbCr with fewer colours than pixels, uncompressed: save it as RGB"
+        )
     if int(first.bitspersample) not in (8, 16, 32) and photometric != 3:
         raise BadSlide(
             f"{what} has {first.bitspersample} bits a sample: save it with 8 or 16, or as float32"
@@ -242,6 +255,35 @@ def _check(what: str, path: Path, pages: Sequence[Any]) -> None:
             f"{what} has tiles of {first.tilewidth} x {first.tilelength} px: save it with tiles of "
             "256 to 1,024 px"
         )
+
+
+def _is_luma(page: Any) -> bool:
+    """Return whether a page holds YCbCr that no decoder turns into RGB: JPEG's does."""
+    return int(page.photometric) == 6 and int(page.compression) not in (6, 7)
+
+
+def _check_deflated(what: str, page: Any) -> None:
+    """Hold deflated strips against their checksums, which libtiff does not look at."""
+    if int(page.compression) not in (8, 32946) or page.is_tiled:
+        return
+    handle = page.parent.filehandle
+    for number_, (offset, count) in enumerate(
+        zip(page.dataoffsets, page.databytecounts, strict=True), start=1
+    ):
+        handle.seek(offset)
+        inflater, content = zlib.decompressobj(), handle.read(count)
+        try:
+            while content and not inflater.eof:
+                inflater.decompress(content, _PIECE_BYTES)
+                content = inflater.unconsumed_tail
+        except zlib.error as error:
+            raise BadSlide(
+                f"{what} is truncated or damaged (strip {number_}: {error}): fetch it again"
+            ) from error
+        if not inflater.eof and count:
+            raise BadSlide(
+                f"{what} is truncated or damaged (strip {number_} has no end): fetch it again"
+            )
 
 
 def _resolution(page: Any, imagej: Mapping[str, Any]) -> tuple[dict[str, Estimate], list[str]]:

@@ -20,6 +20,22 @@ def slide_mpp(wildcards):
     return None if mpp != mpp else float(mpp)
 
 
+def slide_most_mm(wildcards):
+    """Return the largest side in mm that the sheet allows {slide}, or None."""
+    most = slide_row(wildcards)["max_mm"]
+    return None if most != most else float(most)
+
+
+def slide_inputs(wildcards):
+    """Return the image of {slide}, and the scale factors of its Space Ranger folder if it has one."""
+    inputs = {"image": slide_image(wildcards)}
+    counts = slide_row(wildcards)["counts"]
+    scales = Path(counts) / "spatial/scalefactors_json.json"
+    if counts and not counts.startswith("data/simulated/") and scales.is_file():
+        inputs["scalefactors"] = scales.as_posix()
+    return inputs
+
+
 def designed_composition(wildcards):
     """Return what the simulated tissue of {slide} consists of."""
     return slide_composition(config["seed"], wildcards.slide).to_settings()

@@ -8,7 +8,7 @@ Writes: results/slides/{slide}.json, results/tiles/{slide}.parquet, results/feat
 
 rule prepare_slide:
     input:
-        image=slide_image,
+        unpack(slide_inputs),
     output:
         slide="results/slides/{slide}.json",
         # Holds pyramid.tiff when the source cannot be read by region, else nothing.
@@ -27,6 +27,7 @@ rule prepare_slide:
     params:
         code=code_digest("prepare_slide.py"),
         mpp=slide_mpp,
+        most_mm=slide_most_mm,
     message:
         "Read the geometry of slide {wildcards.slide}"
     script:

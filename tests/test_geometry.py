@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from histogep.files import file_sha256
 from histogep.geometry import describe_slide, find_truncation, settle_mpp
-from histogep.jobs import InputError
+from histogep.jobs import BadSlide, InputError
+from histogep.pixel_size import metadata_mpp
 
 
 def _pixels(height=700, width=900):
@@ -177,3 +179,156 @@ def test_sound_slides_of_other_makers_pass(shared_data):
     for name in ("boxes.tiff", "test3-DAPI.ndpi", "openslide_python_small.svs"):
         with open(shared_data / "wsi" / name, "rb") as handle:
             assert find_truncation(handle) is None, name
+
+
+# ------------------------------------------------------------------------- evidence on pixel size
+
+
+def _tiff(path, *, tile=None, **options):
+    tifffile.imwrite(path, _pixels(), photometric="rgb", tile=tile, **options)
+    return path
+
+
+@pytest.mark.parametrize("tile", [(128, 128), None], ids=["tiled", "striped"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resolution": (300, 300), "resolutionunit": "NONE"}, "resolution of 300 has no unit"),
+        ({"resolution": (2e4, 2e4), "resolutionunit": "NONE"}, "resolution of 20000 has no unit"),
+        ({"resolution": (300, 300), "resolutionunit": "INCH"}, "tiff says 84.6667"),
+        ({"resolution": (2e4, 1e4), "resolutionunit": "CENTIMETER"}, "0.5 along x but 1 along y"),
+        ({"description": "Aperio|AppMag = 20|MPP = 4.99"}, "4.99, which its objective of 20x"),
+        ({"description": "Aperio|AppMag = 40|MPP = 1.0"}, "1, which its objective of 40x"),
+        ({}, "does not give the pixel size: fill in"),
+    ],
+)
+def test_what_is_no_pixel_size_is_refused_in_strips_and_tiles(tmp_path, options, message, tile):
+    path = _tiff(tmp_path / "a.tif", tile=tile, metadata=None, **options)
+    with pytest.raises(BadSlide, match=message):
+        _describe(tmp_path, path)
+    found = _describe(tmp_path, path, mpp=0.5)
+    assert (found["mpp"], found["mpp_source"]) == (0.5, "sheet")
+
+
+@pytest.mark.parametrize("tile", [(128, 128), None], ids=["tiled", "striped"])
+@pytest.mark.parametrize(
+    ("options", "mpp", "source"),
+    [
+        ({"description": "Converted|AppMag = 20|MPP = 0,499"}, 0.499, "description"),
+        ({"resolution": (50800, 50800), "resolutionunit": "INCH"}, 0.5, "tiff"),
+        ({"resolution": (20000, 20400), "resolutionunit": "CENTIMETER"}, 0.495, "tiff"),
+    ],
+)
+def test_pixel_sizes_of_tags_and_texts(tmp_path, options, mpp, source, tile):
+    found = _describe(tmp_path, _tiff(tmp_path / "a.tif", tile=tile, metadata=None, **options))
+    assert (found["mpp"], found["mpp_source"]) == (pytest.approx(mpp, rel=2e-3), source)
+
+
+@pytest.mark.parametrize("unit", ["um", "micron", "\\u00B5m", "mm", "nm", "inch"])
+def test_imagej_counts_px_in_a_unit_of_its_own(tmp_path, unit):
+    um = {"mm": 1e3, "nm": 1e-3, "inch": 25400.0}.get(unit, 1.0)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, _pixels(), imagej=True, resolution=(um / 0.5, um / 0.5),
+                     metadata={"unit": unit})  # fmt: skip
+    found = _describe(tmp_path, path)
+    assert (found["mpp"], found["mpp_source"]) == (pytest.approx(0.5, rel=1e-3), "imagej")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_density_of_pictures_counts_with_a_unit_if_it_is_possible(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    for dpi in (72, 96, 300):
+        Image.fromarray(_pixels()).save(path, dpi=(dpi, dpi))
+        with pytest.raises(BadSlide, match="density says"):
+            _describe(tmp_path, path)
+        assert _describe(tmp_path, path, mpp=0.5)["mpp_warning"] == ""
+    Image.fromarray(_pixels()).save(path, dpi=(50800, 50800))
+    found = _describe(tmp_path, path)
+    assert (found["mpp"], found["mpp_source"]) == (pytest.approx(0.5, rel=1e-3), "density")
+    content = path.read_bytes()
+    if suffix == "jpg":  # the same numbers as a mere ratio
+        path.write_bytes(content[:13] + b"\0" + content[14:])
+        with pytest.raises(BadSlide, match="does not give the pixel size: fill in"):
+            _describe(tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "objective", "warned"),
+    [(0.5, 20, False), (0.25, 40, False), (0.2325, 20, False), (0.5, 40, True), (1.0, 20, True),
+     (0.25, None, False), (0.11, 63, False)],
+)  # fmt: skip
+def test_the_objective_is_held_against_the_pixel_size(mpp, objective, warned):
+    found = settle_mpp("S1", {"metadata": mpp}, objective=objective)
+    assert ("objective" in found["mpp_warning"]) == warned
+
+
+@pytest.mark.parametrize(("mpp", "objective"), [(4.99, 20), (1.0, 40), (0.06, 40), (0.1, 20)])
+def test_an_objective_that_contradicts_is_refused_unless_the_sheet_decides(mpp, objective):
+    with pytest.raises(BadSlide, match="contradicts.*`mpp` column"):
+        settle_mpp("S1", {"metadata": mpp}, objective=objective)
+    found = settle_mpp("S1", {"sheet": 10 / objective, "metadata": mpp}, objective=objective)
+    assert "contradicts" in found["mpp_warning"]
+    told = settle_mpp("S1", {"sheet": mpp}, objective=objective)
+    assert "objective" in told["mpp_warning"]
+
+
+def test_an_overview_is_warned_of_loudly(caplog):
+    assert settle_mpp("S1", {"sheet": 2.0})["mpp_warning"] == ""
+    with caplog.at_level(logging.WARNING):
+        found = settle_mpp("S1", {"sheet": 3.19})
+    assert "A PIXEL IS 3.19 UM WIDE" in found["mpp_warning"]
+    assert "A PIXEL IS 3.19 UM WIDE" in caplog.text
+
+
+def test_the_spots_say_what_they_imply(tmp_path, shared_data):
+    scales = shared_data / "visium/spaceranger_v1_no_header/outs/spatial/scalefactors_json.json"
+    width = json.loads(scales.read_text())["spot_diameter_fullres"]
+    picture = _tiff(tmp_path / "a.tif", metadata=None)
+    with pytest.raises(BadSlide, match=rf"its spots imply {55 / width:.3g} to {65 / width:.3g}"):
+        _describe(tmp_path, picture, scalefactors=scales)
+    near, far = 60 / width, 180 / width
+    assert _describe(tmp_path, picture, mpp=near, scalefactors=scales)["mpp_warning"] == ""
+    told = _describe(tmp_path, picture, mpp=far, scalefactors=scales)
+    assert "its spots imply" in told["mpp_warning"]
+    high = tmp_path / "hd.json"
+    high.write_text('{"microns_per_pixel": 0.274, "spot_diameter_fullres": 7.3}')
+    with pytest.raises(BadSlide, match=r"its scale factors imply 0\.274"):
+        _describe(tmp_path, picture, scalefactors=high)
+    high.write_text("{")
+    with pytest.raises(BadSlide, match="hd.json: not readable as Space Ranger's scale factors"):
+        _describe(tmp_path, picture, scalefactors=high)
+
+
+def test_numbers_of_every_vendor_are_compared():
+    properties = {
+        "openslide.vendor": "mirax",
+        "openslide.mpp-x": "0.25",
+        "openslide.mpp-y": "0.25",
+        "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_X": "0.5",
+        "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_Y": "0.5",
+    }
+    assert metadata_mpp(properties)[0] == {"metadata": (0.25, 0.25), "vendor": (0.5, 0.5)}
+    properties = {"openslide.vendor": "aperio", "aperio.MPP": "0,2508"}
+    assert metadata_mpp(properties)[0] == {"vendor": (0.2508, 0.2508)}
+    properties = {
+        "openslide.vendor": "hamamatsu",
+        "tiff.XResolution": "43826",
+        "tiff.YResolution": "43826",
+        "tiff.ResolutionUnit": "centimeter",
+    }
+    assert metadata_mpp(properties)[0]["tiff"] == pytest.approx((0.2282, 0.2282), rel=1e-3)
+    del properties["tiff.ResolutionUnit"]
+    assert metadata_mpp(properties) == ({}, ["its TIFF resolution of 43826 has no unit"])
+    spacing = "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing"
+    properties = {
+        "openslide.vendor": "dicom",
+        f"{spacing}[0]": "0.00025",
+        f"{spacing}[1]": "0.00025",
+        "dicom.ImagedVolumeWidth": "1.0",
+        "dicom.ImagedVolumeHeight": "1.0",
+        "dicom.TotalPixelMatrixColumns": "2000",
+        "dicom.TotalPixelMatrixRows": "2000",
+    }
+    estimates = metadata_mpp(properties)[0]
+    assert estimates == {"vendor": (0.25, 0.25), "imaged volume": (0.5, 0.5)}
+    assert "imaged volume says 0.5" in settle_mpp("S1", estimates)["mpp_warning"]

@@ -286,3 +286,15 @@ def test_problems_stand_in_the_order_of_the_lines(tmp_path):
     lines = [said.split(":")[0].strip() for said in str(caught.value).splitlines()[1:]]
     assert lines == ["line 2", "line 2", "line 3"]
     assert "looked in" in str(caught.value)
+
+
+def test_the_largest_side_of_a_slide_may_be_given(tmp_path):
+    (tmp_path / "a.svs").touch()
+    rows = [["slide", "patient", "cohort", "image", "max_mm"], ["S1", "P1", "c", "a.svs", "200"]]
+    path = tmp_path / "slides.tsv"
+    path.write_text("\n".join("\t".join(row) for row in rows) + "\n")
+    assert read_slides(path)["max_mm"].tolist() == [200]
+    for wrong in ("big", "0", "nan", "inf", "-3", "5000"):
+        path.write_text("\n".join("\t".join(row) for row in rows).replace("200", wrong) + "\n")
+        with pytest.raises(InputError, match=f"line 2: max_mm '{wrong}' is no largest side"):
+            read_slides(path)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from histogep.bad_slides import record_failure
 from histogep.files import write_json
-from histogep.geometry import describe_slide
+from histogep.geometry import MOST_MM, describe_slide
 from histogep.jobs import BadSlide, job_log
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ with job_log(snakemake.log[0]) as log:
             source=image,
             folder=snakemake.output.pyramid,
             mpp=snakemake.params.mpp,
+            most_mm=snakemake.params.get("most_mm") or MOST_MM,
+            scalefactors=snakemake.input.get("scalefactors"),
         )
         log.info(
             "%d x %d px, %.4g um per px from the %s",
