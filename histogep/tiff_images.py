@@ -6,6 +6,7 @@ and blue in three pages. Tags and metadata are read with tifffile, no pixel.
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ import tifffile
 from histogep.files import given_file
 from histogep.jobs import BadSlide
 from histogep.pixel_size import Estimate, described_mpp, number
+
+log = logging.getLogger(__name__)
 
 #: Most pages that a file may have: those of slides have at most a dozen.
 MOST_PAGES = 4096
@@ -207,6 +210,7 @@ def _colour_planes(what: str, same: Sequence[tuple[int, int, Any]], ome: _Ome | 
         )
     names = [name.strip().lower() for name in (ome.channels if ome is not None else ())]
     if not any(names) or len(names) != 3:
+        log.warning("%s: its three grey pages are taken for red, green and blue", what)
         return [0, 1, 2]
     order = []
     for colour in _COLOURS:
