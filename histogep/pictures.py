@@ -30,14 +30,16 @@ def open_picture(
 ) -> pyvips.Image:
     """Return a picture as it is stored, red, green and blue of several pages side by side.
 
-    Warnings of the decoders count as errors: most damaged pixels are noticed by nothing else.
+    Warnings of the decoders count as errors: most damaged pixels are noticed by nothing else. Only of
+    a TIFF whose tags alone are warned of, which does no harm, warnings are passed over.
 
     Raises
     ------
     BadSlide
         If it cannot be opened, or its size cannot be true.
     """
-    options = {"access": access, "fail_on": "warning"}
+    harmless = tiff is not None and _tags_are_warned_of(source)
+    options = {"access": access, "fail_on": "error" if harmless else "warning"}
     try:
         if tiff is None:
             picture = pyvips.Image.new_from_file(str(source), **options)
@@ -65,6 +67,30 @@ def open_picture(
             "an H&E image has three (RGB)"
         )
     return picture
+
+
+class _Heard(logging.Handler):
+    """Counts what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def _tags_are_warned_of(source: Path) -> bool:
+    """Return whether libtiff warns of a TIFF before any pixel is read."""
+    heard, logger = _Heard(), logging.getLogger("pyvips")
+    logger.addHandler(heard)
+    try:
+        pyvips.Image.tiffload(str(source), fail_on="none", revalidate=True)
+    except pyvips.Error:
+        return False  # the one who reads it says so
+    finally:
+        logger.removeHandler(heard)
+    return bool(heard.messages)
 
 
 def orientation(picture: pyvips.Image) -> int:

@@ -247,6 +247,8 @@ def _check(what: str, path: Path, pages: Sequence[Any]) -> None:
             f"{what} has {first.bitspersample} bits a sample: save it with 8 or 16, or as float32"
         )
     size = first.imagewidth * first.imagelength * samples * int(first.bitspersample) / 8
+    counts = first.databytecounts
+    size *= sum(count > 0 for count in counts) / max(1, len(counts))  # some tiles may be left out
     most = _MOST_BYTES_PER_BYTE.get(int(first.compression), 1e5) * n_bytes
     if size * len(pages) > most:
         raise BadSlide(

@@ -365,3 +365,47 @@ def test_damaged_pixels_are_named(tmp_path, name, damage, shared_data):
     with pytest.raises(BadSlide, match=r"truncated|damaged|cannot be read"):
         _pixels(path)
     assert not list((tmp_path / "S1").glob("*"))
+
+
+def test_a_warning_of_a_tag_is_no_damage(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", software="abc1", metadata=None)
+    tag = tifffile.TiffFile(path).pages[0].tags[305]
+    content = bytearray(path.read_bytes())
+    # Text without its final NUL, as several scanners write it.
+    content[tag.offset + 4 : tag.offset + 12] = struct.pack("<I", 4) + b"abcd"
+    path.write_bytes(content)
+    _is_the_picture(path)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_bit_of_a_deflated_strip_is_noticed(tmp_path, seed):
+    """libtiff does not look at the checksum of deflate."""
+    rng = np.random.default_rng(seed)
+    noisy = (RGB - rng.integers(0, 40, RGB.shape)).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    Image.fromarray(noisy).save(path, compression="tiff_adobe_deflate")
+    content = bytearray(path.read_bytes())
+    content[int(rng.integers(len(content) // 5, len(content) * 4 // 5))] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(BadSlide, match=r"truncated or damaged .strip"):
+        _pixels(path)
+
+
+def test_tiles_that_were_left_out_are_no_damage(tmp_path):
+    path = tmp_path / "a.tif"
+    blank = np.zeros_like(RGB)
+    blank[:256, :256] = TISSUE
+    tifffile.imwrite(path, blank, photometric="rgb", tile=(256, 256), compression="none")
+    content = bytearray(path.read_bytes())
+    page = tifffile.TiffFile(path).pages[0]
+    for code in (324, 325):
+        tag = page.tags[code]
+        width = tag.valuebytecount // tag.count
+        content[tag.valueoffset + width : tag.valueoffset + tag.valuebytecount] = bytes(
+            tag.valuebytecount - width
+        )
+    first = page.dataoffsets[0] + page.databytecounts[0]
+    path.write_bytes(content[:first])
+    found = _pixels(path)
+    assert found[10, 10].tolist() == TISSUE
