@@ -14,7 +14,7 @@ from histogep.pixel_size import Estimate, density_mpp, metadata_mpp, number, set
 from histogep.slides import bounds_px
 from histogep.sources import dicom_files, dicom_series, source_files, source_sha256
 from histogep.tiff_images import choose_image
-from histogep.tiff_layout import TIFF_STARTS, find_truncation
+from histogep.tiff_layout import TIFF_STARTS, find_truncation, whole_levels
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,9 @@ def describe_slide(
     start = _start(image)
     spots = {} if scalefactors is None else spot_mpp(scalefactors)
     tiff = None
-    if vendor in (None, _PLAIN_TIFF) and start.startswith(TIFF_STARTS):
+    if start.startswith(TIFF_STARTS) and (
+        vendor in (None, _PLAIN_TIFF) or (vendor == "aperio" and not _shows_largest(image))
+    ):
         tiff = choose_image(slide, image)
     if vendor is None or (tiff is not None and not tiff.plain):
         picture = open_picture(slide, image, tiff)
@@ -115,6 +117,16 @@ def describe_slide(
         "sha256": source_sha256(source),
         "bytes": sum(file.stat().st_size for file in source_files(source)),
     }
+
+
+def _shows_largest(image: Path) -> bool:
+    """Return whether OpenSlide shows the largest tiled image of a TIFF, and not a thumbnail."""
+    try:
+        with openslide.OpenSlide(str(image)) as handle:
+            shown = handle.dimensions[0] * handle.dimensions[1]
+    except openslide.OpenSlideError:
+        return False
+    return all(width * height <= shown for width, height in whole_levels(image))
 
 
 def _start(image: Path) -> bytes:

@@ -409,3 +409,23 @@ def test_tiles_that_were_left_out_are_no_damage(tmp_path):
     path.write_bytes(content[:first])
     found = _pixels(path)
     assert found[10, 10].tolist() == TISSUE
+
+
+def test_an_svs_that_begins_with_its_thumbnail(tmp_path):
+    path = tmp_path / "a.svs"
+    text = "Aperio Image Library v11\n133x100 |AppMag = 20|MPP = 0.5"
+    with tifffile.TiffWriter(path) as file:
+        options = {"photometric": "rgb", "metadata": None}
+        file.write(np.zeros((100, 133, 3), np.uint8), tile=(64, 64), description=text, **options)
+        file.write(RGB, tile=(256, 256), **options)
+    _is_the_picture(path, mpp=None)
+
+
+def test_a_damaged_svs_is_still_refused(tmp_path, shared_data):
+    content = bytearray((shared_data / "wsi/CMU-1-Small-Region.svs").read_bytes())
+    page = tifffile.TiffFile(shared_data / "wsi/CMU-1-Small-Region.svs").pages[0]
+    tag = page.tags[322]  # the width of its tiles
+    content[tag.offset + 8 : tag.offset + 12] = struct.pack("<I", 0)
+    (tmp_path / "a.svs").write_bytes(content)
+    with pytest.raises(BadSlide, match=r"a\.svs"):
+        _pixels(tmp_path / "a.svs", mpp=None)
