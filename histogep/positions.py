@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histogep.delimited import lay_out, read_bytes, read_lines
+from histogep.files import given_file
 from histogep.jobs import InputError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ _RODENT_SYMBOL = re.compile(r"[A-Z][a-z]+[a-z0-9-]*")
 #: Builds of the human genome differ by less in the length of a chromosome.
 _LENGTH_TOLERANCE = 1.05
 _CHROMOSOME = re.compile(r"(?:chr)?(\d{1,2}|X|Y|M|MT)", flags=re.IGNORECASE)
+#: Base pairs of a chromosome; the longest known has fewer.
+_MOST_BASES = 1e11
 _GTF_SUFFIXES = (".gtf", ".gtf.gz", ".gff2", ".gff2.gz")
 
 
@@ -66,12 +69,9 @@ def read_gene_positions(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file of gene positions")
-    name = path.name.lower()
-    try:
-        table = _read_gtf(path) if name.endswith(_GTF_SUFFIXES) else _read_table(path)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, pd.errors.ParserError) as error:
-        raise InputError(f"{path}: not a readable table of gene positions ({error})") from None
-    return _mend(table, path)
+    with given_file(path, "a table of gene positions"):
+        gtf = path.name.lower().endswith(_GTF_SUFFIXES)
+        return _one_row_a_symbol(_read_gtf(path) if gtf else _read_table(path), path)
 
 
 def order_chromosomes(chromosomes: Iterable[str]) -> list[str]:
@@ -237,36 +237,28 @@ def order_arms(arms: Iterable[str]) -> list[str]:
     return sorted(set(arms), key=lambda arm: (rank[arm.rstrip("pq")], arm))
 
 
-def _open(path: Path):
-    # Spreadsheets put a byte order mark before UTF-8.
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return open(path, encoding="utf-8-sig")
-
-
 def _read_gtf(path: Path) -> pd.DataFrame:
     """Return the genes of a GTF; without `gene` lines, the span of each gene's other lines."""
     genes, others = [], {}
-    with _open(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.startswith("#") or not line.strip():
-                continue
-            cells = line.rstrip("\n").split("\t")
-            if len(cells) < 9:
-                raise InputError(f"{path}: line {number} has {len(cells)} columns, a GTF has 9")
-            identity = re.search(r'gene_id "([^"]+)"', cells[8])
-            symbol = re.search(r'gene_name "([^"]+)"', cells[8]) or identity
-            if symbol is None:
-                continue
-            gene_id = identity[1] if identity else ""
-            row = (symbol[1], cells[0], cells[3], cells[4], gene_id)
-            if cells[2] == "gene":
-                genes.append(row)
-            elif not genes:
-                key = (symbol[1], cells[0], gene_id)
-                start, end = int(cells[3]), int(cells[4])
-                low, high = others.get(key, (start, end))
-                others[key] = (min(low, start), max(high, end))
+    for number, line in enumerate(read_lines(path, what="a GTF"), start=1):
+        if line.startswith("#") or not line.strip():
+            continue
+        cells = line.split("\t")
+        if len(cells) < 9:
+            raise InputError(f"{path}: line {number} has {len(cells)} columns, a GTF has 9")
+        identity = re.search(r'gene_id "([^"]+)"', cells[8])
+        symbol = re.search(r'gene_name "([^"]+)"', cells[8]) or identity
+        if symbol is None:
+            continue
+        gene_id = identity[1] if identity else ""
+        row = (symbol[1], cells[0], cells[3], cells[4], gene_id)
+        if cells[2] == "gene":
+            genes.append(row)
+        elif not genes:
+            key = (symbol[1], cells[0], gene_id)
+            start, end = int(cells[3]), int(cells[4])
+            low, high = others.get(key, (start, end))
+            others[key] = (min(low, start), max(high, end))
     if not genes:
         genes = [(s, c, low, high, g) for (s, c, g), (low, high) in others.items()]
     return pd.DataFrame(genes, columns=[*COLUMNS, "gene_id"])
@@ -274,58 +266,61 @@ def _read_gtf(path: Path) -> pd.DataFrame:
 
 def _read_table(path: Path) -> pd.DataFrame:
     """Return a table of positions, with its columns under their usual names."""
-    with _open(path) as lines:
-        first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-    if not first:
-        raise InputError(f"{path}: the file of gene positions is empty")
-    separator = "\t" if "\t" in first else "," if "," in first else r"\s+"
-    cells = [cell.strip().strip('"') for cell in re.split(separator, first.strip())]
-    header = [cell.lower() for cell in cells]
+    what = "a table of gene positions"
+    data = read_bytes(path, what=what)
+    if not re.search(rb"[\t,;]", next(filter(_is_row, data.split(b"\n")), b"")):
+        # Columns divided by blanks, however many.
+        data = re.sub(rb"[ \t]+", b"\t", re.sub(rb"(?m)^[ \t]+|[ \t]+$", b"", data))
+    read = lay_out(
+        path, data, what=what, header=_names_columns, comments="all", row_names=True, repeated=True
+    )
+    table = read.text()
+    if not read.header_line:
+        first = list(table.iloc[0]) if len(table) else []
+        if len(first) < 4 or not (first[2].isdigit() and first[3].isdigit()):
+            raise InputError(
+                f"{path}: the first line ({' '.join(first)[:60]!r}) is neither a header with "
+                f"{', '.join(COLUMNS)} nor a row of gene, chromosome, start, end; for a GTF use a "
+                "name ending in .gtf or .gtf.gz"
+            )
+        return table.iloc[:, :4].set_axis(list(COLUMNS), axis=1)
+    header = [name.lower() for name in read.names]
     named = {
         column: next((header.index(alias) for alias in aliases if alias in header), None)
         for column, aliases in _ALIASES.items()
     }
-    headed = named["chromosome"] is not None or named["start"] is not None
-    if headed:
-        # Scanpy and others call the Ensembl id "gene_id" and leave the symbol unnamed.
-        if named["gene"] is None:
-            named["gene"] = named["gene_id"]
-        missing = [column for column in COLUMNS if named[column] is None]
-        if missing:
-            raise InputError(
-                f"{path}: no column {', '.join(missing)} among {', '.join(cells)}; "
-                f"the table must name {', '.join(COLUMNS)}"
-            )
-    elif len(cells) >= 4 and cells[2].isdigit() and cells[3].isdigit():
-        named = {"gene": 0, "chromosome": 1, "start": 2, "end": 3, "gene_id": None}
-    else:
+    # Scanpy and others call the Ensembl id "gene_id" and leave the symbol unnamed.
+    if named["gene"] is None:
+        named["gene"] = named["gene_id"]
+    missing = [column for column in COLUMNS if named[column] is None]
+    if missing:
         raise InputError(
-            f"{path}: the first line ({first.strip()[:60]!r}) is neither a header with "
-            f"{', '.join(COLUMNS)} nor a row of gene, chromosome, start, end; for a GTF use a "
-            "name ending in .gtf or .gtf.gz"
+            f"{path}: no column {', '.join(missing)} among {', '.join(read.names)}; "
+            f"the table must name {', '.join(COLUMNS)}"
         )
-    table = pd.read_csv(
-        path,
-        sep=separator,
-        header=0 if headed else None,
-        dtype=str,
-        comment="#",
-        encoding="utf-8-sig",
-        keep_default_na=False,
-        engine="python" if separator == r"\s+" else "c",
-    )
     taken = {column: place for column, place in named.items() if place is not None}
     return pd.DataFrame({column: table.iloc[:, place] for column, place in taken.items()})
 
 
-def _mend(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _is_row(line: bytes) -> bool:
+    return bool(line.strip()) and not line.startswith(b"#")
+
+
+def _names_columns(cells: list[str]) -> bool:
+    """Return whether the first line is a header: it names the chromosome or the start."""
+    return any(
+        cell.lower() in _ALIASES[column] for cell in cells for column in ("chromosome", "start")
+    )
+
+
+def _one_row_a_symbol(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Return a table with one row per symbol, on the primary chromosomes, in genome order."""
     table = table.copy()
     if "gene_id" not in table:
         table["gene_id"] = ""
     for column in ("start", "end"):
         number = pd.to_numeric(table[column], errors="coerce")
-        wrong = np.flatnonzero(number.isna() | (number < 0))
+        wrong = np.flatnonzero(~number.between(0, _MOST_BASES) | (number % 1 != 0))
         if len(wrong):
             raise InputError(
                 f"{path}: row {wrong[0] + 1} of the genes ({table['gene'].iloc[wrong[0]]}) has "

@@ -20,6 +20,7 @@ from histogep.bulk import measured_samples, read_expression
 from histogep.gene_sets import read_gmt
 from histogep.jobs import BadSlide, InputError
 from histogep.patient_joins import join_ids
+from histogep.positions import read_gene_positions
 from histogep.problems import Problems
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class StudyFiles:
         Collection of gene sets -> file.
     measured
         Cohort -> table of measured expression.
+    gene_positions
+        File of gene positions, if there is one.
     made
         Tells of a file whether the workflow makes it, so that it cannot be read yet.
     """
@@ -47,6 +50,7 @@ class StudyFiles:
     settings: Mapping[str, Any]
     gene_sets: Mapping[str, str] = field(default_factory=dict)
     measured: Mapping[str, str] = field(default_factory=dict)
+    gene_positions: str | None = None
     made: Callable[[str], bool] = lambda file: False
 
     def column(self, name: str) -> dict[str, str]:
@@ -70,6 +74,27 @@ def check_measured(files: StudyFiles) -> Iterator[Callable[[], Any]]:
             yield lambda path=path, scale=scale: read_expression(path, scale=scale)
 
 
+def check_gene_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
+    """Read where the genes lie."""
+    if files.gene_positions and not files.made(files.gene_positions):
+        yield lambda: read_gene_positions(files.gene_positions)
+
+
+def check_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
+    """Read the positions of the spots that the slide sheet names."""
+    from histogep.spot_readers import read_positions  # reads counts too: its imports take a second
+
+    for slide, path in files.column("positions").items():
+        yield lambda slide=slide, path=path: _of_slide(slide, "positions", read_positions, path)
+
+
+def _of_slide(slide: str, column: str, read: Callable[[str], Any], path: str) -> Any:
+    try:
+        return read(path)
+    except InputError as error:
+        raise type(error)(f"slide {slide}, {column}: {error}") from None
+
+
 def check_labels_and_regions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
     """Read every annotation and region, and look up what its classes mean."""
     yield lambda: check_annotations(files.slides, files.settings["labels"], made=files.made)
@@ -80,6 +105,8 @@ def check_labels_and_regions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
 CHECKS: tuple[Callable[[StudyFiles], Iterator[Callable[[], Any]]], ...] = (
     check_gene_sets,
     check_measured,
+    check_gene_positions,
+    check_positions,
     check_labels_and_regions,
 )
 

@@ -134,6 +134,7 @@ def read_study():
                 slides,
                 complete,
                 gene_sets=files["gene_sets"],
+                gene_positions=files["gene_positions"],
                 measured={c: f["measured"] for c, f in files["measured"].items()},
                 made=made,
             ),

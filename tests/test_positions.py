@@ -232,3 +232,28 @@ def test_ids_with_a_version_are_found_with_another_or_none(tmp_path):
     positions = read_gene_positions(path)
     for names in (["ENSG00000141736", "ENSG00000075624.2"], ["ERBB2", "ENSG00000075624"]):
         assert set(locate_genes(names, positions)["chromosome"]) == {"chr7", "chr17"}
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", ";", "  "])
+def test_a_quote_takes_no_row_with_it(tmp_path, separator):
+    rows = [
+        ("TP53", "chr17", 1, 9),
+        ('5"-A', "chr7", 1, 9),
+        ("KRAS", "chr12", 1, 9),
+        ('B"', "chr1", 3, 9),
+    ]
+    cells = [[str(cell) for cell in row] for row in rows]
+    if separator in ",;":  # these have the quotes of RFC 4180
+        cells = [[cell.replace('"', '""') for cell in row] for row in cells]
+        cells = [[f'"{cell}"' if '"' in cell else cell for cell in row] for row in cells]
+    path = tmp_path / "genes.txt"
+    path.write_text("".join(separator.join(row) + "\n" for row in cells))
+    assert set(read_gene_positions(path)["gene"]) == {row[0] for row in rows}
+
+
+@pytest.mark.parametrize("end", ["inf", "1e300", "9.5", "-1", "nan"])
+def test_positions_are_whole_base_pairs(tmp_path, end):
+    path = tmp_path / "genes.tsv"
+    path.write_text(f"gene\tchromosome\tstart\tend\nTP53\tchr17\t1\t{end}\n")
+    with pytest.raises(InputError, match="must be a number of base pairs"):
+        read_gene_positions(path)
