@@ -18,7 +18,7 @@ with job_log(snakemake.log[0]):
     settings = dict(snakemake.params.settings)
     endpoint = settings.pop("endpoint")
     sheet, measured = snakemake.input.get("patients"), snakemake.input.get("measured")
-    columns = snakemake.params.columns
+    columns = snakemake.params.get("columns")
     patients = read_clinical(sheet, endpoint=endpoint, columns=columns) if sheet else None
     signatures = read_signatures(snakemake.input.signatures)
     if measured:
