@@ -133,7 +133,7 @@ def keep_genes(
         Nothing is left.
     """
     features = replace(features, names=clean_names(features.names), ids=clean_names(features.ids))
-    for step in (_drop_other_types, _keep_one_genome, _drop_antibodies_like_genes):
+    for step in (_turn_names, _drop_other_types, _keep_one_genome, _drop_antibodies_like_genes):
         features = step(features, source)
     features = _name_ids(features, source, gene_positions)
     features = _drop_dates(features, source)
@@ -225,12 +225,27 @@ def _normal(kind: object) -> str:
     return re.sub(r"[^a-z0-9]", "", str(kind).lower())
 
 
+def are_gene_types(kinds: Iterable[object]) -> np.ndarray:
+    """Return which types of feature are counts of genes, in any spelling."""
+    known = {kind: bool(_GENE_TYPES.fullmatch(_normal(kind))) for kind in set(kinds)}
+    return np.array([known[kind] for kind in kinds], dtype=bool)
+
+
+def _turn_names(features: Features, source: str) -> Features:
+    """Take ids for symbols and symbols for ids where the file has them the other way round."""
+    names, ids = are_ensembl(features.names), are_ensembl(features.ids)
+    words = np.array([bool(name) and not name.isdigit() for name in features.ids], dtype=bool)
+    if names.mean() > 0.5 and (words & ~ids).mean() > 0.5:
+        log.info("%s: its ids are symbols, and its symbols are ids: turned", source)
+        return replace(features, names=features.ids, ids=features.names)
+    return features
+
+
 def _drop_other_types(features: Features, source: str) -> Features:
     """Leave out antibodies, guides, spike-ins and whatever else is counted beside genes."""
     if features.kinds is not None:
         given = clean_names(features.kinds)
-        types = {kind: _normal(kind) for kind in set(given)}
-        genes = np.array([bool(_GENE_TYPES.fullmatch(types[kind])) for kind in given], dtype=bool)
+        genes = are_gene_types(given)
         if not (given == "").all():
             if not genes.any():
                 raise InputError(

@@ -22,7 +22,7 @@ from scipy import sparse
 from histogep import tenx
 from histogep.delimited import open_delimited
 from histogep.files import given_file
-from histogep.gene_names import Features, are_ensembl, clean_names, keep_genes
+from histogep.gene_names import Features, are_ensembl, are_gene_types, clean_names, keep_genes
 from histogep.hdf5_guard import open_given
 from histogep.jobs import InputError
 from histogep.joins import HALF, explain_names, round_st_names
@@ -418,8 +418,14 @@ def _describe(matrix: sparse.csr_matrix, var: pd.DataFrame) -> Features:
         replaced = (by_id | (numbered & (numbered.mean() > 0.5))) & (symbols != "")
         names[replaced] = symbols[replaced]
     ids = np.full(len(index), "", dtype=object) if ids is None else ids
-    ids = np.where(by_id & ~are_ensembl(ids), index, ids).astype(object)
-    return Features(matrix, names, ids, column(_TYPE_COLUMNS), column(_GENOME_COLUMNS))
+    if symbols is not None or (ids == "").mean() > 0.5:
+        ids = np.where(by_id & ~are_ensembl(ids), index, ids).astype(object)
+    kinds = None
+    for found in filter(lambda part: part is not None, (column([c]) for c in _TYPE_COLUMNS)):
+        # A feature is a gene if all columns say so: CELLxGENE has the biotype in one, spike-ins in another.
+        other = ~are_gene_types(found) & (found != "")
+        kinds = found if kinds is None else np.where(other, found, kinds).astype(object)
+    return Features(matrix, names, ids, kinds, column(_GENOME_COLUMNS))
 
 
 def _scales_of(data: Any) -> dict[str, float]:

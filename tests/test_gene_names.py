@@ -198,3 +198,11 @@ def test_why_genes_are_absent():
     assert "Entrez" in why_absent(["7157", "1956"])
     assert "mouse or rat" in why_absent(["Cd3d", "Epcam"])
     assert "panel" in why_absent(["CD3D", "EPCAM"])
+
+
+def test_symbols_among_the_ids_and_ids_among_the_symbols_are_turned():
+    ids = [f"ENSG{i:011d}" for i in range(3)]
+    genes = keep_genes(_features(ids, ["TP53", "EGFR", "KRAS"]), source="x")
+    assert list(genes.names) == ["TP53", "EGFR", "KRAS"]
+    assert list(genes.ids) == ids
+    assert _kept(ids, ["7157", "1956", "3845"]) == ids
