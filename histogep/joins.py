@@ -78,7 +78,8 @@ def explain_names(given: Iterable[str], known: Iterable[str]) -> str:
         n = len({change(name) for name in given} & (targets - {""}))
         if n > max(2 * best, best + 2, len(given) // 4):
             best, reason = n, how
-    examples = f"one names {', '.join(given[:3])}, the other {', '.join(known[:3])}"
+    odd = [name for name in given if name not in there]
+    examples = f"one names {', '.join(odd[:3])}, the other {', '.join(known[:3])}"
     if reason:
         return f"{examples}; {reason} {best} would match: change the names in one of the files"
     return f"{examples}; both files must be of the same section"
