@@ -64,13 +64,13 @@ def dicom_files(folder: Path) -> list[Path]:
 def dicom_series(file: Path) -> str:
     """Return the SeriesInstanceUID of a DICOM file, "" of a file that is none."""
     from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
 
     try:
         read = dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
-    except InvalidDicomError:
+        return str(read.get("SeriesInstanceUID", ""))
+    except Exception:  # whatever pydicom raises on a damaged file: it belongs to no series
+        log.warning("%s cannot be read as DICOM", file)
         return ""
-    return str(read.get("SeriesInstanceUID", ""))
 
 
 def refuse_replaced(described: Mapping[str, Any], description: str | Path) -> None:

@@ -34,6 +34,8 @@ _UM_PER_NAME = {
 }
 _BESIDE = re.compile(r"\b(label|macro|thumbnail|thumb|overview|barcode|preview)\b", re.IGNORECASE)
 _COLOURS = ("red", "green", "blue")
+#: OME's colours of channels: red, green, blue and alpha in 32 bits, signed.
+_OME_COLOURS = {"-16776961": "red", "16711935": "green", "65535": "blue"}
 #: Bytes that are unpacked at once.
 _PIECE_BYTES = 2**22
 #: Bytes of pixels that a byte of a file can stand for, by TIFF's number of the compression.
@@ -355,7 +357,10 @@ def _read_ome(text: str) -> list[_Ome]:
                 size=(int(sizes[0]), int(sizes[1])),
                 depth=int(max(1, sizes[2]) * max(1, sizes[3])),
                 mpp=(_physical(pixels, "X"), _physical(pixels, "Y")),
-                channels=tuple(channel.get("Name") or "" for channel in channels),
+                channels=tuple(
+                    channel.get("Name") or _OME_COLOURS.get(channel.get("Color") or "", "")
+                    for channel in channels
+                ),
                 fluorescent=any(
                     channel.get("Fluor") or channel.get("EmissionWavelength")
                     or channel.get("ContrastMethod") == "Fluorescence"

@@ -145,6 +145,15 @@ def test_channels_of_ome_are_ordered_by_their_names(tmp_path, order, names, tile
 
 
 @BLOCKS
+def test_channels_of_ome_are_ordered_by_their_colours(tmp_path, tile):
+    colours = {"R": -16776961, "G": 16711935, "B": 65535}
+    metadata = {"axes": "CYX", "Channel": {"Color": [colours[c] for c in "BGR"]}}
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, PLANES[::-1], photometric="minisblack", tile=tile, metadata=metadata)
+    _is_the_picture(path)
+
+
+@BLOCKS
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
