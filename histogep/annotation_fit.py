@@ -17,7 +17,7 @@ FEW = 0.5
 #: Share below which it is refused, if another scale or order of the coordinates explains it.
 HARDLY_ANY = 0.1
 #: Share that an explanation must bring into the areas to be believed, where it is hardly any now.
-EXPLAINED = 0.5
+EXPLAINED = 0.8
 #: Share from which on an explanation is believed though some do lie in the areas now.
 ALL_EXPLAINED = 0.9
 #: By how much a smaller or larger copy of an image differs from it.
@@ -77,7 +77,7 @@ def check_fit(
     ------
     InputError
         If no spot lies in an area; or fewer than `HARDLY_ANY` do and another scale, or x and y
-        exchanged, brings more than half of them in; or fewer than `FEW` do and another scale brings
+        exchanged, brings most of them in; or fewer than `FEW` do and another scale brings
         nearly all in and ends where the spots do.
     """
     n = len(points)

@@ -299,7 +299,9 @@ def test_annotations_with_x_and_y_exchanged_are_refused(tmp_path):
 
 def test_a_small_annotation_is_taken_and_its_share_told(tmp_path, caplog):
     spots, path = _grid(), tmp_path / "a.geojson"
-    for box, n in ((_box(600, 500, 1200, 1000), 36), (_box(0, 0, 1090, 3000), 180)):
+    boxes = [(_box(600, 500, 1200, 1000), 36), (_box(0, 0, 1090, 3000), 180)]
+    boxes += [(_box(150, 150, 500, 500), 14), (_box(150, 150, 1000, 1000), 85)]  # in the corner
+    for box, n in boxes:
         _write(path, json.dumps([_feature("Tumor", [box])]))
         labels = tumour.label_annotated(spots, path, TEXTS)["label"]
         assert (labels == "malignant").sum() == pytest.approx(n, abs=3)
