@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,33 +19,99 @@ import pandas as pd
 
 from histogep.jobs import InputError
 
+#: What renaming to a name that is taken fails with, where folders are concerned.
+_IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
 
 @contextlib.contextmanager
 def complete(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, renamed to it when the block ends without error.
 
     The temporary name keeps the suffix, since many writers choose the format by it. A folder may
-    be written too. Two writers never share a temporary name; whoever renames last wins whole.
+    be written too. Two writers never share a temporary name; whoever renames last wins whole. The
+    file, and every file of a folder, may be read and written by whom the umask allows, even where
+    the writer made it private.
+
+    A file takes the place of an older one in one step. A folder cannot: the older one is renamed
+    away first and removed at the end, so that for an instant there is neither.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    # A name may have 255 bytes, and the temporary one is longer.
+    stem = path.stem.encode()[:200].decode(errors="ignore")
+    temporary = path.with_name(f".{stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield temporary
+        _share(temporary)
         _sync(temporary)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        _put_in_place(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`, whatever stands there and whoever else does the same."""
+    away: list[Path] = []
+    try:
+        while True:
+            try:
+                os.replace(temporary, path)
+                return
+            except OSError as error:
+                # A folder that holds something, or a folder and a file in each other's way.
+                if error.errno not in _IN_THE_WAY:
+                    raise
+            old = path.with_name(f"{temporary.name}.old{len(away)}")
+            with contextlib.suppress(FileNotFoundError):  # another writer was faster
+                os.rename(path, old)
+                away.append(old)
+    except BaseException:
+        if away and not os.path.lexists(path):
+            os.rename(away.pop(), path)
+        raise
+    finally:
+        for old in away:
+            _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, of a link the link itself; what is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> list[Path]:
+    """Return a file, or a folder with all that it holds; links are not followed."""
+    found = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return [file for file in found if not file.is_symlink() and file.exists()]
+
+
+def _share(path: Path) -> None:
+    """Give what was written the rights that the umask allows; safetensors makes files private."""
+    allowed = ~_umask()
+    for file in _written(path):
+        mode = file.stat().st_mode
+        wanted = mode | ((0o777 if file.is_dir() else 0o666) & allowed)
+        if wanted != mode:
+            os.chmod(file, stat.S_IMODE(wanted))
+
+
+def _umask() -> int:
+    """Return the umask of this process."""
+    with contextlib.suppress(OSError):
+        # To ask by setting it would let a file of another thread slip in between.
+        if found := re.search(r"^Umask:\s+(\d+)", Path("/proc/self/status").read_text(), re.M):
+            return int(found[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _sync(path: Path) -> None:
     """Push a file's (or a folder's files') bytes to the disk before its name is given away."""
-    for file in path.rglob("*") if path.is_dir() else [path]:
+    for file in _written(path):
         if file.is_file():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
