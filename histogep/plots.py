@@ -51,6 +51,8 @@ STYLE = {
     "savefig.dpi": 150,
     "svg.hashsalt": "histogep",
     "svg.fonttype": "path",
+    # Names may hold `$`; what lies between two of them would be read as a formula.
+    "text.parse_math": False,
 }
 _MM_PER_INCH = 25.4
 
@@ -64,6 +66,20 @@ def figure(*, width_mm: float = 180, height_mm: float = 100, placed: bool = Fals
     mpl.rcParams.update(STYLE)
     size = (width_mm / _MM_PER_INCH, height_mm / _MM_PER_INCH)
     return Figure(figsize=size, layout=None if placed else "constrained")
+
+
+def as_drawn(text: object, *, most: int = 60) -> str:
+    """Return a name or message that somebody else wrote as it can be drawn.
+
+    It is one line. Letters without a glyph (control characters, halves of surrogates) become U+FFFD;
+    what lies in the middle of more than `most` letters gives way to an ellipsis (hundreds of
+    thousands would take minutes to draw).
+    """
+    text = " ".join(str(text).split())
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    if len(text) <= most:
+        return text
+    return f"{text[: most - most // 3 - 1]}…{text[len(text) - most // 3 :]}"
 
 
 def draw_discs(

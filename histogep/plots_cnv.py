@@ -24,6 +24,7 @@ from histogep.plots import (
     DIVERGING_MAP,
     LABEL_COLOURS,
     NULL_COLOUR,
+    as_drawn,
     figure,
 )
 from histogep.positions import order_arms
@@ -62,7 +63,7 @@ def profile_figure(result: anndata.AnnData, arms: pd.DataFrame) -> Figure:
     kind = "measured" if result.uns["measured"] else "predicted"
     if result.uns["refused"]:
         fig = figure(width_mm=180, height_mm=45)
-        text = fill(f"No profile: {result.uns['refused']}", 110)
+        text = fill(as_drawn(f"No profile: {result.uns['refused']}", most=600), 110)
         fig.text(0.02, 0.92, f"{slide}: {name}, {kind} expression", weight="bold", va="top")
         fig.text(0.02, 0.7, text, va="top")
         return fig
@@ -131,7 +132,12 @@ def subtype_figure(subtypes: Subtypes, *, cohort: str) -> Figure:
         fig = figure(width_mm=180, height_mm=40)
         fig.text(0.02, 0.9, title, weight="bold", va="top")
         refused = subtypes.controls["note"].iloc[0] if len(subtypes.controls) else "no slides"
-        fig.text(0.02, 0.65, fill(f"No slide has a profile; the first: {refused}", 110), va="top")
+        fig.text(
+            0.02,
+            0.65,
+            fill(as_drawn(f"No slide has a profile; the first: {refused}", most=600), 110),
+            va="top",
+        )
         return fig
     fixed = ("slide", "patient", "clone", "measured", "subtype", "n_spots")
     arms = order_arms([column for column in clones.columns if column not in fixed])
@@ -244,7 +250,12 @@ def agreement_figure(agreement: pd.DataFrame, arms: pd.DataFrame) -> Figure:
     if not len(shown):
         fig = figure(width_mm=180, height_mm=40)
         fig.text(0.02, 0.9, "No section allows a comparison", weight="bold", va="top")
-        fig.text(0.02, 0.65, fill(f"The first: {agreement['note'].iloc[0]}", 110), va="top")
+        fig.text(
+            0.02,
+            0.65,
+            fill(as_drawn(f"The first: {agreement['note'].iloc[0]}", most=600), 110),
+            va="top",
+        )
         return fig
     names = [f"{row.slide} {row.contrast}" for row in shown.itertuples()]
     columns = order_arms(arms["arm"])

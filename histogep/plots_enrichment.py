@@ -10,13 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from histogep.enrichment import running_sum
-from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, draw_discs, figure
+from histogep.plots import CATEGORY_COLOURS, NULL_COLOUR, as_drawn, draw_discs, figure
 
 #: What a reader must know of every p and FDR where patients are not permuted.
 CAVEAT = "genes taken as independent: no evidence of an association across patients"
 _PERMUTED = "FDR against outcomes permuted over {n:.0f} patients"
 _MIN_FDR = 1e-10
-_MAX_NAME = 46
+_MAX_NAME, _MAX_TITLE, _MAX_TEXT = 46, 120, 600
 
 
 def dot_plot(
@@ -44,9 +44,9 @@ def dot_plot(
         axes = fig.subplots()
         axes.set_axis_off()
         message = f"No gene set has enough of its genes\namong the {n_ranked} ranked ones."
-        message = "\n".join(textwrap.wrap(reason, 60)) or message
+        message = "\n".join(textwrap.wrap(as_drawn(reason, most=_MAX_TEXT), 60)) or message
         axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)
-        axes.set_title(title)
+        axes.set_title(as_drawn(title, most=_MAX_TITLE))
         return fig
     gsea, caveat = _with_fdr(gsea)
     parts = [part.head(n_sets) for _, part in gsea.groupby("collection", sort=False)]
@@ -78,11 +78,11 @@ def dot_plot(
         axes.tick_params(axis="y", labelsize=7)
         axes.set_ylim(-0.8, len(part) - 0.2)
         axes.set_title(str(part["collection"].iloc[0]), fontsize=8)
-    below = ["", *textwrap.wrap(reason, 90)] if reason else []
+    below = ["", *textwrap.wrap(as_drawn(reason, most=_MAX_TEXT), 90)] if reason else []
     label = f"normalised enrichment score (outlined: FDR < .05; {n_ranked} genes)"
     all_axes[-1].set_xlabel("\n".join([label, caveat, *below]))
     fig.colorbar(dots, ax=list(all_axes), label="-log10 FDR", shrink=0.6, aspect=15)
-    fig.suptitle(title, fontsize=9, fontweight="bold")
+    fig.suptitle(as_drawn(title, most=_MAX_TITLE), fontsize=9, fontweight="bold")
     return fig
 
 
@@ -141,7 +141,11 @@ def running_sums(
         ticks.tick_params(labelsize=6)
     fdr = caveat if caveat != CAVEAT else f"FDR: {CAVEAT}"
     fig.supxlabel(f"rank of {len(genes)} genes\n{fdr}", fontsize=7)
-    fig.suptitle(title.replace(": right,", ": left,"), fontsize=9, fontweight="bold")
+    fig.suptitle(
+        as_drawn(title.replace(": right,", ": left,"), most=_MAX_TITLE),
+        fontsize=9,
+        fontweight="bold",
+    )
     return fig
 
 
@@ -202,4 +206,4 @@ def _with_fdr(gsea: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def _short(name: str) -> str:
     name = name.removeprefix("HALLMARK_").replace("_", " ")
-    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
+    return as_drawn(name, most=_MAX_NAME)

@@ -16,6 +16,7 @@ from histogep.plots import (
     CEILING_COLOUR,
     LABEL_COLOURS,
     NULL_COLOUR,
+    as_drawn,
     draw_discs,
     figure,
 )
@@ -107,7 +108,7 @@ def plot_maps(
             bar = fig.colorbar(drawn, ax=ax, shrink=0.75, pad=0.02)
             bar.ax.tick_params(labelsize=6)
             ax.set_ylabel(told if column == 0 else "")
-        axes[0, column].set_title(f"{word}: {gene}")
+        axes[0, column].set_title(f"{word}: {as_drawn(gene, most=30)}")
         axes[1, column].set_title(
             f"r here {here[at]:.2f}, over patients {overall:.2f}", fontsize=7, fontweight="normal"
         )

@@ -8,7 +8,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from histogep.deployment import Prediction
-from histogep.plots import DIVERGING_MAP, EXPRESSION_MAP, figure
+from histogep.plots import DIVERGING_MAP, EXPRESSION_MAP, as_drawn, figure
 
 N_GENES = 4
 _UM_PER_MM = 1000.0
@@ -46,7 +46,7 @@ def plot_prediction(prediction: Prediction, *, n_genes: int = N_GENES) -> Figure
         ("tumour probability", prediction.tumour, DIVERGING_MAP, (0.0, 1.0)),
         ("distance to training tiles", prediction.distance, "Greys", None),
         *(
-            (f"{gene} (log1p CP10k){'' if known else ', not predictable'}", prediction.of_gene(gene),
+            (f"{as_drawn(gene, most=24)} (log1p CP10k){'' if known else ', not predictable'}", prediction.of_gene(gene),
              EXPRESSION_MAP, None)
             for gene, known in genes
         ),

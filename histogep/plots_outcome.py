@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from histogep.plots import CATEGORY_COLOURS, DIVERGING_MAP, NULL_COLOUR, figure
+from histogep.plots import CATEGORY_COLOURS, DIVERGING_MAP, NULL_COLOUR, as_drawn, figure
 
 SOURCES = ("image", "expression", "maps")
 _GROUP_COLOURS = {"high": CATEGORY_COLOURS[1], "low": CATEGORY_COLOURS[0]}
@@ -157,7 +157,7 @@ def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
         t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10) if genes.ci_low.min() <= t <= genes.ci_high.max()
     ]
     right.set_xticks(ticks or [1], [f"{t:g}" for t in ticks or [1]])
-    right.set_yticks(y, genes["gene"])
+    right.set_yticks(y, [as_drawn(gene, most=30) for gene in genes["gene"]])
     right.tick_params(axis="y", labelsize=7)
     right.set_xlabel("hazard ratio per SD (orange: FDR < .05)")
     right.set_title(f"Genes with the smallest p of {cox['p'].notna().sum()}")

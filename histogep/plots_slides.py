@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from histogep.plots import figure
+from histogep.plots import as_drawn, figure
 from histogep.tiles import BLURRED, FOLDED
 from histogep.tissue import TissueMask
 
@@ -84,5 +84,5 @@ def draw_failure(slide: str, reason: str) -> Figure:
     """Return a figure that says in words why a slide cannot be used: it stands in for its image."""
     fig = figure(width_mm=150, height_mm=50)
     fig.text(0.03, 0.85, f"{slide}: not used", weight="bold", size=9, va="top")
-    fig.text(0.03, 0.68, textwrap.fill(reason, 95), size=8, va="top")
+    fig.text(0.03, 0.68, textwrap.fill(as_drawn(reason, most=800), 95), size=8, va="top")
     return fig
