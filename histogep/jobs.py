@@ -21,8 +21,20 @@ from histogep import collect_garbage_as_usual
 T = TypeVar("T")
 
 
+#: Letters of a message at most: what a file holds may stand in it, and may be of any length.
+_LONGEST_MESSAGE = 20_000
+
+
 class InputError(ValueError):
     """Something the user gave is wrong; the message names the file, the place and the remedy."""
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        if len(text) > _LONGEST_MESSAGE:
+            half = _LONGEST_MESSAGE // 2
+            left_out = f"... ({len(text) - 2 * half:,} letters left out) ..."
+            text = f"{text[:half]}\n{left_out}\n{text[-half:]}"
+        super().__init__(text)
 
 
 class BadSlide(InputError):

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonschema import Draft202012Validator
 
+from histogep.files import given_file
 from histogep.jobs import InputError, suggestion
+from histogep.schemas import MOST_PROBLEMS, check_size, cut, mistakes, said, shown
 
 #: Names under results/ that a study cannot take: results/genes/sections is of all studies.
 RESERVED = ("sections",)
@@ -37,16 +38,10 @@ def complete_settings(
     InputError
         All that is wrong with the settings, one line each, with the likely intended key.
     """
+    check_size(settings, name=f"the {name}")
     completed = _with_defaults(copy.deepcopy(settings), schema, schema)
-    problems = [
-        f"  {name}{_place(error.absolute_path)}: {_explain(error)}"
-        for error in sorted(
-            Draft202012Validator(schema).iter_errors(completed),
-            key=lambda e: list(map(str, e.path)),
-        )
-    ]
-    if problems:
-        raise InputError("the configuration has mistakes:\n" + "\n".join(problems))
+    if problems := mistakes(completed, schema, name=name, explain=_explain):
+        raise InputError("\n  ".join(["the configuration has mistakes:", *problems]))
     return completed
 
 
@@ -61,11 +56,20 @@ def check_study_name(study: str) -> None:
 
 
 def refuse_repeated_keys(path: str | Path) -> None:
-    """Raise InputError when a YAML file gives a key twice (YAML keeps the last one, silently)."""
+    """Raise InputError when a YAML file gives a key twice (YAML keeps the last one, silently).
+
+    Also where it is no YAML, or no UTF-8.
+    """
     try:
-        yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except _RepeatedKeyError as error:
-        raise InputError(f"{path}: {error}; keep one of them") from None
+        with given_file(path, "a configuration"):
+            yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except InputError as error:
+        if isinstance(error.__cause__, _RepeatedKeyError):
+            raise InputError(f"{path}: {error.__cause__}; keep one of them") from None
+        if isinstance(error.__cause__, yaml.YAMLError):
+            told = " ".join(str(error.__cause__).split())
+            raise InputError(cut(f"{path}: not readable as YAML ({told})")) from None
+        raise
 
 
 class _RepeatedKeyError(Exception):
@@ -80,8 +84,11 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, 
     seen: dict[Any, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            continue  # a list or an object: no key that a configuration has
         if key.value in seen:
-            raise _RepeatedKeyError(f"key {key.value!r} on line {seen[key.value]} and line {line}")
+            name = shown(key.value)
+            raise _RepeatedKeyError(f"key {name} on line {seen[key.value]} and line {line}")
         seen[key.value] = line
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
@@ -124,22 +131,21 @@ def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
     return {**target, **beside, "properties": properties}
 
 
-def _place(path: Any) -> str:
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
-
-
 def _explain(error: Any) -> str:
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
-        unknown = sorted(error.instance.keys() - set(known))
-        return "; ".join(f"unknown key {key!r}{suggestion(key, known)}" for key in unknown)
+        unknown = sorted(error.instance.keys() - set(known), key=str)
+        return "; ".join(
+            f"unknown key {shown(key)}{suggestion(str(key)[:80], known)}"
+            for key in unknown[:MOST_PROBLEMS]
+        )
     if error.validator == "type":
-        return f"{error.message}{_remedy(error.instance, error.validator_value)}"
+        return f"{said(error)}{_remedy(error.instance, error.validator_value)}"
     if error.validator == "pattern" and error.validator_value.startswith(
         "^[A-Za-z0-9][A-Za-z0-9_-]"
     ):
-        return f"{error.message}: write letters, digits, '_' and '-', the first a letter or digit"
-    return error.message
+        return f"{said(error)}: write letters, digits, '_' and '-', the first a letter or digit"
+    return said(error)
 
 
 def _remedy(given: Any, kinds: str | list[str]) -> str:
@@ -147,6 +153,8 @@ def _remedy(given: Any, kinds: str | list[str]) -> str:
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if isinstance(given, str) and re.match(r"[-+]?[0-9.]+e[-+]?[0-9]+$", given, re.IGNORECASE):
         return " (YAML reads 1e-3 as text: write 1.0e-3 or 0.001)"
+    if "integer" in kinds and isinstance(given, float) and given.is_integer():
+        return f" (write {int(given)})" if abs(given) < 1e15 else ""
     if "array" in kinds:
         return " (a list: write [...], or lines that begin with '- ')"
     if "object" in kinds:

@@ -112,7 +112,7 @@ def test_arrays_and_weights_are_read_without_pickle():
 def test_a_configuration_runs_nothing(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(f'study: !!python/object/apply:open ["{tmp_path}/pwned", "w"]\n')
-    with pytest.raises(yaml.YAMLError):
+    with pytest.raises(InputError, match=r"c\.yaml: not readable as YAML.*python/object"):
         settings.refuse_repeated_keys(path)
     with pytest.raises(Exception, match=r"(?i)python/object|constructor|yaml"):
         load_configfile(path)

@@ -98,6 +98,195 @@ def test_a_key_given_twice_is_refused(tmp_path):
         refuse_repeated_keys(path)
 
 
+# ------------------------------------------------------------------- numbers, patterns, bombs
+
+
+def numbers(schema=SCHEMA, path=()):
+    """Give place and schema of each number that a configuration may hold."""
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].split("/")[-1]]
+    kinds = schema.get("type", "")
+    if {"number", "integer"} & {*([kinds] if isinstance(kinds, str) else kinds)}:
+        yield path, schema
+    for key, part in schema.get("properties", {}).items():
+        yield from numbers(part, (*path, key))
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield from numbers(schema["additionalProperties"], (*path, "own"))
+    for part in schema.get("oneOf", []):
+        yield from numbers(part, path)
+    for part in schema.get("prefixItems", []):
+        yield from numbers(part, (*path, 0))
+    if isinstance(schema.get("items"), dict):
+        yield from numbers(schema["items"], (*path, 0))
+
+
+NUMBERS = {path: schema for path, schema in numbers() if path[:2] != ("measured", "own")}
+
+
+def with_value(path, value):
+    """Return a configuration with one number in it."""
+    config = MINIMAL | {"simulation": {}, "models": {"own": {"kind": "ridge"}}}
+    config = complete_settings(config, SCHEMA)
+    part = config
+    for key in path[:-1]:
+        part = part[key]
+    if path[-1] == 0 and len(part) < 1:
+        part.append(value)
+    part[path[-1]] = value
+    return config
+
+
+def test_all_numbers_of_the_configuration_are_found():
+    assert len(NUMBERS) > 100
+    assert {path[-1] for path in NUMBERS} >= {"seed", "depth", "lr", 0, "honest", "pitch_um"}
+
+
+@pytest.mark.parametrize("path", NUMBERS, ids=lambda path: ".".join(map(str, path)))
+def test_a_number_that_is_none_or_beyond_all_sense_is_refused(path):
+    schema = NUMBERS[path]
+    name = "config" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in path)
+    values = [float("nan"), float("inf"), -float("inf"), 1e308, -1e308, 10**400, True, "1", [1]]
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    if low is None or low >= 0:
+        values.append(-1)
+    if "integer" in schema["type"]:
+        values += [float(schema.get("default") or low + 1), 4.5]
+    for value in values:
+        with pytest.raises(InputError) as caught:
+            complete_settings(with_value(path, value), SCHEMA)
+        assert name.removesuffix("[0]") in str(caught.value), value
+        assert len(str(caught.value)) < 2500
+    # What stands there by default is taken, and so are both ends.
+    for bound in {"minimum", "maximum"} & schema.keys():
+        assert complete_settings(with_value(path, schema[bound]), SCHEMA)
+
+
+def test_only_what_may_be_negative_is_taken_when_it_is():
+    taken = set()
+    for path in NUMBERS:
+        try:
+            complete_settings(with_value(path, -1), SCHEMA)
+        except InputError:
+            continue
+        taken.add(path)
+    assert taken == {("genes", "min_moran"), ("cnv", "min_silhouette")}
+
+
+def test_a_whole_number_with_a_point_says_what_to_write():
+    with pytest.raises(InputError, match=r"config\.genes\.max_genes: .*\(write 250\)"):
+        complete_settings(MINIMAL | {"genes": {"max_genes": 250.0}}, SCHEMA)
+
+
+@pytest.mark.parametrize("where", [("genes", "exclude"), ("cnv", "exclude_genes")])
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("[", "unterminated character set"),
+        ("(", "missing \\)"),
+        ("*", "nothing to repeat"),
+        ("(?<=a+)b", "look-behind requires fixed-width"),
+        ("(a+)+$", "repeated group"),
+        ("((a|b)c){2,}$", "repeated group"),
+        ("(?:a|aa)*b", "repeated group"),
+        (".*.*.*.*.*.*x", "more than 5 repeats"),
+        ("a{99999999999999999999}", "repetition number"),
+        ("a" * 600, "more than 500 letters"),
+        ("(" * 400 + ")" * 400, "letters|regular"),
+    ],
+)
+def test_a_pattern_of_genes_that_is_none_or_never_ends_is_refused(where, pattern, why):
+    section, key = where
+    with pytest.raises(InputError, match=rf"(?s)config\.{section}\.{key}\[1\].*{why}"):
+        complete_settings(MINIMAL | {section: {key: ["^A", pattern]}}, SCHEMA)
+
+
+def test_patterns_of_genes_that_people_write_are_taken():
+    patterns = [
+        "^RP[SL][0-9]+",
+        r"\.[0-9]+$",
+        "^(MT|HB)-?",
+        "^IG[HKL][VDJ].*",
+        "[+*{)]+",
+        r"\)+",
+        "",
+    ]
+    assert complete_settings(MINIMAL | {"genes": {"exclude": patterns}}, SCHEMA)
+
+
+def bomb(kind, levels=10, width=10):
+    value = "x" * 10
+    for _ in range(levels):
+        value = [value] * width if kind == "list" else dict.fromkeys("abcdefghij"[:width], value)
+    return value
+
+
+@pytest.mark.parametrize("kind", ["list", "dict"])
+@pytest.mark.parametrize("key", ["labels", "study", "other"])
+def test_aliases_that_unfold_without_end_are_refused_at_once(kind, key):
+    for levels in (10, 6):
+        with pytest.raises(InputError, match="more than 200,000 values") as caught:
+            complete_settings(MINIMAL | {key: bomb(kind, levels)}, SCHEMA)
+        assert len(str(caught.value)) < 300
+    with pytest.raises(InputError) as caught:
+        complete_settings(MINIMAL | {key: bomb(kind, 5)}, SCHEMA)
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_value_that_holds_itself_is_refused():
+    itself = []
+    itself.append(itself)
+    for value in (itself, bomb("list", levels=300, width=1)):
+        with pytest.raises(InputError, match="levels deep"):
+            complete_settings(MINIMAL | {"labels": value}, SCHEMA)
+
+
+def test_a_message_has_twenty_problems_and_no_long_lines():
+    wrong = {f"k{i}": 0 for i in range(500)}
+    for config in (
+        wrong,
+        {"x" * 10_000_000: 1},
+        {"study": "x" * 10_000_000},
+        {"labels": {"malignant": [1] * 5000}},
+        {"models": {f"m{i}": {"lr": -1} for i in range(500)}},
+    ):
+        with pytest.raises(InputError) as caught:
+            complete_settings(MINIMAL | config, SCHEMA)
+        lines = str(caught.value).splitlines()
+        assert len(lines) <= 22
+        assert max(map(len, lines)) < 450
+    assert "more" in lines[-1]
+
+
+@pytest.mark.parametrize("key", [1, None, True, 1.5])
+@pytest.mark.parametrize("where", ["", "models", "genes"])
+def test_a_key_that_is_no_text_is_named(key, where):
+    config = {where: {key: {}}} if where else {key: 1}
+    with pytest.raises(InputError, match=f"(?s)write the key {key} in quotes"):
+        complete_settings(MINIMAL | config, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"study: \xff\xfe\n", "codec"),
+        (b"study: s\n\tgenes: {}\n", "YAML.*line 2"),
+        (b"study: [s\n", "YAML.*line 2"),
+        (b"study: !!python/object/apply:os.getcwd []\n", "YAML.*constructor"),
+        (b"study: a\0b\n", "special characters"),
+        (b"a: &a [*a]\nb: *c\n", "undefined alias"),
+        (b"study: s\nstudy: t\n", "'study' on line 1 and line 2"),
+        (b"[" * 5000, "recursion"),
+    ],
+)
+def test_a_configuration_that_is_no_yaml_is_named_in_one_line(tmp_path, content, why):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=why) as caught:
+        refuse_repeated_keys(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
 def test_keys_inside_a_list_are_described():
     assert "| `encoders[].precomputed` | boolean |" in describe_settings(SCHEMA)
 
