@@ -14,6 +14,7 @@ import yaml
 from histogep.files import given_file
 from histogep.jobs import InputError, suggestion
 from histogep.schemas import MOST_PROBLEMS, check_size, cut, mistakes, said, shown
+from histogep.sheet_ids import clashing_keys, refused_name
 
 #: Names under results/ that a study cannot take: results/genes/sections is of all studies.
 RESERVED = ("sections",)
@@ -43,6 +44,28 @@ def complete_settings(
     if problems := mistakes(completed, schema, name=name, explain=_explain):
         raise InputError("\n  ".join(["the configuration has mistakes:", *problems]))
     return completed
+
+
+def check_names(settings: dict[str, Any]) -> None:
+    """Raise InputError where names of a study could not be told apart, or Snakemake refuses them.
+
+    Parameters
+    ----------
+    settings
+        From `complete_settings`.
+    """
+    study = settings["study"]
+    if why := refused_name(study):
+        raise InputError(f"study {study!r} {why}")
+    if problems := clashing_keys(
+        {
+            "models": settings["models"],
+            "measured": settings["measured"],
+            "references.gene_sets": settings["references"]["gene_sets"],
+        }
+    ):
+        raise InputError("\n  ".join(["names of the configuration clash:", *problems]))
+    check_study_name(study)
 
 
 def check_study_name(study: str) -> None:

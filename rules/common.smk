@@ -47,7 +47,7 @@ def read_study():
         (REPOSITORY / "config/schemas/config.schema.yaml").read_text()
     )
     complete = settings.complete_settings(given, schema)
-    settings.check_study_name(complete["study"])
+    settings.check_names(complete)
     chosen = {name: complete[name] for name in ("deploy", "encoders", "lattice")}
     model_choices.check_models(complete["models"], **chosen)
     encoder_choices.check_encoders(complete["encoders"])
