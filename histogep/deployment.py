@@ -18,9 +18,14 @@ import pandas as pd
 
 from histogep.distance import FeatureDistance
 from histogep.features import Features
-from histogep.files import read_tsv
 from histogep.inference import Model, build_model, predict_tiles
 from histogep.jobs import InputError
+from histogep.model_arrays import (
+    check_predicted,
+    read_distance_arrays,
+    read_genes,
+    read_model_arrays,
+)
 from histogep.model_folder import (
     DISTANCE,
     GENES,
@@ -31,7 +36,6 @@ from histogep.model_folder import (
     weights_file,
 )
 from histogep.slide_images import IMAGE, SECTION, training_section
-from histogep.weights import read_arrays
 
 LOG = logging.getLogger(__name__)
 #: A slide with a larger share of distant tiles is flagged as a whole.
@@ -132,6 +136,7 @@ class DeployedModel:
                 model = self.models[role]
                 said[record["model"]] = predict_tiles(model, tiles, device=device)[0]
         expression = self.of_role(said, "expression")
+        self.check_expression(expression, np.arange(len(expression)), slide=features.slide)
         tumour = self.of_role(said, "tumour")
         return self.told(
             features,
@@ -160,6 +165,13 @@ class DeployedModel:
 
         `image` is the SHA-256 of the slide's image, "" where it is not known.
         """
+        # What is no number would be written as it is, and no rule after this one would ask.
+        others = {"the distance to training": np.minimum(distance, 1.0)}
+        if "tumour" in self.settings["models"]:
+            others["the tumour probability"] = tumour
+        for name, values in others.items():
+            told = {"slide": features.slide, "study": self.settings["study"], "names": [name]}
+            check_predicted(values[:, None], rows=np.arange(len(values)), **told)
         distant = distance > self.distances.threshold
         share = float(distant.mean())
         if share > DISTANT_SHARE:
@@ -190,6 +202,11 @@ class DeployedModel:
             },
         )
 
+    def check_expression(self, values: np.ndarray, rows: np.ndarray, *, slide: str) -> None:
+        """Raise InputError for expression, of some tiles and not yet cut at 0, that is no number."""
+        names, study = self.settings["models"]["expression"]["genes"], self.settings["study"]
+        check_predicted(values, slide=slide, names=names, rows=rows, study=study)
+
 
 def load_model(folder: str | Path) -> DeployedModel:
     """Return the model of a folder, after checking that its files are those that were packed."""
@@ -199,16 +216,14 @@ def load_model(folder: str | Path) -> DeployedModel:
     for role, record in settings["models"].items():
         file = weights_file(settings, role)
         if file not in loaded:
-            loaded[file] = build_model(read_arrays(folder / file), record, name=f"{folder}/{file}")
+            arrays = read_model_arrays(folder, file, record)
+            loaded[file] = build_model(arrays, record, name=f"{folder}/{file}")
         models[role] = loaded[file]
-    genes = read_tsv(
-        folder / GENES, dtype={"gene": str}, keep_default_na=False, na_values=["", "nan"]
-    )
     return DeployedModel(
         settings=settings,
         models=models,
-        genes=genes.set_index("gene"),
-        distances=FeatureDistance.from_arrays(read_arrays(folder / DISTANCE)),
+        genes=read_genes(folder, GENES, settings),
+        distances=FeatureDistance.from_arrays(read_distance_arrays(folder, DISTANCE, settings)),
     )
 
 

@@ -170,5 +170,7 @@ def build_model(
         raise InputError(f"the settings of {name} are of an unknown kind {settings['kind']!r}")
     try:
         return kinds[settings["kind"]].from_arrays(arrays, settings)
-    except (KeyError, RuntimeError) as error:
+    except InputError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{name} do not fit their settings ({error}): train again") from error

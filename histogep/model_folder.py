@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from histogep.features import Features
-from histogep.files import file_sha256, read_json
+from histogep.files import file_sha256
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.model_arrays import check_settings, folder_file
 from histogep.preparation import Tiles
 
 FORMAT = 1
 SETTINGS = "settings.json"
 GENES = "genes.tsv"
 DISTANCE = "training_features.safetensors"
+#: Bytes; the settings of a model of 20,000 genes have some MB.
+_LARGEST_SETTINGS = 100_000_000
 _DECLARED = {"digest": str, "lattice": dict, "encoders": list, "models": dict}
 
 
@@ -30,7 +33,8 @@ def folder_digest(folder: str | Path, settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
         if path.is_file() and path.name != SETTINGS and not path.name.startswith("."):
-            digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+            sha256 = file_sha256(folder_file(folder, path.name))
+            digest.update(f"{path.name} {sha256}\n".encode())
     plain = {key: value for key, value in settings.items() if key != "digest"}
     digest.update(json.dumps(plain, sort_keys=True).encode())
     return digest.hexdigest()
@@ -44,13 +48,24 @@ def declared_settings(folder: str | Path) -> dict[str, Any]:
     InputError
         No such folder, another format, or a settings.json that `package_model` did not write.
     """
+    settings = _parsed(folder)
+    check_settings(settings, Path(folder) / SETTINGS)
+    return settings
+
+
+def _parsed(folder: str | Path) -> dict[str, Any]:
+    """Return settings.json of a format that this version reads; what it says is not looked at."""
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise InputError(f"{folder} holds no {SETTINGS}: it is no model folder of package_model")
+    path = folder_file(folder, SETTINGS)
     try:
-        settings = read_json(path)
+        if path.stat().st_size > _LARGEST_SETTINGS:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        settings = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
         version = settings["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as a model's settings ({error})") from error
     if version != FORMAT:
         raise InputError(
@@ -67,6 +82,18 @@ def declared_settings(folder: str | Path) -> dict[str, Any]:
     return settings
 
 
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON whose keys stand once each."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key is given twice")
+    return content
+
+
 def read_settings(folder: str | Path) -> dict[str, Any]:
     """Return the settings of a model folder, after checking that the folder is whole.
 
@@ -75,12 +102,13 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     InputError
         As `declared_settings`, or files that differ from those that were packed.
     """
-    settings = declared_settings(folder)
+    settings = _parsed(folder)
     if folder_digest(folder, settings) != settings["digest"]:
         raise InputError(
             f"the files of {folder} are not those that were packed (digest "
             f"{settings['digest'][:12]}): copy the folder again, or pack it anew"
         )
+    check_settings(settings, Path(folder) / SETTINGS)
     return settings
 
 

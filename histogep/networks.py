@@ -8,7 +8,8 @@ ones; every skip connection is gated by attention at three scales. Any lattice s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -240,3 +241,10 @@ def local_context() -> int:
         farthest = max(farthest, encoder_context(stage, around=around + convolutions + gate))
         around = (around + convolutions + up + 1) // 2  # cells of the next coarser stage
     return farthest
+
+
+def network_shapes(architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every tensor of a `CMUNet`, without the memory for any."""
+    with torch.device("meta"):
+        network = CMUNet(**architecture)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -27,11 +27,11 @@ from histogep.linear_fits import (
     sum_sections,
     weigh_candidates,
 )
+from histogep.model_arrays import check_predicted, read_model_arrays
 from histogep.model_folder import check_features, read_settings, tiles_of, weights_file
 from histogep.preparation import Preparation, SlideMoments, Tiles, slide_moments
 from histogep.selection import mean_over_groups
 from histogep.tile_source import TileSource
-from histogep.weights import read_arrays
 
 LOG = logging.getLogger(__name__)
 #: Penalties per spot, in units of the total variance of one encoder's prepared features.
@@ -416,6 +416,8 @@ def predict_wide(features: Features, folder: str | Path) -> tuple[np.ndarray, li
     if wide is None or wide["kind"] != "ridge":
         raise InputError(f"{folder} holds no ridge for the wide panel: see `deploy.wide`")
     check_features(features, settings)
-    model = RidgeModel.from_arrays(read_arrays(Path(folder) / weights_file(settings, "wide")), wide)
-    values, _ = model.predict(tiles_of(features))
+    arrays = read_model_arrays(folder, weights_file(settings, "wide"), wide)
+    values, _ = RidgeModel.from_arrays(arrays, wide).predict(tiles_of(features))
+    told = {"slide": features.slide, "study": settings["study"], "names": wide["genes"]}
+    check_predicted(values, rows=np.arange(len(values)), **told)
     return np.maximum(values, 0.0, out=values), list(wide["genes"])

@@ -13,6 +13,8 @@ from itertools import combinations
 
 import pandas as pd
 
+from histogep.jobs import InputError
+
 #: What follows an id and a point in the names of results; a test holds it against the rules.
 SUFFIXES = frozenset(
     {
@@ -25,6 +27,8 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 4095
 #: Snakemake takes a value that ends in so many repeats of anything for a rule that feeds itself.
 _REPEATS = re.compile(r"(.+?)\1{19,}$", re.DOTALL)
 _SHOWN = 80
+#: What a formula begins with in Excel and its kin, at once or behind white space that they drop.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def refused_name(name: str) -> str:
@@ -150,3 +154,25 @@ def clashing_keys(settings: Mapping[str, Mapping[str, object]]) -> list[str]:
         for section, names in settings.items()
         for one, other in same_but_for_case(names)
     ]
+
+
+def refuse_formulas(names: Iterable[str], source: object) -> None:
+    """Raise InputError for a name of a gene or a set that a spreadsheet would compute.
+
+    Results name genes and sets as they were given, in TSV files that people open in Excel, and
+    there `=`, `+`, `-` and `@` begin a formula. No gene or set of any collection begins so.
+
+    Parameters
+    ----------
+    names
+        As the file has them.
+    source
+        The file, for the message.
+    """
+    for name in names:
+        if name[:1] in _FORMULA and name[:1]:
+            shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")
+            raise InputError(
+                f"{source} holds the name {shown}: a spreadsheet takes what begins with {name[0]!r} for a "
+                "formula, and results name genes and sets as they are given; rename it"
+            )

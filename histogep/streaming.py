@@ -66,7 +66,7 @@ def predict_into(
                 "X", shape=(len(source), len(genes)), dtype=np.float32, track_times=False
             )
             table.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-            odds = _fill(table, source, model, device)
+            odds = _fill(table, source, model, device, slide.slide)
             distance = np.empty(len(source))
             for part, values in source.chunks():
                 distance[part] = model.distances.distance(values)
@@ -81,7 +81,9 @@ def predict_into(
             yield prediction
 
 
-def _fill(table: h5py.Dataset, source: TileSource, model: DeployedModel, device: str) -> np.ndarray:
+def _fill(
+    table: h5py.Dataset, source: TileSource, model: DeployedModel, device: str, slide: str
+) -> np.ndarray:
     """Write the expression; return the tumour's log odds (n,), NaN without a tumour model."""
     odds = np.full(len(source), np.nan)
     records = model.settings["models"]
@@ -105,7 +107,9 @@ def _fill(table: h5py.Dataset, source: TileSource, model: DeployedModel, device:
         add_predictions(model.models["tumour"], source, add_odds, device=device)
     for start in range(0, len(source), ROWS):
         rows = slice(start, min(start + ROWS, len(source)))
-        table[rows] = np.maximum(table[rows], 0.0)
+        values = table[rows]
+        model.check_expression(values, np.arange(rows.start, rows.stop), slide=slide)
+        table[rows] = np.maximum(values, 0.0)
     return odds
 
 
