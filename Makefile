@@ -34,7 +34,8 @@ $(TESTABLE): $(INSTALLED) requirements-dev.txt requirements-reference.txt
 demo: $(INSTALLED)  ## Run the whole workflow on the simulated study and build report.html
 	@$(BIN)/python -m compileall -q histogep
 	$(SNAKEMAKE) --directory $(DEMO_DIR) --configfile config/config.yaml
-	$(SNAKEMAKE) --directory $(DEMO_DIR) --configfile config/config.yaml --report $(DEMO_DIR)/report.html
+	$(SNAKEMAKE) --directory $(DEMO_DIR) --configfile config/config.yaml --report $(DEMO_DIR)/.report.new.html
+	mv -f $(DEMO_DIR)/.report.new.html $(DEMO_DIR)/report.html
 	@echo "Report: $(DEMO_DIR)/report.html"
 
 test: lint fast-test workflow-test  ## Everything that can fail: lint, then fast tests, then whole workflows

@@ -20,6 +20,7 @@ from histogep.clinical import PATIENT_NAMES
 from histogep.delimited import Delimited, lay_out, read_bytes
 from histogep.gene_names import are_dates
 from histogep.jobs import InputError
+from histogep.sheet_ids import refuse_formulas
 from histogep.tables import is_workbook, open_table
 from histogep.units import scale_problem
 
@@ -168,6 +169,7 @@ def read_expression(
         values = values.loc[:, ~missing]
     if values.empty:
         raise InputError(f"{path} holds no gene that was measured in every patient")
+    refuse_formulas(map(str, values.columns), path)
     if problem := scale_problem(values, scale=scale, scales=list(SCALES)):
         raise InputError(f"{path} {problem}")
     to_log = SCALES[scale][0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from histogep.delimited import read_lines
 from histogep.gene_names import are_dates
 from histogep.jobs import InputError
+from histogep.sheet_ids import refuse_formulas
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[
         if not line.strip():
             continue
         cells = line.split("\t")
-        name = cells[0].strip()
+        name = cells[0].strip().strip('"')
         # Some collections give a weight behind the symbol: `GENE,1.0`.
         genes = [cell.split(",")[0].strip().strip('"') for cell in cells[2:]]
         genes = list(dict.fromkeys(gene for gene in genes if gene))
@@ -76,6 +77,7 @@ def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[
                 "%s: %d gene sets %s are left out: %s", path, len(names), told, ", ".join(names[:5])
             )
     genes = list(dict.fromkeys(gene for members in sets.values() for gene in members))
+    refuse_formulas([*sets, *genes], path)
     if dates := [gene for gene, odd in zip(genes, are_dates(genes), strict=True) if odd]:
         log.warning("%s: genes whose name Excel turned into a date: %s", path, ", ".join(dates[:8]))
     return sets

@@ -27,6 +27,7 @@ from histogep.hdf5_guard import open_given
 from histogep.jobs import InputError
 from histogep.joins import HALF, explain_names, round_st_names
 from histogep.matrices import check_compressed, wrong_counts
+from histogep.sheet_ids import refuse_formulas
 from histogep.tenx import CountMatrix
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,9 @@ class RawSection:
     grid: bool = False
     scales: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        refuse_formulas(map(str, self.genes), self.source)
 
 
 def read_section(

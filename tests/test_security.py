@@ -305,3 +305,44 @@ print(encode_batch(tiles, loaded, device=torch.device("cpu")).shape)
     assert done.returncode == 0, done.stderr
     assert "unreachable" in done.stdout
     assert re.search(r"\(2, \d{3,}\)", done.stdout)
+
+
+# ------------------------------------------------------------------------- spreadsheets, reports
+
+
+@pytest.mark.parametrize(
+    "name", ['=HYPERLINK("http://x","y")', "+1", "-A", "@SUM(A1)", "=cmd|' /C calc'!A0", "=" * 9999]
+)
+@pytest.mark.parametrize("what", ["set", "gene", "counts", "bulk"])
+def test_a_name_that_a_spreadsheet_would_compute_is_refused(tmp_path, what, name):
+    from histogep.bulk import read_expression
+    from histogep.gene_sets import read_gmt
+    from tests.damage import make_st_table, read_counts
+
+    if what in ("set", "gene"):
+        path = tmp_path / "sets.gmt"
+        named = (name, "G1") if what == "set" else ("SET", name.split(",")[0])
+        path.write_text(f"{named[0]}\tabout\t{named[1]}\tG2\n")
+        read = read_gmt
+    elif what == "counts":
+        path = make_st_table(tmp_path)
+        path.write_text(path.read_text().replace("GENE3", name.replace('"', "")))
+        read = read_counts
+    else:
+        path = tmp_path / "bulk.tsv"
+        cell = name.replace('"', "")
+        path.write_text(f"gene\tP1\tP2\n{cell}\t1\t2\nG2\t3\t4\n")
+
+        def read(path):
+            return read_expression(path, scale="log2")
+
+    with pytest.raises(InputError, match="a spreadsheet takes what begins with") as caught:
+        read(path)
+    assert path.name in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_report_takes_the_place_of_the_last_one_when_it_is_whole():
+    demo = (ROOT / "Makefile").read_text().split("demo:")[1].split("\n\n")[0]
+    assert "--report $(DEMO_DIR)/report.html" not in demo
+    assert re.search(r"--report (\S+)\n\tmv -f \1 \$\(DEMO_DIR\)/report\.html", demo)
