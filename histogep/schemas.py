@@ -165,6 +165,10 @@ def check_size(value: Any, *, name: str) -> None:
     """
     counted: dict[int, int] = {}
     if _count(value, counted, 0, name) > MOST_VALUES:
+        for key, part in value.items() if isinstance(value, dict) else ():
+            if _count(part, counted, 1, name) > MOST_VALUES:
+                name = f"{name}: {shown(key)[:MOST_LETTERS]}"
+                break
         raise InputError(
             f"{name} has more than {MOST_VALUES:,} values, counted as often as aliases (*) repeat "
             "them: write it without"

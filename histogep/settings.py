@@ -21,7 +21,11 @@ RESERVED = ("sections",)
 
 
 def complete_settings(
-    settings: dict[str, Any], schema: dict[str, Any], *, name: str = "config"
+    settings: dict[str, Any],
+    schema: dict[str, Any],
+    *,
+    name: str = "config",
+    source: str = "the configuration",
 ) -> dict[str, Any]:
     """Return the settings with the schema's defaults, after checking them against it.
 
@@ -33,16 +37,18 @@ def complete_settings(
         A JSON Schema (2020-12) whose objects are closed and whose keys have defaults.
     name
         What the message calls the settings.
+    source
+        Where they come from, for the message: the names of their files.
 
     Raises
     ------
     InputError
         All that is wrong with the settings, one line each, with the likely intended key.
     """
-    check_size(settings, name=f"the {name}")
+    check_size(settings, name=source)
     completed = _with_defaults(copy.deepcopy(settings), schema, schema)
     if problems := mistakes(completed, schema, name=name, explain=_explain):
-        raise InputError("\n  ".join(["the configuration has mistakes:", *problems]))
+        raise InputError("\n  ".join([f"{source} has mistakes:", *problems]))
     return completed
 
 

@@ -46,7 +46,8 @@ def read_study():
     schema = yaml.safe_load(
         (REPOSITORY / "config/schemas/config.schema.yaml").read_text()
     )
-    complete = settings.complete_settings(given, schema)
+    source = ", ".join(map(str, configfiles)) or "the configuration"
+    complete = settings.complete_settings(given, schema, source=source)
     settings.check_names(complete)
     chosen = {name: complete[name] for name in ("deploy", "encoders", "lattice")}
     model_choices.check_models(complete["models"], **chosen)
