@@ -19,6 +19,7 @@ from scipy import sparse
 from histogep.genes import morans_i
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.matrices import read_h5ad
 from histogep.normalise import log_cp10k
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def score_activity(
     """
     tables, maps, first = [], [], None
     for path, slide, patient in zip(paths, slides, slide_patients, strict=True):
-        data = ad.read_h5ad(path)
+        data = read_h5ad(path)
         measured = "predictable" not in data.var
         if not measured:
             data = data[:, data.var["predictable"].to_numpy(bool)]

@@ -7,12 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
 
 from histogep.barcodes import PRIMARY, leave_out, patient_of
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.matrices import read_h5ad
 from histogep.slide_images import find_copies, image_of
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def read_slide_maps(
     for path, slide, owner in candidates:
         if slide in copies:
             continue
-        data = ad.read_h5ad(path)
+        data = read_h5ad(path)
         if not data.n_obs:
             continue
         models[str(data.uns.get("model_digest", ""))] = path

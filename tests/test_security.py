@@ -109,6 +109,14 @@ def test_arrays_and_weights_are_read_without_pickle():
             assert options.get("weights_only") == "True", file
 
 
+def test_tables_of_results_are_read_where_damage_is_named():
+    """The library's own readers say nothing of the file: `histogep.matrices` does."""
+    found = {
+        file for file, _, name in calls() if name.endswith((".read_h5ad", "anndata.read_h5ad"))
+    }
+    assert found <= {"matrices.py", "spot_readers.py"}
+
+
 def test_a_configuration_runs_nothing(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(f'study: !!python/object/apply:open ["{tmp_path}/pwned", "w"]\n')
