@@ -14,6 +14,7 @@ from scipy import sparse
 from histogep.clone_borders import settle_borders
 from histogep.clone_divisions import METHODS
 from histogep.cnv import CnvProfiles, group_weights
+from histogep.cnv_arms import PIECE_GENES, score_arms, shuffle_runs
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Clones:
         the genes), smallest (spots), resolution (of Leiden), chosen; one row per number that was
         tried.
     n_components
-        Components of the profiles that stand above the shuffled gene order.
+        Components of the profiles that stand above the shuffled runs of genes.
     probability
         Per spot the posterior of its clone; 1 where there is but one, NaN without a clone.
     """
@@ -74,8 +75,9 @@ def call_clones(
     Profiles (means of neighbouring genes, in standard deviations of the reference spots) are
     smoothed over the lattice; what only follows the share of tumour in a spot, that is their
     projection on the mean malignant profile, is taken away. Of the principal components those
-    are kept whose variance is above the largest of the same profiles made with the genes in
-    shuffled order: an expression programme that has no place on the genome is as strong there.
+    are kept whose variance is above the largest of the same profiles made with short runs of
+    genes in shuffled order: an expression programme is as strong there, whether its genes lie
+    scattered or in clusters.
     On them the spots are divided into 1 to `max_clones` parts, by Gaussian mixtures or by Leiden
     (`histogep.clone_divisions`). The number with the lowest BIC of those whose clones are found
     again when they are called twice, from two halves of the genes, stands. On c components no more than c + 1 clones are sought: one more would lie between the
@@ -124,13 +126,13 @@ def call_clones(
         return _contrast(profiles, groups, malignant, smoother)
 
     left, strength, _ = np.linalg.svd(contrast(member), full_matrices=False)
-    null = [
-        np.linalg.svd(contrast(rng.permutation(member)), compute_uv=False)[0]
-        for _ in range(n_shuffles)
-    ]
+    # A run must be shorter than a bin, or bins would only change places.
+    length = max(1, min(PIECE_GENES, round(len(member) / (member.max() + 1) / 4)))
+    dealt = [member[shuffle_runs(len(member), rng, length=length)] for _ in range(n_shuffles)]
+    null = [np.linalg.svd(contrast(groups), compute_uv=False)[0] for groups in dealt]
     n_components = int((strength[:_MAX_COMPONENTS] > max(null)).sum())
     log.info(
-        "%d components stand above the shuffled gene order (%.3g); the strongest are %s",
+        "%d components stand above the shuffled runs of genes (%.3g); the strongest are %s",
         *(n_components, max(null), ", ".join(f"{value:.3g}" for value in strength[:4])),
     )
     if n_components == 0:
@@ -176,9 +178,10 @@ def call_arms(
 
     An arm is called when its value is beyond `min_z` standard deviations of two distributions:
     `z`, the same arm's mean in groups of reference spots (patches of neighbours as large as the
-    clone, or as a quarter of the reference, where the lattice is known); and `z_order`, means of
-    as many genes drawn from the whole genome. The first knows how an arm varies in normal
-    tissue, the second how far a tumour's expression programme carries a set of genes anywhere.
+    clone, or as a quarter of the reference, where the lattice is known); and `z_order`, its score
+    without its strongest genes where runs of neighbouring genes are dealt over the genome
+    (`histogep.cnv_arms.score_arms`). The first knows how an arm varies in normal tissue, the
+    second how far a tumour's expression programme carries a set of genes anywhere.
 
     Parameters
     ----------
@@ -191,7 +194,7 @@ def call_arms(
     min_arm_genes
         Arms with fewer genes are left out.
     n_blocks
-        Number of groups of reference spots.
+        Number of groups of reference spots, and of dealings of the genome.
     neighbours
         Adjacency of the spots on their lattice.
     seed
@@ -216,20 +219,28 @@ def call_arms(
         spread = np.std([profiles.arms[g].mean(axis=0) - normal for g in groups], axis=0)[kept]
         # An arm's own spread is known badly from few spots: half of it is the genome's.
         spread = np.sqrt((spread**2 + np.median(spread) ** 2) / 2)
-        genes = profiles.ratio.gene_means(spots) - genes_normal
-        n_genes = arms["n_genes"].to_numpy()[kept]
+        scores = score_arms(
+            profiles.ratio.gene_means(spots) - genes_normal,
+            profiles.genes["level"].to_numpy(),
+            profiles.genes["arm"],
+            min_arm_genes=min_arm_genes,
+            permutations=n_blocks,
+            seed=seed,
+        ).table.set_index("arm")
         table = pd.DataFrame(
             {
                 "clone": clone,
                 "arm": arms["arm"].to_numpy()[kept],
                 "value": value,
-                "n_genes": n_genes,
+                "n_genes": arms["n_genes"].to_numpy()[kept],
                 "n_spots": len(spots),
                 "z": value / np.maximum(spread, 1e-9),
-                "z_order": value / np.maximum(genes.std() / np.sqrt(n_genes), 1e-9),
+                "z_order": scores["z"].reindex(arms["arm"].to_numpy()[kept]).to_numpy(),
             }
         )
         both = np.minimum(table["z"].abs(), table["z_order"].abs()) >= min_z
+        # The mean of an arm may be carried one way by few genes and the rest of it the other way.
+        both &= np.sign(table["z"]) == np.sign(table["z_order"])
         sign = np.where(table["value"] > 0, "gain", "loss")
         table["call"] = np.where(both, sign, "neutral")
         tables.append(table)

@@ -100,7 +100,8 @@ class CnvProfiles:
     arm_table
         arm, chromosome, n_genes of each column of `arms`.
     genes
-        gene, chromosome, start, end, arm of the genes used, in the order of the genome.
+        gene, chromosome, start, end, arm, level (mean expression) of the genes used, in the order
+        of the genome.
     ratio
         Log ratios of these genes.
     reference
@@ -240,6 +241,7 @@ def infer_profiles(
     )
     chosen = matrix[:, located["column"].to_numpy()]
     located = located.drop(columns="column")
+    located["level"] = np.asarray(chosen.mean(axis=0), np.float64).ravel()
     if engine == "infercnvpy":
         values, chr_pos = _infercnvpy(
             chosen,

@@ -13,6 +13,7 @@ import pandas as pd
 
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv import CnvProfiles, LogRatio, group_weights, infer_profiles
+from histogep.cnv_arms import run_genes, shuffle_runs
 from histogep.cnv_controls import FAIL, NOT_APPLICABLE, PASS, compare_arms
 from histogep.cnv_reference import join_labels
 from histogep.cnv_slides import PROFILE_SETTINGS
@@ -253,15 +254,15 @@ def correlate_spots(
     """Return the correlation over spots of measured with predicted arms, each beside its null.
 
     A spot's value is the mean log ratio of the arm less that of all genes. The null is had from as
-    many other genes, dealt anew over the arms: tumour and stroma differ in the genes of any arm,
-    and what a prediction knows of that correlates too.
+    many other genes, runs of neighbours dealt anew over the arms: tumour and stroma differ in the
+    genes of any arm, and what a prediction knows of that correlates too.
 
     Parameters
     ----------
     profiles
         Measured and predicted profiles.
     genes
-        gene and arm of those that both have.
+        gene and arm of those that both have, in the order of the genome.
     arms
         Arms to compare.
     spots
@@ -309,7 +310,9 @@ def correlate_spots(
 
     r = correlations(member[np.newaxis])[0]
     rng = np.random.default_rng(seed)
-    dealt = np.array([rng.permutation(member) for _ in range(draws)])
+    length = run_genes(genes["arm"])
+    orders = [shuffle_runs(len(member), rng, length=length) for _ in range(draws)]
+    dealt = np.array([member[order] for order in orders])
     chunks = range(0, draws, _DRAWS_AT_ONCE)
     null = np.concatenate([correlations(dealt[at : at + _DRAWS_AT_ONCE]) for at in chunks])
     p = (1 + (null >= r).sum(axis=0)) / (1 + draws)

@@ -1,9 +1,9 @@
-"""Controls of copy number: whether there is enough of the genome, and whether its order matters.
+"""Controls of copy number: whether there is enough of the genome, and whether whole arms moved.
 
 On measured counts they say how far the signal rises above chance. On predicted expression they
 decide the name: a prediction has few degrees of freedom, and what looks like copy number may be
-an expression programme that has no place on the genome. Below the guards the result is called
-an "expression subtype".
+an expression programme, whose genes lie in clusters on the genome but move no arm as a whole
+(`histogep.cnv_arms`). Below the guards the result is called an "expression subtype".
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pandas as pd
 
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv import CnvProfiles
+from histogep.cnv_arms import run_genes, score_arms, shuffle_runs
 from histogep.positions import order_arms
 
 COPY_NUMBER = "CNV"
@@ -22,6 +23,11 @@ EXPRESSION_SUBTYPE = "expression subtype"
 
 COLUMNS = ("control", "value", "null_mean", "null_q95", "p", "verdict")
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
+#: Controls of one slide, and what they may be called for: whole arms of the tumour against the
+#: reference, and of each clone against the others.
+TUMOUR_ARMS, CLONE_ARMS, SHUFFLED = "whole arms, tumour", "whole arms, clones", "labels shuffled"
+#: The control of a predicted slide that its study's held-out patients decide.
+HELD_OUT = "arms agree in held-out patients"
 
 #: Autosomes that may have too few genes: the smallest carry few expressed ones.
 _SPARE_AUTOSOMES = 4
@@ -42,12 +48,13 @@ def run_controls(
     - `genes`: genes used; at least `guard_genes` pass.
     - `chromosomes`: chromosomes with at least `guard_chromosome_genes` of them; all autosomes but
       four pass, of the human genome 18 of 22 (the smallest carry few expressed genes).
-    - `gene order, tumour`: how far the mean log ratios (malignant minus reference) of
-      neighbouring genes agree, as variance between groups of neighbours, against the same genes
-      in shuffled order.
-    - `gene order, clones`: the same of each clone against the other clones, summed.
-    - `labels shuffled`: the same variance, tumour against reference, with the spots' labels
-      shuffled.
+    - `whole arms, tumour`: the largest |z| of an arm in malignant minus reference spots, against
+      that of runs of neighbouring genes dealt over the genome (`histogep.cnv_arms.score_arms`);
+      passed where one arm at least is altered, which asks for a p of .01 at most and for a shift
+      that does not hang on a quarter of the arm.
+    - `whole arms, clones`: the same of each clone against the other clones.
+    - `labels shuffled`: variance between groups of neighbouring genes, tumour against reference,
+      against the same with the spots' labels shuffled.
 
     Parameters
     ----------
@@ -82,51 +89,65 @@ def run_controls(
         _row("chromosomes", covered, passed=covered >= needed),
     ]
     if not malignant.any():
-        names = ("gene order, tumour", "gene order, clones", "labels shuffled")
-        rows += [_row(name, np.nan, passed=None) for name in names]
+        rows += [_row(name, np.nan, passed=None) for name in (TUMOUR_ARMS, CLONE_ARMS, SHUFFLED)]
         return pd.DataFrame(rows, columns=COLUMNS)
 
+    def arms(name: str, contrasts: list[np.ndarray]) -> tuple:
+        scores = score_arms(
+            np.array(contrasts),
+            profiles.genes["level"].to_numpy(),
+            profiles.genes["arm"],
+            permutations=permutations,
+            seed=seed,
+        )
+        if scores.table.empty:
+            return _row(name, 0.0, passed=False)
+        null, best = scores.null, scores.table["p"].min()
+        verdict = PASS if scores.table["altered"].any() else FAIL
+        value, high = scores.strongest, float(np.quantile(null, 0.95))
+        return (name, value, float(null.mean()), high, float(best), verdict)
+
     normal = profiles.ratio.gene_means(profiles.reference)
-    tumour = profiles.ratio.gene_means(malignant) - normal
-    sizes = profiles.bin_table["n_genes"].to_numpy()
-    member = np.repeat(np.arange(len(sizes)), sizes)
-    # Genes in the order of the bins; only which genes are neighbours matters here.
-    order = np.argsort(_bin_order(profiles), kind="stable")
-
-    def between(contrasts: np.ndarray) -> float:
-        return float(sum(_variance_between(row, member, sizes) for row in contrasts))
-
-    def against_shuffled(name: str, contrasts: np.ndarray) -> tuple:
-        contrasts = contrasts[:, order]
-        null = [
-            between(contrasts[:, rng.permutation(contrasts.shape[1])]) for _ in range(permutations)
-        ]
-        return _against(name, between(contrasts), np.array(null))
-
-    rows.append(against_shuffled("gene order, tumour", tumour[np.newaxis]))
+    rows.append(arms(TUMOUR_ARMS, [profiles.ratio.gene_means(malignant) - normal]))
     if len(clones) > 1:
-        means = np.array([profiles.ratio.gene_means(labels == clone) for clone in clones])
-        rest = [
-            profiles.ratio.gene_means(np.isin(labels, clones) & (labels != clone))
-            for clone in clones
-        ]
-        rows.append(against_shuffled("gene order, clones", means - np.array(rest)))
+        rows.append(arms(CLONE_ARMS, list(contrast_clones(profiles, labels).values())))
     else:
-        rows.append(_row("gene order, clones", np.nan, passed=None))
+        rows.append(_row(CLONE_ARMS, np.nan, passed=None))
     rows.append(_labels_shuffled(profiles, malignant, permutations, rng))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def contrast_clones(profiles: CnvProfiles, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the mean log ratio of each gene in each clone minus that in the other clones.
+
+    Of two clones only the first: the second would repeat it with its sign turned.
+
+    Parameters
+    ----------
+    profiles
+        Profiles of a slide.
+    labels
+        Clone of each spot (`Clones.labels`).
+    """
+    clones = sorted(set(labels) - {REFERENCE, UNASSIGNED}, key=int)
+    called = np.isin(labels, clones)
+    return {
+        clone: profiles.ratio.gene_means(labels == clone)
+        - profiles.ratio.gene_means(called & (labels != clone))
+        for clone in (clones if len(clones) > 2 else clones[:1])
+    }
 
 
 def name_result(controls: pd.DataFrame, *, measured: bool) -> str:
     """Return "CNV", or "expression subtype" for predicted expression that failed a control.
 
     Measured counts are copy-number data whatever their signal. Predicted expression has to pass
-    every control that applies, and the one of gene order in the tumour has to apply.
+    every control that applies, and the one of whole arms in the tumour has to apply.
     """
     if measured:
         return COPY_NUMBER
     verdict = controls.set_index("control")["verdict"]
-    passed = (verdict != FAIL).all() and verdict["gene order, tumour"] == PASS
+    passed = (verdict != FAIL).all() and verdict[TUMOUR_ARMS] == PASS
     return COPY_NUMBER if passed else EXPRESSION_SUBTYPE
 
 
@@ -142,16 +163,17 @@ def compare_arms(
     """Return how two contrasts of the same genes agree over chromosome arms, with two nulls.
 
     Arms shuffled: the means of one are dealt to other arms; what is left is chance. Genes shuffled:
-    the genes change places on the genome, each with both its values; what is left is that the same
-    genes go up and down in both, wherever they lie. A model that has learnt the expression of a
-    tumour but no copy number agrees as well there as on the real arms.
+    runs of neighbouring genes change places on the genome, each gene with both its values; what is
+    left is that the same genes and clusters of genes go up and down in both, wherever they lie. A
+    model that has learnt the expression of a tumour but no copy number agrees as well there as on
+    the real arms.
 
     Parameters
     ----------
     measured, predicted
         Contrast of each gene (tumour minus reference, say).
     arms
-        Arm of each gene.
+        Arm of each gene; genes in the order of the genome.
     min_arm_genes
         Arms with fewer genes are left out.
     permutations
@@ -183,13 +205,16 @@ def compare_arms(
         return found | dict.fromkeys(undefined, np.nan), table
     rng = np.random.default_rng(seed)
     found["r"] = _correlation(means)
+    length = run_genes(names[kept])
     nulls = {
         "arms": [
             _correlation(np.stack([means[0], rng.permutation(means[1])]))
             for _ in range(permutations)
         ],
         "genes": [
-            _correlation(_means(values, rng.permutation(member), sizes))
+            _correlation(
+                _means(values[:, shuffle_runs(len(member), rng, length=length)], member, sizes)
+            )
             for _ in range(permutations)
         ],
     }
@@ -211,17 +236,6 @@ def _correlation(pair: np.ndarray) -> float:
     return float(np.corrcoef(pair)[0, 1])
 
 
-def _bin_order(profiles: CnvProfiles) -> np.ndarray:
-    """Return the rank of each gene's arm: sorted by it, genes lie as the bins do."""
-    rank = {arm: i for i, arm in enumerate(profiles.arm_table["arm"])}
-    return profiles.genes["arm"].map(rank).to_numpy()
-
-
-def _variance_between(values: np.ndarray, member: np.ndarray, sizes: np.ndarray) -> float:
-    means = np.bincount(member, weights=values, minlength=len(sizes)) / sizes
-    return float(np.average((means - values.mean()) ** 2, weights=sizes))
-
-
 def _labels_shuffled(
     profiles: CnvProfiles, malignant: np.ndarray, permutations: int, rng: np.random.Generator
 ) -> tuple:
@@ -240,7 +254,7 @@ def _labels_shuffled(
 
     masks = np.array([rng.permutation(tumour) for _ in range(permutations)], dtype=np.float64)
     value = float(signal(tumour[np.newaxis].astype(np.float64))[0])
-    return _against("labels shuffled", value, signal(masks))
+    return _against(SHUFFLED, value, signal(masks))
 
 
 def _against(name: str, value: float, null: np.ndarray) -> tuple:

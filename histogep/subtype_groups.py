@@ -11,6 +11,8 @@ from scipy.spatial.distance import pdist, squareform
 
 #: Without enough clones there is nothing to divide.
 _FEWEST_CLONES = 4
+#: Largest p of the silhouette of more than one subtype.
+_LEVEL = 0.02
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,38 @@ def scale_profiles(values: np.ndarray, measured: np.ndarray) -> np.ndarray:
     return values
 
 
+def weigh_profiles(values: np.ndarray, n_genes: np.ndarray) -> np.ndarray:
+    """Return profiles that are proportional to the share of tumour, arms weighted by their genes.
+
+    A share p of cells whose expression is f times that of the others gives a ratio of 1 + p (f - 1):
+    so ratio minus 1, and not the log ratio, is proportional to p.
+
+    Parameters
+    ----------
+    values
+        Mean log ratio of arms in each clone (clones by arms).
+    n_genes
+        Genes of each arm: means of few genes are less certain.
+    """
+    return np.expm1(values.astype(np.float64)) * np.sqrt(n_genes / np.sum(n_genes))
+
+
+def shape_profiles(profiles: np.ndarray) -> np.ndarray:
+    """Return profiles divided by their lengths: what is left when the share of tumour is taken away.
+
+    Squared distances of shapes are 2 - 2 times the cosine between profiles.
+
+    Parameters
+    ----------
+    profiles
+        Profiles in rows.
+    """
+    length = np.linalg.norm(profiles, axis=1, keepdims=True)
+    return profiles / np.maximum(length, 1e-12)
+
+
 def group_clones(
-    values: np.ndarray,
+    profiles: np.ndarray,
     *,
     max_subtypes: int,
     min_silhouette: float,
@@ -64,24 +96,27 @@ def group_clones(
 ) -> Groups:
     """Return the subtypes of clones by Ward's method, their number found from the data.
 
-    Of the numbers whose silhouette is at least `min_silhouette` and above 95 % of the best ones of
-    profiles whose arms were shuffled among the clones, that is taken whose groups are found again
-    best when arms are drawn anew (mean adjusted Rand index, at least `min_stability`).
+    Of the numbers whose silhouette is at least `min_silhouette` and above 98 % of the best ones of a
+    cohort of one profile, that is taken whose groups are found again best when arms are drawn anew
+    (mean adjusted Rand index, at least `min_stability`). The cohort of one profile: each clone has
+    its own amount of the profile that all share best (least squares), and what that leaves is
+    shuffled, arm by arm, among the clones. So the shapes of clones of low purity, of which noise is
+    a larger part, lie as far apart in the null as they do here.
 
     Parameters
     ----------
-    values
-        Profiles of the clones (clone by arm), as `scale_profiles` gives them.
+    profiles
+        Ratio minus 1 of arms in each clone (clone by arm), as `weigh_profiles` gives them.
     max_subtypes
         Most subtypes tried.
     min_silhouette, min_stability
         Least silhouette, and least adjusted Rand index, of more than one subtype.
     permutations
-        Number of shuffles, and of draws of the arms.
+        Number of shuffled cohorts, and of draws of the arms.
     seed
         Seed of both.
     """
-    n = len(values)
+    n, values = len(profiles), shape_profiles(profiles)
     if n < 2:
         return Groups(np.array(["S1"] * n, dtype=object), np.arange(n), [])
     tree = hierarchy.linkage(values, method="ward")
@@ -91,11 +126,14 @@ def group_clones(
         return Groups(np.array(["S1"] * n, dtype=object), order, [])
     silhouette = _silhouettes(values, tree, most)
     rng = np.random.default_rng(seed)
-    shuffles = (rng.permuted(values, axis=0) for _ in range(permutations))
-    null = np.array([max(_silhouettes(s, None, most).values()) for s in shuffles])
+    left, strength, right = np.linalg.svd(profiles, full_matrices=False)
+    shared = strength[0] * np.outer(left[:, 0], right[0])
+    rest = profiles - shared
+    alike = (shape_profiles(shared + rng.permuted(rest, axis=0)) for _ in range(permutations))
+    null = np.array([max(_silhouettes(shapes, None, most).values()) for shapes in alike])
     stability = _stabilities(values, tree, list(silhouette), permutations, rng)
     p = {k: float((1 + (null >= s).sum()) / (1 + len(null))) for k, s in silhouette.items()}
-    fit = [k for k, s in silhouette.items() if s >= min_silhouette and p[k] <= 0.05]
+    fit = [k for k, s in silhouette.items() if s >= min_silhouette and p[k] <= _LEVEL]
     best = max(fit or silhouette, key=lambda k: (stability[k], k))
     accepted = bool(fit) and stability[best] >= min_stability
     partition = hierarchy.fcluster(tree, best, criterion="maxclust")

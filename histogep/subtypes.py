@@ -16,7 +16,7 @@ from histogep.cnv_reference import RANKED
 from histogep.metrics import false_discovery_rate
 from histogep.positions import order_arms
 from histogep.slide_profiles import SlideProfile
-from histogep.subtype_groups import group_clones, scale_profiles
+from histogep.subtype_groups import group_clones, scale_profiles, weigh_profiles
 
 #: Said of a slide whose reference the labels did not choose.
 RANKED_NOTE = "low confidence: reference and tumour are the ends of the marker score, not labels"
@@ -76,11 +76,12 @@ def subtype_cohort(
     Where the predicted profiles of different patients are all alike they are the model's and not
     the patients': then no predicted slide is named copy number, whatever its own controls say.
 
-    The arm profiles of all clones are grouped by Ward's method, measured and predicted ones each
-    scaled by their own root mean square, since a prediction is a shrunken profile. Of the numbers
-    whose silhouette is at least `min_silhouette` and above 95 % of the best ones of profiles whose
-    arms were shuffled among the clones, that is taken whose groups are found again best when arms
-    are drawn anew (mean adjusted Rand index, at least `min_stability_subtypes`).
+    The arm profiles of all clones are grouped by Ward's method, each divided by its length: a clone
+    of half the purity has half the profile, and a prediction is a shrunken one. Of the numbers whose
+    silhouette is at least `min_silhouette` and above 98 % of the best ones of a cohort of one
+    profile at the clones' own purities (`histogep.subtype_groups.group_clones`), that is taken
+    whose groups are found again best when arms are drawn anew (mean adjusted Rand index, at least
+    `min_stability_subtypes`).
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ def subtype_cohort(
     min_silhouette, min_stability_subtypes
         Least silhouette, and least adjusted Rand index, of more than one subtype.
     permutations
-        Number of shuffles, and of draws of the arms.
+        Number of shuffled cohorts, and of draws of the arms.
     seed
         Seed of both.
     """
@@ -119,7 +120,7 @@ def subtype_cohort(
         # An arm that a slide has too few genes for counts as unchanged there.
         values = values[arms].fillna(0.0)
         groups = group_clones(
-            scale_profiles(values.to_numpy(), clones["measured"].to_numpy()),
+            weigh_profiles(values.to_numpy(), _arm_genes(used, arms)),
             max_subtypes=max_subtypes,
             min_silhouette=min_silhouette,
             min_stability=min_stability_subtypes,
@@ -190,6 +191,12 @@ def _markers(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame
         table = table.sort_values(["p", "difference"], ascending=[True, False], kind="stable")
         tables.append(table.head(_MARKERS))
     return pd.concat(tables, ignore_index=True)
+
+
+def _arm_genes(used: Sequence[SlideProfile], arms: Sequence[str]) -> np.ndarray:
+    """Return the genes of each arm, mean over the slides (1 where no slide names any)."""
+    counts = [profile.gene_arms.value_counts().reindex(arms, fill_value=0) for profile in used]
+    return np.maximum(np.mean(counts, axis=0), 1.0)
 
 
 def _imprint(values: pd.DataFrame, clones: pd.DataFrame) -> pd.DataFrame:

@@ -292,7 +292,7 @@ def test_predicted_slide(run_script, genome, tmp_path):
     assert arms.idxmax() == "7q"
     assert set(arms.nsmallest(2).index) == {"3p", "3q"}
     verdict = result.uns["controls"].set_index("control")["verdict"]
-    assert verdict["gene order, tumour"] == "pass"
+    assert verdict["whole arms, tumour"] == "pass"
 
     # A slide that is tumour throughout has no reference: it is refused, and the job goes well.
     expression.obs["tumour"] = 0.9

@@ -138,7 +138,7 @@ def test_shuffled_positions_destroy_the_clones(genome, section):
     clones = call_clones(profiles, truth >= 0, neighbours=LATTICE.neighbours(row, col))
     assert clones.names == ["0"]
     controls = run_controls(profiles, clones.labels).set_index("control")
-    assert controls.loc["gene order, tumour", "verdict"] == "fail"
+    assert controls.loc["whole arms, tumour", "verdict"] == "fail"
     assert (call_arms(profiles, clones.labels)["call"] == "neutral").mean() > 0.95
 
 
@@ -146,7 +146,7 @@ def test_controls_pass_on_planted_copy_number(called):
     profiles, clones, _ = called
     controls = run_controls(profiles, clones.labels, permutations=99).set_index("control")
     assert (controls["verdict"] == "pass").all()
-    order = controls.loc["gene order, clones"]
+    order = controls.loc["whole arms, clones"]
     assert order["value"] > order["null_q95"]
     few = run_controls(profiles, clones.labels, guard_genes=5000, permutations=19)
     assert few.set_index("control").loc["genes", "verdict"] == "fail"
@@ -177,7 +177,7 @@ def test_a_prediction_without_place_on_the_genome_is_no_copy_number(genome):
     assert result.uns["name"] == "expression subtype"
     assert result.uns["refused"] == ""
     verdict = result.uns["controls"].set_index("control")["verdict"]
-    assert verdict["gene order, tumour"] == "fail"
+    assert verdict["whole arms, tumour"] == "fail"
     assert verdict["labels shuffled"] == "pass"
     assert "expression subtype" in _text(profile_figure(result, arms))
     assert "clone" not in _text(profile_figure(result, arms)).lower()
