@@ -13,7 +13,7 @@ import pandas as pd
 
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv import CnvProfiles, LogRatio, group_weights, infer_profiles
-from histogep.cnv_arms import run_genes, shuffle_runs
+from histogep.cnv_arms import PIECE_GENES, score_arms, shuffle_runs
 from histogep.cnv_controls import FAIL, NOT_APPLICABLE, PASS, compare_arms
 from histogep.cnv_reference import join_labels
 from histogep.cnv_slides import PROFILE_SETTINGS
@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 COLUMNS = [
     *("slide", "patient", "fold", "contrast", "n_spots", "n_genes", "n_arms", "r"),
     *("null_arms_mean", "null_arms_q95", "p_arms", "null_genes_mean", "null_genes_q95", "p_genes"),
-    *("arms_above", "null_above_mean", "null_above_q95", "verdict", "note"),
+    *("arms_altered", "arms_shared", "arms_above", "null_above_mean", "null_above_q95"),
+    *("verdict", "note"),
 ]
 ARM_COLUMNS = [
     *("slide", "contrast", "arm", "n_genes", "measured", "predicted"),
@@ -164,8 +165,12 @@ def compare_section(
 
     Both are made from the same spots and the same genes against the same reference; what differs is
     that one was measured. Compared are the means over arms of malignant minus reference spots, and
-    of each clone minus the other malignant spots; and within each arm its values over malignant
-    and reference spots (`correlate_spots`).
+    of each clone minus the other malignant spots; which arms moved as a whole (`altered_arms`); and
+    within each arm its values over malignant and reference spots (`correlate_spots`). They agree
+    where arms correlate beyond arms shuffled and at least half of the arms that moved in the
+    prediction, and one at least, moved the same way in the measurement; where none moved in either
+    there is nothing to agree on. (The null of shuffled genes, `p_genes`, takes part in no verdict:
+    a good prediction of all genes agrees wherever they lie.)
 
     Parameters
     ----------
@@ -228,9 +233,15 @@ def compare_section(
             found["arms_above"] = int((within["p"] <= 0.05).sum())
             found["null_above_mean"] = by_chance.mean()
             found["null_above_q95"] = np.quantile(by_chance, 0.95)
-        worst = max(found["p_arms"], found["p_genes"])
-        verdict = NOT_APPLICABLE if np.isnan(found["r"]) else PASS if worst <= 0.05 else FAIL
-        row = {"contrast": contrast, "n_spots": int(first.sum()), "verdict": verdict, "note": ""}
+        shifts = [
+            altered_arms(profile, genes, values, settings, seed=seed)
+            for profile, values in zip(profiles, (measured, predicted), strict=True)
+        ]
+        # An arm that moved in both counts only where it moved the same way.
+        both = [arm for arm, sign in shifts[1].items() if shifts[0].get(arm) == sign]
+        found["arms_altered"], found["arms_shared"] = len(shifts[1]), len(both)
+        verdict, note = _judge(found, any_altered=any(len(side) for side in shifts))
+        row = {"contrast": contrast, "n_spots": int(first.sum()), "verdict": verdict, "note": note}
         rows.append(same | row | found)
         table = table.assign(slide=section.slide, contrast=contrast)
         arms.append(table.merge(within, on="arm", validate="1:1"))
@@ -240,6 +251,48 @@ def compare_section(
             *(found["p_arms"], found["p_genes"]),
         )
     return pd.DataFrame(rows)[COLUMNS], pd.concat(arms, ignore_index=True)[ARM_COLUMNS]
+
+
+def altered_arms(
+    profile: CnvProfiles,
+    genes: pd.DataFrame,
+    contrast: np.ndarray,
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """Return the arms that moved as a whole in a contrast (`score_arms`), and which way (1 or -1).
+
+    Parameters
+    ----------
+    profile
+        Measured or predicted profiles, for the mean expression of genes.
+    genes
+        gene and arm of the contrast's genes, in the order of the genome.
+    contrast
+        Difference of each gene between two groups of spots.
+    settings
+        Section `cnv` of the configuration.
+    seed
+        Seed of the null.
+    """
+    level = profile.genes.set_index("gene")["level"].reindex(genes["gene"]).to_numpy()
+    chosen = {
+        name: settings[name] for name in ("min_arm_genes", "permutations") if name in settings
+    }
+    table = score_arms(contrast, level, genes["arm"], seed=seed, **chosen).table
+    moved = table[table["altered"].astype(bool)]
+    return dict(zip(moved["arm"], np.sign(moved["score"]), strict=True))
+
+
+def _judge(found: Mapping[str, float], *, any_altered: bool) -> tuple[str, str]:
+    """Return the verdict on a contrast, and what of it needs saying."""
+    if np.isnan(found["r"]):
+        return NOT_APPLICABLE, ""
+    if not any_altered:
+        return NOT_APPLICABLE, "no arm is altered as a whole, measured or predicted"
+    shared = found["arms_shared"] > 0 and found["arms_shared"] >= found["arms_altered"] / 2
+    return (PASS if shared and found["p_arms"] <= 0.05 else FAIL), ""
 
 
 def correlate_spots(
@@ -310,8 +363,7 @@ def correlate_spots(
 
     r = correlations(member[np.newaxis])[0]
     rng = np.random.default_rng(seed)
-    length = run_genes(genes["arm"])
-    orders = [shuffle_runs(len(member), rng, length=length) for _ in range(draws)]
+    orders = [shuffle_runs(len(member), rng, length=PIECE_GENES) for _ in range(draws)]
     dealt = np.array([member[order] for order in orders])
     chunks = range(0, draws, _DRAWS_AT_ONCE)
     null = np.concatenate([correlations(dealt[at : at + _DRAWS_AT_ONCE]) for at in chunks])

@@ -23,9 +23,10 @@ from histogep.positions import order_arms
 
 #: Genes of a piece of an arm: what is left out as one.
 PIECE_GENES = 10
-#: Most neighbouring genes that the null keeps together: correlation of neighbours in contrasts of
-#: normal tissue fades within about as many.
-_MOST_RUN_GENES = 30
+#: Most neighbouring pieces that the null keeps together: correlation of neighbouring genes in
+#: contrasts of normal tissue fades within about as many genes. No more than a quarter of most arms:
+#: a run as long as an arm would carry the arm's copy number into the null.
+_MOST_RUN_PIECES = 3
 #: Share of an arm's pieces, the strongest, that its score does without.
 _LEFT_OUT = 0.25
 #: Least score of an altered arm: the shift of its genes, without the strongest, in standard
@@ -86,20 +87,6 @@ def rank_genes(contrast: np.ndarray, level: np.ndarray) -> np.ndarray:
     return scores
 
 
-def run_genes(arms: Sequence[str]) -> int:
-    """Return how many neighbouring genes a null keeps together: 10 to 30, a quarter of most arms.
-
-    A run as long as an arm would carry the arm's copy number into the null.
-
-    Parameters
-    ----------
-    arms
-        Arm of each gene.
-    """
-    typical = float(pd.Series(arms).value_counts().median()) if len(arms) else 0.0
-    return int(np.clip(typical / 4, PIECE_GENES, _MOST_RUN_GENES))
-
-
 def shuffle_runs(n: int, rng: np.random.Generator, *, length: int) -> np.ndarray:
     """Return the order of n things when runs of neighbours change places, each kept as it is.
 
@@ -130,7 +117,7 @@ def score_arms(
 
     An arm is cut into pieces of about 10 neighbouring genes, each with the mean of its genes'
     scores (`rank_genes`). The arm's score is the mean of its pieces without the quarter that moves
-    it most. In the null runs of one to three pieces (`run_genes`) are dealt over the genome: clusters
+    it most. In the null runs of one to three pieces are dealt over the genome: clusters
     of co-expressed genes stay together, and no arm is moved as a whole. `altered` is an arm of at least four
     pieces whose z is beyond 99 % of the largest of all arms in the null, and whose score is at
     least `MIN_SHIFT`.
@@ -172,7 +159,7 @@ def score_arms(
         means.append(np.array(parts) - np.median(parts))
     means = np.array(means)
     rng = np.random.default_rng(seed)
-    length = max(1, round(run_genes(arms) / PIECE_GENES))
+    length = int(np.clip(round(np.median(pieces) / 4), 1, _MOST_RUN_PIECES))
     orders = [shuffle_runs(bounds[-1], rng, length=length) for _ in range(permutations)]
     tables, largest = [], np.zeros(permutations)
     for number, values in enumerate(means):

@@ -15,7 +15,7 @@ import pandas as pd
 
 from histogep.clones import REFERENCE, UNASSIGNED
 from histogep.cnv import CnvProfiles
-from histogep.cnv_arms import run_genes, score_arms, shuffle_runs
+from histogep.cnv_arms import PIECE_GENES, score_arms, shuffle_runs
 from histogep.positions import order_arms
 
 COPY_NUMBER = "CNV"
@@ -138,6 +138,28 @@ def contrast_clones(profiles: CnvProfiles, labels: np.ndarray) -> dict[str, np.n
     }
 
 
+def check_held_out(agreement: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the control that a predicted slide owes to the held-out patients of its study.
+
+    Its value is the share of patients, of those whose measured and predicted arms could be
+    compared, in which every section's arms of tumour against reference agree (`compare_arms`):
+    more than half pass. Where sections allowed no comparison it fails, since nothing shows that
+    the model predicts arms; without sections (a model folder from elsewhere) it does not apply.
+
+    Parameters
+    ----------
+    agreement
+        Table of `histogep.cnv_agreement.compare_section` of all held-out sections, or None.
+    """
+    if agreement is None:
+        return pd.DataFrame([_row(HELD_OUT, np.nan, passed=None)], columns=COLUMNS)
+    tumour = agreement[(agreement["contrast"] == "tumour")]
+    tumour = tumour[tumour["verdict"] != NOT_APPLICABLE]
+    passed = (tumour["verdict"] == PASS).groupby(tumour["patient"].astype(str)).all()
+    share = float(passed.mean()) if len(passed) else 0.0
+    return pd.DataFrame([_row(HELD_OUT, share, passed=share > 0.5)], columns=COLUMNS)
+
+
 def name_result(controls: pd.DataFrame, *, measured: bool) -> str:
     """Return "CNV", or "expression subtype" for predicted expression that failed a control.
 
@@ -163,7 +185,7 @@ def compare_arms(
     """Return how two contrasts of the same genes agree over chromosome arms, with two nulls.
 
     Arms shuffled: the means of one are dealt to other arms; what is left is chance. Genes shuffled:
-    runs of neighbouring genes change places on the genome, each gene with both its values; what is
+    runs of ten neighbouring genes change places on the genome, each gene with both its values; what is
     left is that the same genes and clusters of genes go up and down in both, wherever they lie. A
     model that has learnt the expression of a tumour but no copy number agrees as well there as on
     the real arms.
@@ -205,7 +227,6 @@ def compare_arms(
         return found | dict.fromkeys(undefined, np.nan), table
     rng = np.random.default_rng(seed)
     found["r"] = _correlation(means)
-    length = run_genes(names[kept])
     nulls = {
         "arms": [
             _correlation(np.stack([means[0], rng.permutation(means[1])]))
@@ -213,7 +234,7 @@ def compare_arms(
         ],
         "genes": [
             _correlation(
-                _means(values[:, shuffle_runs(len(member), rng, length=length)], member, sizes)
+                _means(values[:, shuffle_runs(len(member), rng, length=PIECE_GENES)], member, sizes)
             )
             for _ in range(permutations)
         ],

@@ -22,7 +22,13 @@ from histogep.clones import (
 )
 from histogep.cnv import CnvProfiles, infer_profiles
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
-from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, name_result, run_controls
+from histogep.cnv_controls import (
+    COPY_NUMBER,
+    EXPRESSION_SUBTYPE,
+    check_held_out,
+    name_result,
+    run_controls,
+)
 from histogep.cnv_reference import (
     RANKED,
     check_reference,
@@ -31,7 +37,7 @@ from histogep.cnv_reference import (
     tile_labels,
 )
 from histogep.features import read_features
-from histogep.files import complete, read_labels
+from histogep.files import complete, read_labels, read_tsv
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.matrices import read_h5ad
@@ -67,6 +73,7 @@ def profile_slide(
     spatial: np.ndarray | None = None,
     genes: list[str] | None = None,
     gene_ids: list[str] | None = None,
+    agreement: pd.DataFrame | None = None,
     n_jobs: int = 1,
     seed: int = 0,
 ) -> tuple[anndata.AnnData, pd.DataFrame]:
@@ -97,6 +104,9 @@ def profile_slide(
         Level-0 pixels (x, y) of the spots.
     genes, gene_ids
         Names of the columns, where `expression` is a matrix.
+    agreement
+        How predicted and measured arms agree in the study's held-out patients (the table of
+        compare_cnv), for a predicted slide; None where there are no sections.
     n_jobs
         Processes of infercnvpy.
     seed
@@ -166,6 +176,8 @@ def profile_slide(
         seed=seed,
         **_chosen(settings, ("guard_genes", "guard_chromosome_genes", "permutations")),
     )
+    if not measured:
+        controls = pd.concat([controls, check_held_out(agreement)], ignore_index=True)
     obs["cnv_score"] = profiles.score.astype(np.float32)
     obs["clone"] = clones.labels.astype(str)
     obs["clone_probability"] = clones.probability.astype(np.float32)
@@ -241,6 +253,7 @@ def predicted_slide(
     slide: str,
     positions: pd.DataFrame,
     settings: Mapping[str, Any],
+    agreement: str | Path | None = None,
     seed: int = 0,
 ) -> tuple[anndata.AnnData, pd.DataFrame]:
     """Return `profile_slide` of a slide without spots: the model's wide panel is predicted here.
@@ -255,6 +268,8 @@ def predicted_slide(
         Model folder.
     slide, positions, settings, seed
         As `profile_slide` takes them.
+    agreement
+        results/cnv/{study}/agreement.tsv, where the model's study has sections.
     """
     from histogep.ridge import predict_wide
 
@@ -281,6 +296,7 @@ def predicted_slide(
         measured=False,
         spatial=tiles.obsm["spatial"],
         genes=genes,
+        agreement=None if agreement is None else read_tsv(agreement),
         seed=seed,
     )
 

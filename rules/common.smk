@@ -311,18 +311,24 @@ def cohort_slides(wildcards, *, spots):
 
 
 def cnv_inputs(wildcards):
-    """Return measured spots with labels, or features and predictions, for {slide}."""
+    """Return measured spots with labels, or features and predictions, for {slide}.
+
+    A prediction also needs how the study's predicted copy number did in held-out patients.
+    """
     slide = wildcards.slide
     if slide in SECTIONS:
         return {
             "spots": f"results/spots/{slide}.h5ad",
             "labels": f"results/labels/{slide}.tsv",
         }
-    return {
+    inputs = {
         "features": f"results/features/{slide}.h5",
         "expression": f"results/expression/{slide}.h5ad",
         "model": MODEL_FOLDER,
     }
+    if study_stages().runs("cnv agreement"):
+        inputs["agreement"] = f"results/cnv/{STUDY}/agreement.tsv"
+    return inputs
 
 
 def cohort_cnv(wildcards):

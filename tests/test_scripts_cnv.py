@@ -269,10 +269,11 @@ def test_predicted_slide(run_script, genome, tmp_path):
     genome.to_csv(tmp_path / "positions.tsv", sep="\t", index=False)
     outputs = _outputs(tmp_path)
 
-    def run():
+    def run(**agreement):
         return run_script(
             "infer_cnv.py",
-            input={
+            input=agreement
+            | {
                 "features": tmp_path / "features.h5",
                 "expression": tmp_path / "expression.h5ad",
                 "model": tmp_path / "model",
@@ -293,6 +294,20 @@ def test_predicted_slide(run_script, genome, tmp_path):
     assert set(arms.nsmallest(2).index) == {"3p", "3q"}
     verdict = result.uns["controls"].set_index("control")["verdict"]
     assert verdict["whole arms, tumour"] == "pass"
+
+    assert verdict["arms agree in held-out patients"] == "not applicable"
+    assert result.uns["name"] == "CNV"
+
+    # The same slide, of a model whose arms do not agree with the measured ones elsewhere.
+    held_out = pd.DataFrame({"patient": ["p1", "p2"], "contrast": "tumour", "verdict": "fail"})
+    for verdict, name in (("fail", "expression subtype"), ("pass", "CNV")):
+        write_tsv(held_out.assign(verdict=verdict), tmp_path / "agreement.tsv")
+        run(agreement=tmp_path / "agreement.tsv")
+        result = anndata.read_h5ad(outputs["cnv"])
+        verdicts = result.uns["controls"].set_index("control")["verdict"]
+        assert verdicts["arms agree in held-out patients"] == verdict
+        assert result.uns["name"] == name
+        assert ("group" in pd.read_csv(outputs["arms"], sep="\t")) == (verdict == "fail")
 
     # A slide that is tumour throughout has no reference: it is refused, and the job goes well.
     expression.obs["tumour"] = 0.9
@@ -402,6 +417,8 @@ def test_predicted_arms_agree_with_measured_ones_in_the_patient_held_out(compare
     assert tumour["r"] > 0.9
     assert tumour["r"] > tumour["null_genes_q95"] > tumour["null_arms_q95"]
     assert tumour["verdict"] == "pass"
+    # 7q gained and both arms of chromosome 3 lost, in both.
+    assert tumour["arms_shared"] == tumour["arms_altered"] == 3
     values = arms[arms["contrast"] == "tumour"].set_index("arm")
     for kind in ("measured", "predicted"):
         assert values[kind].idxmax() == "7q"
@@ -446,7 +463,9 @@ def test_shuffled_positions_leave_no_agreement_beyond_the_genes(compared, genome
     agreement, _ = compared(shuffled)
     tumour = agreement.set_index("contrast").loc["tumour"]
     assert tumour["p_genes"] > 0.05
-    assert tumour["verdict"] == "fail"
+    assert tumour["arms_altered"] == 0
+    assert tumour["verdict"] == "not applicable"
+    assert "no arm is altered" in tumour["note"]
 
 
 def test_a_model_that_saw_the_patient_is_not_compared(compared):

@@ -28,6 +28,7 @@ with job_log(snakemake.log[0]):
             snakemake.input.features,
             snakemake.input.expression,
             snakemake.input.model,
+            agreement=snakemake.input.get("agreement"),
             **shared,
         )
     write_profile(result, snakemake.output.cnv)
