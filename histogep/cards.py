@@ -55,19 +55,28 @@ def expression_cards(
             "null": null,
             "null_upper": rest.get("null_upper", np.nan),
             "ceiling": ceiling,
+            "ceiling_spatial": rest.get("ceiling_spatial", np.nan),
             "n_sections": int(table["pearson"].notna().sum()),
             "n_patients": rest.get("n_patients", table["patient"].nunique()),
             "n_genes": rest.get("n_genes", n_genes),
         }
 
-    of_patients = table.groupby("patient", sort=True)[["pearson", "outline_null", "ceiling"]].mean()
+    of_patients = table.groupby("patient", sort=True)[
+        ["pearson", "outline_null", "ceiling", "ceiling_spatial"]
+    ].mean()
     shuffled = card_null(scores, "permutation")[0]
-    smooth_upper = card_null(scores, "spatial")[1] if honest else np.nan
+    smooth_upper = np.nan
+    if honest:
+        smooth_upper = max(card_null(scores, name)[1] for name in ("turned", "shifted"))
     pearson_null = shuffled if honest else mean(table["outline_null"])
     interval = bootstrap_patients(table["pearson"].to_numpy(), patients, **options)
     overall = (mean(table["pearson"]), interval, pearson_null, mean(table["ceiling"]))
+    bounds = {
+        "null_upper": smooth_upper,
+        "ceiling_spatial": mean(table["ceiling_spatial"]),
+    }
     rows = [
-        row("pearson", *overall, null_upper=smooth_upper),
+        row("pearson", *overall, **bounds),
         row(
             "pearson_patients",
             mean(of_patients["pearson"]),
@@ -77,12 +86,13 @@ def expression_cards(
             shuffled if honest else mean(of_patients["outline_null"]),
             mean(of_patients["ceiling"]),
             null_upper=smooth_upper,
+            ceiling_spatial=mean(of_patients["ceiling_spatial"]),
         ),
     ]
     if first.model == "outline":
         return rows
     if honest:
-        rows.append(row("pearson_within", *overall, null_upper=smooth_upper))
+        rows.append(row("pearson_within", *overall, **bounds))
         level = level_score(scores, settings=settings, seed=seed)
         if level is not None:
             value, interval, null, upper, ceiling, n, n_level_genes = level
@@ -118,6 +128,58 @@ def expression_cards(
             np.nan,
         )
     )
+    return rows
+
+
+def raw_cards(
+    table: pd.DataFrame, *, protocol: str, model: str, settings: Mapping[str, Any], seed: int
+) -> list[dict[str, Any]]:
+    """Return the row `pearson_raw`, against log1p of raw counts (`histogep.raw_counts`).
+
+    Its null is what knowing each spot's counts, all genes together, gives: `depth`, which stands as
+    a predictor of its own beside `outline`. Baselines that know neither have the outline's score as
+    their null. There is no ceiling.
+
+    Parameters
+    ----------
+    table
+        From `histogep.raw_counts.raw_table`.
+    protocol, model
+        Whose.
+    settings, seed
+        As for the other rows.
+    """
+    rows = []
+    shown = {"outline": ("outline", "outline"), "training_mean": ("value", "outline")}
+    value, null = shown.get(model, ("value", "depth"))
+    names = [(model, value, null)]
+    if model == "outline":
+        names.append(("depth", "depth", "outline"))
+    for name, column, beside in names:
+        interval = bootstrap_patients(
+            table[column].to_numpy(),
+            table["patient"].to_numpy(),
+            bootstraps=int(settings["bootstraps"]),
+            seed=seed,
+        )
+        rows.append(
+            {
+                "protocol": protocol,
+                "task": "expression",
+                "model": name,
+                "metric": "pearson_raw",
+                "value": mean(table[column]),
+                "ci_low": interval[0],
+                "ci_high": interval[1],
+                "null": mean(table[beside]),
+                "null_upper": np.nan,
+                "ceiling": np.nan,
+                "ceiling_spatial": np.nan,
+                "n_sections": int(table[column].notna().sum()),
+                "n_patients": table["patient"].nunique(),
+                "n_genes": int(table["n_genes"].max()),
+            }
+        )
     return rows
 
 

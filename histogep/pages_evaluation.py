@@ -42,6 +42,7 @@ _METRICS = {
     "pearson_within": "Pearson r within sections",
     "pearson_level": "Pearson r of patient means",
     "spearman": "Spearman r, mean over sections",
+    "pearson_raw": "Pearson r, raw counts, as HEST-Benchmark",
     "rmse": "RMSE (less is better)",
     "coverage": "coverage of the intervals",
     "half_width": "half-width (less is better)",
@@ -87,9 +88,14 @@ def write_scorecards_page(
             "`value` with its 95 % interval (bootstrap over patients: the spread between patients "
             "with the models as trained; with few patients it is too narrow). `null`: the score "
             "expected of a predictor that knows nothing of the image; `null, 95 %`: what chance "
-            "reaches in one of 20 cases, for maps as smooth as the predicted ones where the card is "
-            "honest. `ceiling`: what a perfect predictor would score against counts as noisy as "
-            f"these ({settings['thinnings']} binomial thinnings); `of ceiling` = value / ceiling.",
+            "reaches in one of 20 cases, for maps with the patterns of the predicted ones where the card "
+            "is honest. `ceiling`: what a perfect predictor would score against counts as noisy as "
+            f"these if their noise is Poisson ({settings['thinnings']} binomial thinnings); `ceiling, "
+            "shared`: the same if only what neighbouring spots share is signal, the lower bound where "
+            "counts vary more than Poisson's; `of ceiling` = value / ceiling. "
+            "`raw counts, as HEST-Benchmark`: r with log1p of raw counts, for comparison with published "
+            "scores only; most of it is the depth of the spots, which the row `depth` knows alone. "
+            "Nothing is chosen by it.",
         ],
     )
 
@@ -109,19 +115,25 @@ def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> No
     honest = genes[genes["protocol"] == "honest"] if len(genes) else genes
     tables = []
     for model, group in honest.groupby("model") if len(honest) else ():
-        columns = ["gene", "pearson", "null_upper", "ceiling", "relative", "fdr", "predictable"]
+        columns = [
+            *("gene", "pearson", "null_upper", "ceiling", "ceiling_spatial", "relative", "fdr"),
+            "predictable",
+        ]
         shown = group.sort_values("pearson", ascending=False)[columns]
         tables.append(
             Table(
                 shown,
                 heading=f"{model}: {int(group['predictable'].sum())} of {len(group)} genes predictable",
-                formats=dict.fromkeys(("pearson", "null_upper", "ceiling"), "{:.3f}")
+                formats=dict.fromkeys(
+                    ("pearson", "null_upper", "ceiling", "ceiling_spatial"), "{:.3f}"
+                )
                 | {"relative": "{:.0%}"},
                 bars={"pearson": (0.0, 1.0), "ceiling": (0.0, 1.0), "relative": (0.0, 1.0)},
                 bar_colours={"ceiling": "#cfcfe8", "relative": "#bfe3cf"},
                 headers={
                     "pearson": "Pearson r",
                     "null_upper": "null, 95 %",
+                    "ceiling_spatial": "ceiling, shared",
                     "relative": "of ceiling",
                 },
             )
@@ -132,16 +144,18 @@ def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> No
         tables=tables,
         notes=[
             "Mean over patients of the correlation within a section, in-tissue spots only. `null, "
-            "95 %`: what maps of the same autocorrelation reach in one of 20 cases. `ceiling`: what "
-            "a perfect predictor would score against counts as noisy as these. Only predictable "
-            "genes go into later stages."
+            "95 %`: what unrelated maps of the same patterns reach in one of 20 cases. `ceiling`: what "
+            "a perfect predictor would score against counts as noisy as these if their noise is "
+            "Poisson; `ceiling, shared`: if only what neighbouring spots share is signal. Genes whose "
+            "counts vary no more than their noise have no `of ceiling`. Only predictable genes go "
+            "into later stages."
         ],
     )
 
 
 def _card_table(part: pd.DataFrame, heading: str, note: str) -> Table:
     part = part.copy()
-    part["baseline"] = part["model"].isin(BASELINES)
+    part["baseline"] = part["model"].isin([*BASELINES, "depth"])
     part["order"] = part["metric"].map({m: i for i, m in enumerate(_ORDER)})
     part = part.sort_values(["order", "baseline", "value"], ascending=[True, True, False])
     bounded = ~part["metric"].isin(["rmse", "half_width"])
@@ -161,18 +175,25 @@ def _card_table(part: pd.DataFrame, heading: str, note: str) -> Table:
             "null": part["null"],
             "null_upper": part["null_upper"],
             "ceiling": part["ceiling"],
+            "ceiling_spatial": part["ceiling_spatial"],
             "relative": relative,
             "n_sections": part["n_sections"],
             "n_patients": part["n_patients"],
             "n_genes": part["n_genes"],
         }
     )
-    empty = [c for c in ("error", "ceiling", "relative", "null_upper") if shown[c].isna().all()]
+    empty = [
+        c
+        for c in ("error", "ceiling", "ceiling_spatial", "relative", "null_upper")
+        if shown[c].isna().all()
+    ]
     if (shown["n_genes"] == 0).all():
         empty.append("n_genes")
     shown = shown.drop(columns=empty)
     options = {
-        "formats": dict.fromkeys(("value", "error", "null", "null_upper", "ceiling"), "{:.3f}")
+        "formats": dict.fromkeys(
+            ("value", "error", "null", "null_upper", "ceiling", "ceiling_spatial"), "{:.3f}"
+        )
         | {"relative": "{:.0%}"},
         "bars": {
             "value": (0.0, 1.0),
@@ -184,6 +205,7 @@ def _card_table(part: pd.DataFrame, heading: str, note: str) -> Table:
         "headers": {
             "interval": "95 % interval",
             "null_upper": "null, 95 %",
+            "ceiling_spatial": "ceiling, shared",
             "relative": "of ceiling",
             "n_sections": "sections",
             "n_patients": "patients",
@@ -217,8 +239,9 @@ def _predictable_table(genes: pd.DataFrame) -> Table:
         pd.DataFrame(rows).sort_values("predictable", ascending=False),
         heading="Predictable genes (only these go downstream)",
         notes=[
-            "A gene is predictable when its held-out correlation beats maps of the same "
-            "autocorrelation at a false discovery rate below 0.05 and is above 0 in most patients."
+            "A gene is predictable when its held-out correlation beats unrelated maps (turned, "
+            "shifted, and of the same spectrum) at a false discovery rate below 0.05 and is above 0 "
+            "in most patients."
         ],
         formats={"share": "{:.0%}", "median r": "{:.3f}", "median r, predictable": "{:.3f}"},
         bars={"share": (0, 1), "median r": (0, 1), "median r, predictable": (0, 1)},

@@ -35,7 +35,7 @@ def plot_genes(evaluation: Evaluation) -> Figure:
     """Draw the held-out correlation of every gene beside its null and its ceiling, per card.
 
     Violins over genes of every model, of the noise ceiling and of the null: under hist the outline's
-    score, under honest the 95 % bound of maps of the same autocorrelation. The lines are medians.
+    score, under honest the 95 % bound of unrelated maps. The lines are medians.
     """
     table = evaluation.genes
     protocols = [p for p in _TITLES if len(table) and (table["protocol"] == p).any()]

@@ -17,7 +17,7 @@ from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.matrices import read_h5ad
 from histogep.normalise import log_cp10k
-from histogep.nulls import spatial_basis
+from histogep.nulls import map_motions, spatial_basis
 
 PROTOCOLS = ("honest", "hist")
 #: Most that a truth stored with predictions may differ from the counts' own log1p CP10k.
@@ -111,8 +111,20 @@ class Measured:
 
     @cached_property
     def basis(self) -> np.ndarray:
-        """Moran's eigenvector maps of the spots, for the null that keeps autocorrelation."""
-        return spatial_basis(self.lattice.neighbours(self.row, self.col))
+        """Harmonics of the section's shape, for the spectral null."""
+        centres = self.lattice.centres_um(self.row, self.col)
+        return spatial_basis(*centres, self.lattice.neighbours(self.row, self.col))
+
+    @cached_property
+    def motions(self) -> np.ndarray:
+        """Rows of the spots after turns and after shifts, for the nulls that move a map."""
+        return map_motions(*self.lattice.centres_um(self.row, self.col))
+
+    def motions_of(self, order: np.ndarray) -> np.ndarray:
+        """Return the motions of the same spots in another order, each of them once."""
+        place = np.empty(len(order), np.int32)
+        place[order] = np.arange(len(order))
+        return place[self.motions[..., order]]
 
     def columns(self, genes: Sequence[str]) -> np.ndarray:
         """Return the places of genes in `counts` and `expression`."""

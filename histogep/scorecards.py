@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from histogep.cards import calibrate, expression_cards, interval_cards, tumour_cards
+from histogep.cards import calibrate, expression_cards, interval_cards, raw_cards, tumour_cards
 from histogep.jobs import InputError
 from histogep.predictions import HeldOut, Measured, check_truth
+from histogep.raw_counts import raw_table
 from histogep.registration import registration_scores
 from histogep.scoring import (
     GENE_COLUMNS,
@@ -36,6 +37,7 @@ COLUMNS = (
     "ci_high",
     "null",
     "ceiling",
+    "ceiling_spatial",
     "n_sections",
     "n_patients",
     "n_genes",
@@ -146,6 +148,12 @@ def evaluate(
         cards += expression_cards(
             scores, table, base_rmse=base_rmse.get(protocol), settings=settings, seed=seed
         )
+        raw = raw_table(
+            sorted(group, key=lambda section: section.slide),
+            measured,
+            fitted=model not in BASELINES,
+        )
+        cards += raw_cards(raw, protocol=protocol, model=model, settings=settings, seed=seed)
         calibrated, per_patient = pd.DataFrame(), None
         if protocol == "honest" and model != "outline":
             calibrated, per_patient = calibrate(group, coverage=float(settings["coverage"]))

@@ -10,14 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from histogep.ceiling import Ceiling, noise_ceiling
+from histogep.ceiling import KNOWN, Ceiling, noise_ceiling
 from histogep.metrics import false_discovery_rate, pearson, rmse, spearman
-from histogep.nulls import permutation_null, shuffled_in_tissue_null, spatial_null, upper_p
+from histogep.nulls import (
+    moved_null,
+    permutation_null,
+    shuffled_in_tissue_null,
+    spectral_null,
+    upper_p,
+)
 from histogep.predictions import HeldOut, Measured, training_mean
 
 LOG = logging.getLogger(__name__)
-#: Surrogates of the null that keeps autocorrelation, per permutation asked for: they cost one
-#: matrix product, and p must be small enough to survive the correction for all genes.
+#: Draws of the nulls that keep a map's pattern, per permutation asked for: they cost little, and p
+#: must be small enough to survive the correction for all genes.
 SPATIAL_DRAWS = 20
 SECTION_COLUMNS = (
     "protocol",
@@ -35,6 +41,7 @@ SECTION_COLUMNS = (
     "permutation_upper",
     "spatial_upper",
     "ceiling",
+    "ceiling_spatial",
     "relative",
 )
 GENE_COLUMNS = (
@@ -52,10 +59,13 @@ GENE_COLUMNS = (
     "null_p",
     "fdr",
     "ceiling",
+    "ceiling_spatial",
     "relative",
     "positive_patients",
     "predictable",
 )
+#: Nulls of unrelated maps; a gene must beat each.
+UNRELATED = ("turned", "shifted", "spectral")
 #: A gene is predictable below this false discovery rate.
 FDR = 0.05
 
@@ -76,14 +86,17 @@ class SectionScore:
         Scores.
     outline
         Pearson's r of a predictor that is constant in the tissue, by the same metric.
-    ceiling
-        Signed noise ceiling by the same metric.
+    ceiling, ceiling_spatial
+        Noise ceilings by the same metric, of Poisson noise, and if only what neighbouring spots
+        share is signal (honest only).
+    excess, excess_error
+        How far the reliability exceeds that of a gene without signal (`histogep.ceiling.Ceiling`).
     permutation, rank_permutation
         Shuffles by genes: correlations of predictions shuffled over the spots, and of their ranks
         (honest only).
-    spatial
-        Draws by genes: correlations of surrogates with the prediction's autocorrelation; None under
-        the whole-grid metric.
+    turned, shifted, spectral
+        Draws by genes: the three nulls of unrelated maps (`histogep.nulls`); None under the
+        whole-grid metric.
     predicted_level, measured_level
         Mean over the in-tissue spots.
     level_halves
@@ -102,9 +115,14 @@ class SectionScore:
     rmse: np.ndarray
     outline: np.ndarray
     ceiling: np.ndarray
+    ceiling_spatial: np.ndarray
+    excess: np.ndarray
+    excess_error: np.ndarray
     permutation: np.ndarray
     rank_permutation: np.ndarray | None
-    spatial: np.ndarray | None
+    turned: np.ndarray | None
+    shifted: np.ndarray | None
+    spectral: np.ndarray | None
     predicted_level: np.ndarray
     measured_level: np.ndarray
     level_halves: np.ndarray
@@ -127,6 +145,7 @@ def section_ceilings(
             thinnings=thinnings,
             seed=section_seed(seed, slide, "ceiling"),
             n_cells=cells,
+            adjacency=measured[slide].lattice.neighbours(measured[slide].row, measured[slide].col),
         )
         for slide, cells in n_cells.items()
     }
@@ -175,7 +194,7 @@ def score_section(
     ceiling
         Noise ceilings of all genes of `measured`.
     permutations
-        Shuffles of the permutation null; there are 20 times as many spatial surrogates.
+        Shuffles of the permutation null; there are 20 times as many draws of the other nulls.
     seed
         Seed of the study.
     """
@@ -187,7 +206,7 @@ def score_section(
         "permutations": permutations,
         "seed": section_seed(seed, section.slide, section.model, "permutation"),
     }
-    spatial = ranks = None
+    turned = shifted = spectral = ranks = None
     if whole_grid:
         permutation = shuffled_in_tissue_null(
             scored.predicted, scored.truth, scored.in_tissue, **options
@@ -198,13 +217,14 @@ def score_section(
             pd.DataFrame(values).rank().to_numpy() for values in (scored.predicted, scored.truth)
         ]
         ranks = permutation_null(*ranked, **options)
-        spatial = spatial_null(
-            scored.predicted,
-            scored.truth,
-            measured.basis[measured.order(scored)],
-            draws=permutations * SPATIAL_DRAWS,
-            seed=section_seed(seed, section.slide, section.model, "spatial"),
+        maps = scored.predicted, scored.truth
+        order, draws = measured.order(scored), permutations * SPATIAL_DRAWS
+        own = section_seed(seed, section.slide, section.model, "spatial")
+        turned, shifted = (
+            moved_null(*maps, motions, draws=draws, seed=own)
+            for motions in measured.motions_of(order)
         )
+        spectral = spectral_null(*maps, measured.basis[order], draws=draws, seed=own)
     inside = section.in_tissue
     return SectionScore(
         protocol=section.protocol,
@@ -219,9 +239,14 @@ def score_section(
         rmse=rmse(scored.predicted, scored.truth),
         outline=pearson(mask, scored.truth),
         ceiling=(ceiling.whole_grid if whole_grid else ceiling.in_tissue)[columns],
+        ceiling_spatial=np.full(len(columns), np.nan) if whole_grid else ceiling.spatial[columns],
+        excess=ceiling.excess[columns],
+        excess_error=ceiling.error[columns],
         permutation=permutation.astype(np.float32),
         rank_permutation=None if ranks is None else ranks.astype(np.float32),
-        spatial=spatial,
+        turned=turned,
+        shifted=shifted,
+        spectral=spectral,
         predicted_level=section.predicted[inside].mean(0, dtype=float),
         measured_level=section.truth[inside].mean(0, dtype=float),
         level_halves=ceiling.level_halves[..., columns],
@@ -233,9 +258,13 @@ def section_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
     rows = []
     for score in scores:
         known = np.isfinite(score.pearson)
-        value, ceiling = mean(score.pearson), max(mean(score.ceiling[known]), 0.0)
+        value, ceiling = mean(score.pearson), mean(score.ceiling[known])
         shuffled = _over_genes(score.permutation)
-        spatial = None if score.spatial is None else _over_genes(score.spatial)
+        bounds = [
+            _upper(_over_genes(draws))
+            for draws in (score.turned, score.shifted)
+            if draws is not None
+        ]
         rows.append(
             {
                 "protocol": score.protocol,
@@ -251,8 +280,9 @@ def section_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
                 "outline_null": mean(score.outline),
                 "permutation_null": mean(shuffled),
                 "permutation_upper": _upper(shuffled),
-                "spatial_upper": np.nan if spatial is None else _upper(spatial),
+                "spatial_upper": max(bounds, default=np.nan),
                 "ceiling": ceiling,
+                "ceiling_spatial": mean(score.ceiling_spatial[known]),
                 "relative": value / ceiling if ceiling > 0 else np.nan,
             }
         )
@@ -264,10 +294,15 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
 
     Scores are means over patients of the means over their sections. `null` is the mean and
     `null_upper` the 95 % bound of the null: under the honest protocol `null` comes from shuffled
-    spots, `null_upper` and `null_p` from surrogates of the same autocorrelation (the stricter
-    ones); under hist `null` is the outline's score, a fixed number without a bound, and both p come
-    from predictions shuffled inside the tissue. Sections of one patient are no independent evidence: the draws of a patient
-    get the spread of one section, not of the mean of several.
+    spots, `null_upper` and `null_p` are the largest of the three nulls of unrelated maps
+    (`histogep.nulls`); under hist `null` is the outline's score, a fixed number without a bound,
+    and both p come from predictions shuffled inside the tissue. Sections of one patient are not
+    independent evidence: their draws are taken to rise and fall together, so that the mean of
+    several spreads as far as one.
+
+    `ceiling_spatial` is the ceiling if only what neighbouring spots share is signal (honest only). A
+    gene whose counts do not vary by more than their noise has no `relative` under honest: nobody
+    can tell what share of nothing was reached.
 
     A gene is `predictable` (honest only) when fdr < 0.05 (Benjamini-Hochberg over the model's genes
     of `null_p`) and its score is above 0 in more than half of at least two patients.
@@ -281,7 +316,8 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
     -------
     pandas.DataFrame
         protocol, model, gene, n_sections, n_patients, pearson, spearman, rmse, null, null_upper,
-        permutation_p, null_p, fdr, ceiling, relative, positive_patients, predictable.
+        permutation_p, null_p, fdr, ceiling, ceiling_spatial, relative, positive_patients,
+        predictable.
     """
     genes = list(dict.fromkeys(gene for score in scores for gene in score.genes))
     place = {gene: i for i, gene in enumerate(genes)}
@@ -299,31 +335,32 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
         )
 
     def null(name: str) -> np.ndarray:
-        total = count = 0
-        for sections in by_patient.values():
-            draws = np.stack([_spread(s, getattr(s, name), place) for s in sections])
-            n_known = np.isfinite(draws).sum(0)
-            part = np.nan_to_num(draws).sum(0) / np.maximum(n_known, 1)
-            centre = part.mean(0)
-            part = centre + (part - centre) * np.sqrt(np.maximum(n_known, 1))
-            total = total + part
-            count = count + (n_known > 0)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+        return null_of_patients(
+            [
+                [_spread(s, getattr(s, name), place) for s in sections]
+                for sections in by_patient.values()
+            ]
+        )
 
     per_patient = over_patients("pearson")
     score = _nanmean(per_patient)
     n_patients = np.isfinite(per_patient).sum(0)
     permuted = null("permutation")
     permutation_p = upper_p(score, permuted)
-    draws = null("spatial") if honest else permuted
-    null_p = upper_p(score, draws)
+    nulls = [null(name) for name in UNRELATED] if honest else [permuted]
+    null_p = np.max([upper_p(score, draws) for draws in nulls], axis=0)
     fdr = false_discovery_rate(null_p)
     positive = (per_patient > 0).sum(0)
-    ceiling = _nanmean(over_patients("ceiling")).clip(0)
+    ceiling = _nanmean(over_patients("ceiling"))
+    excess, error = (
+        np.stack([_spread(s, getattr(s, name), place) for s in scores])
+        for name in ("excess", "excess_error")
+    )
+    told = np.nansum(excess, axis=0) > KNOWN * np.sqrt(np.nansum(error**2, axis=0))
     scored = np.isfinite(score)
     with np.errstate(invalid="ignore", divide="ignore"):
-        relative = np.where(ceiling > 0, score / ceiling, np.nan)
-        upper = np.quantile(np.nan_to_num(draws), 0.95, axis=0)
+        relative = np.where((ceiling > 0) & (told | (not honest)), score / ceiling, np.nan)
+        upper = np.max([np.quantile(np.nan_to_num(draws), 0.95, axis=0) for draws in nulls], axis=0)
         upper = np.where(scored & honest, upper, np.nan)
     expected = _nanmean(permuted) if honest else _nanmean(over_patients("outline"))
     return pd.DataFrame(
@@ -344,6 +381,7 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
             "null_p": null_p,
             "fdr": fdr,
             "ceiling": ceiling,
+            "ceiling_spatial": _nanmean(over_patients("ceiling_spatial")),
             "relative": relative,
             "positive_patients": positive,
             "predictable": honest
@@ -353,6 +391,33 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
             & (positive > n_patients / 2),
         }
     )
+
+
+def null_of_patients(sections: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Return draws of the mean over patients of the means over their sections.
+
+    Parameters
+    ----------
+    sections
+        Per patient, per section: draws by genes; NaN for a gene that is not known there. The draws
+        of different patients are independent. Those of one patient are put in order first, section
+        by section: the mean then has the widest law that any dependence could give it.
+
+    Returns
+    -------
+    numpy.ndarray
+        Draws by genes, float32; NaN for a gene that no section knows.
+    """
+    total = count = 0
+    for number, own in enumerate(sections):
+        part = own[0]
+        if len(own) > 1:
+            part = _nanmean(np.stack([np.sort(draws, axis=0) for draws in own]))
+            part = np.random.default_rng(number).permutation(part)
+        known = np.isfinite(part).all(0)
+        total = total + np.where(known, part, 0.0)
+        count = count + known
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
 def section_seed(seed: int, *names: str) -> int:
@@ -375,7 +440,7 @@ def card_null(scores: Sequence[SectionScore], name: str) -> tuple[float, float]:
     scores
         Sections of one model and protocol.
     name
-        "permutation", "rank_permutation" or "spatial".
+        "permutation", "rank_permutation", "turned" or "shifted".
     """
     draws = [_over_genes(getattr(score, name)) for score in scores]
     draws = [draw for draw in draws if np.isfinite(draw).all()]

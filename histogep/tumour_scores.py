@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import sparse, stats
 
 from histogep.metrics import auprc, auroc, dice
-from histogep.nulls import spatial_basis, spatial_null
+from histogep.nulls import map_motions, moved_null, spatial_basis, spectral_null
 from histogep.predictions import HeldOut, Measured
 from histogep.scoring import SPATIAL_DRAWS, section_seed
 
@@ -47,8 +47,8 @@ def tumour_table(
     grid, where the background counts as not malignant (undetermined spots are left out). The nulls
     are the scores of a map that calls all tissue tumour, by the same metric: over the tissue 0.5,
     the prevalence p, and Dice 2p / (1 + p); over the whole grid the outline's, far higher.
-    `auroc_upper` is the 95 % bound for maps as smooth as this one (honest only; see
-    `histogep.nulls`; AUROC is linear in the ranks, so the ranks are randomised). Sections with one
+    `auroc_upper` is the 95 % bound for maps that have nothing to do with the labels (honest only;
+    see `auroc_upper`). Sections with one
     class have no AUROC. `threshold_from` says whether the threshold was chosen inside the fold or
     is 0.5 for want of one. A fold whose map could not be learned has no scores, but its reason
     under `absent`.
@@ -79,10 +79,12 @@ def tumour_table(
         threshold = DEFAULT_THRESHOLD if chosen is None else chosen
         upper = float("nan")
         if section.protocol == "honest" and 0 < label.sum() < len(label):
+            lattice = measured[section.slide].lattice
             upper = auroc_upper(
                 probability,
                 label,
-                spatial_basis(measured[section.slide].lattice.neighbours(scored.row, scored.col)),
+                *lattice.centres_um(scored.row, scored.col),
+                lattice.neighbours(scored.row, scored.col),
                 draws=permutations * SPATIAL_DRAWS,
                 seed=section_seed(seed, section.slide, section.model, "tumour"),
             )
@@ -122,15 +124,26 @@ def known_cells(section: HeldOut) -> tuple[HeldOut, np.ndarray]:
 
 
 def auroc_upper(
-    probability: np.ndarray, label: np.ndarray, basis: np.ndarray, *, draws: int, seed: int
+    probability: np.ndarray,
+    label: np.ndarray,
+    x_um: np.ndarray,
+    y_um: np.ndarray,
+    adjacency: sparse.spmatrix,
+    *,
+    draws: int,
+    seed: int,
 ) -> float:
-    """Return the 95 % bound of the AUROC of maps with the autocorrelation of this one's ranks.
+    """Return the 95 % bound of the AUROC of maps that have nothing to do with the labels.
 
     AUROC = 1/2 + sum (rank - mean)(label - mean) / (positives x negatives), a correlation up to its
-    scale; so surrogates of the ranks give surrogates of the AUROC.
+    scale; so the nulls of the correlation of ranks with labels (`histogep.nulls`) give those of the
+    AUROC, of which the largest bound counts.
     """
     ranks, label = stats.rankdata(probability), np.asarray(label, float)
-    null = spatial_null(ranks, label, basis, draws=draws, seed=seed)[:, 0]
+    options = {"draws": draws, "seed": seed}
+    nulls = [moved_null(ranks, label, motions, **options) for motions in map_motions(x_um, y_um)]
+    nulls.append(spectral_null(ranks, label, spatial_basis(x_um, y_um, adjacency), **options))
     n_positive, n_negative = label.sum(), len(label) - label.sum()
     scale = np.sqrt(len(label)) * np.std(ranks) * np.sqrt(n_positive * n_negative / len(label))
-    return float(np.quantile(0.5 + null * scale / (n_positive * n_negative), 0.95))
+    bound = max(float(np.quantile(null[:, 0], 0.95)) for null in nulls)
+    return float(0.5 + bound * scale / (n_positive * n_negative))

@@ -264,8 +264,10 @@ def test_tumour_rows_agree_with_scikit_learn(study, evaluation):
             assert row["dice"] == pytest.approx(reference.f1_score(truth, guess >= 0.5))
             assert row["auprc_null"] == pytest.approx(truth.mean())
             assert row["auroc_null"] == 0.5
-            assert 0.5 < row["auroc_upper"] < 0.95
+            # A label of one or two broad areas is met by unrelated broad maps, too.
+            assert 0.5 < row["auroc_upper"] < 1
             assert row["threshold_from"] == "default"
+    assert 0.5 < table["auroc_upper"].median() < 0.9
     row = card(evaluation, "honest", "tumour", "auroc")
     assert row["value"] == pytest.approx(table["auroc"].mean())
     assert np.isnan(row["ceiling"])

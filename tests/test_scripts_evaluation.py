@@ -114,7 +114,7 @@ def test_evaluate_model_writes_every_table_and_figure_the_same_twice(run_script,
     assert all(len(table) for table in tables.values())
     cards = tables["scorecards.tsv"].set_index(["protocol", "model", "metric"])
     assert cards.columns.tolist() == [
-        *("task", "value", "ci_low", "ci_high", "null", "ceiling"),
+        *("task", "value", "ci_low", "ci_high", "null", "ceiling", "ceiling_spatial"),
         *("n_sections", "n_patients", "n_genes"),
     ]
     assert cards.loc[("honest", "outline", "pearson"), "value"] == 0
