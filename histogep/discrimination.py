@@ -7,6 +7,7 @@ weighs the patients anew, is a product of matrices.
 from __future__ import annotations
 
 import numpy as np
+from scipy import stats
 
 
 def survival_pairs(time: np.ndarray, event: np.ndarray) -> np.ndarray:
@@ -104,6 +105,44 @@ def interval(draws: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
+
+
+def refit_interval(
+    value: float,
+    refits: np.ndarray,
+    fixed: np.ndarray,
+    *,
+    bounds: tuple[float, float],
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Return an interval that counts the training: value +- t x deviation, within some bounds.
+
+    The deviation is that of refits on bootstrap samples, times sqrt(.632): a sample holds a share
+    1 - 1/e of the patients, so that what the training adds to the variance is larger by its
+    inverse. It is not let below the deviation with the models held fixed.
+
+    Parameters
+    ----------
+    value
+        Statistic of the cohort.
+    refits
+        The statistic on samples of it, all models fitted to the sample
+        (`histogep.nested.refit_bootstrap`).
+    fixed
+        The statistic on samples, the models being those of the cohort.
+    bounds
+        What the statistic cannot leave.
+    level
+        Of the interval.
+    """
+    refits, fixed = refits[np.isfinite(refits)], fixed[np.isfinite(fixed)]
+    if len(refits) < 2 or not np.isfinite(value):
+        return float("nan"), float("nan")
+    deviation = np.std(refits, ddof=1) * np.sqrt(1 - np.exp(-1))
+    if len(fixed) > 1:
+        deviation = max(deviation, np.std(fixed, ddof=1))
+    half = stats.t.ppf(0.5 + level / 2, len(refits) - 1) * deviation
+    return float(max(value - half, bounds[0])), float(min(value + half, bounds[1]))
 
 
 def permutation_p(observed: float, null: np.ndarray) -> float:

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from histogep.cox import RiskSets
-from histogep.discrimination import bootstrap_concordance, bootstrap_weights, interval
+from histogep.discrimination import bootstrap_concordance, bootstrap_weights, refit_interval
 from histogep.nested import NestedScores
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ def kaplan_meier_at(
 
 def score_horizons(
     repeats: list[NestedScores],
+    refits: list[tuple[np.ndarray, NestedScores]],
     time: np.ndarray,
     event: np.ndarray,
     *,
@@ -114,18 +115,22 @@ def score_horizons(
     ----------
     repeats
         Nested scores of a `CoxLearner`, one per repeat.
+    refits
+        From `histogep.nested.refit_bootstrap`, for intervals that count the training.
     time, event
         Outcome, (n,).
     months
         The times.
     draws, seed
-        Of the bootstrap over patients; censoring weights are those of all patients.
+        Of the bootstrap over patients with the models held fixed, the least that an interval is;
+        censoring weights are those of all patients.
 
     Returns
     -------
     horizons
         model (and `<fullest> - clinical`, the paired difference), months, auc, ci_low, ci_high,
-        cases, controls, expected (mean predicted chance of an event by then), observed
+        null, null_upper (mean and 95 % quantile over the shuffles of the images, for the clinical
+        model of the covariates), cases, controls, expected (mean predicted chance of an event by then), observed
         (Kaplan-Meier). A time that nobody is followed beyond is left out and told.
     calibration
         model, months, group (1: lowest predicted chance), n, predicted, observed, ci_low, ci_high.
@@ -147,32 +152,69 @@ def score_horizons(
                 MIN_CASES,
             )  # fmt: skip
             continue
-        pairs = horizon_pairs(time, event, month)
-        auc = np.mean(
-            [
-                bootstrap_concordance(np.stack([r.scores[m] for m in models]), pairs, weights)
-                for r in repeats
-            ],
-            axis=0,
-        )
+        auc = _auc(repeats, models, time, event, month, weights=weights)
+        shuffled = _auc(repeats, models, time, event, month, shuffled=True)
+        again = [_auc([r], models, time[rows], event[rows], month)[:, 0] for rows, r in refits]
+        again = np.reshape(again, (-1, len(models))).T
         observed = kaplan_meier_at(time, event, month)[0]
-        for model, values in zip(models, auc, strict=True):
+        for index, model in enumerate(models):
             chance = _out_of_fold(repeats, model, time, event, month)
-            low, high = interval(values[1:])
             rows.append(
-                (model, month, values[0], low, high, cases, controls, chance.mean(), observed)
+                (
+                    *(model, month, auc[index, 0]),
+                    *refit_interval(auc[index, 0], again[index], auc[index, 1:], bounds=(0.0, 1.0)),
+                    *_null(shuffled[index]),
+                    *(cases, controls, chance.mean(), observed),
+                )
             )
             groups += _calibration(model, month, chance, time, event)
         if len(models) == 3:
-            gain = auc[2] - auc[models.index("clinical")]
-            low, high = interval(gain[1:])
-            name = f"{models[2]} - clinical"
-            rows.append((name, month, gain[0], low, high, cases, controls, np.nan, np.nan))
+            base = models.index("clinical")
+            gain = auc[2] - auc[base]
+            rows.append(
+                (
+                    *(f"{models[2]} - clinical", month, gain[0]),
+                    *refit_interval(gain[0], again[2] - again[base], gain[1:], bounds=(-1.0, 1.0)),
+                    *_null(shuffled[2] - auc[base, 0]),
+                    *(cases, controls, np.nan, np.nan),
+                )
+            )
     columns = [
-        "model", "months", "auc", "ci_low", "ci_high", "cases", "controls", "expected", "observed",
+        "model", "months", "auc", "ci_low", "ci_high", "null", "null_upper", "cases", "controls",
+        "expected", "observed",
     ]  # fmt: skip
     group_columns = ["model", "months", "group", "n", "predicted", "observed", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=columns), pd.DataFrame(groups, columns=group_columns)
+
+
+def _auc(
+    repeats: list[NestedScores],
+    models: list[str],
+    time: np.ndarray,
+    event: np.ndarray,
+    month: float,
+    *,
+    weights: np.ndarray | None = None,
+    shuffled: bool = False,
+) -> np.ndarray:
+    """Return the AUC by a time, mean over repeats: models by weightings, or by shuffles."""
+    pairs = horizon_pairs(time, event, month)
+    weights = np.ones((1, len(time))) if weights is None else weights
+    values = []
+    for repeat in repeats:
+        if shuffled:
+            rows = [bootstrap_concordance(repeat.shuffled[m], pairs, weights)[:, 0] for m in models]
+        else:
+            scores = np.stack([repeat.scores[model] for model in models])
+            rows = bootstrap_concordance(scores, pairs, weights)
+        values.append(rows)
+    return np.mean(values, axis=0)
+
+
+def _null(values: np.ndarray) -> tuple[float, float]:
+    if not len(values):
+        return float("nan"), float("nan")
+    return float(values.mean()), float(np.quantile(values, 0.95))
 
 
 def _out_of_fold(

@@ -99,6 +99,8 @@ def map_concordance(
 ) -> list[dict[str, Any]]:
     """Return rows of the concordance table: model, c_index, ..., null, protocol, repeats.
 
+    Intervals hold the networks fixed and resample patients: they do not count the training.
+
     Parameters
     ----------
     maps
@@ -134,6 +136,7 @@ def map_concordance(
                 "c_index": float(values[0]),
                 "ci_low": low,
                 "ci_high": high,
+                "interval": "models fixed",
                 "p": permutation_p(float(values[0]), null),
                 "null": float(null.mean()) if len(null) else np.nan,
                 "protocol": protocol,
@@ -161,8 +164,9 @@ def map_concordance(
                     "c_index": float(null.mean()),
                     "ci_low": low,
                     "ci_high": high,
+                    "interval": "shuffles",
                     "p": np.nan,
-                    "null": 0.5,
+                    "null": np.nan,
                 }
             )
         if name == CLINICAL_MAPS and clinical is not None:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,8 +76,9 @@ def nested_scores(
     shuffles: int,
     seed: int,
     shuffle_seed: int,
-    warned: set[str],
+    warned: set[str] | None,
     source: str = "image",
+    groups: np.ndarray | None = None,
 ) -> NestedScores:
     """Return out-of-fold scores of every model from nested folds.
 
@@ -101,9 +103,11 @@ def nested_scores(
     seed, shuffle_seed
         Of the folds, and of the shuffles: repeats with other folds keep the same shuffles.
     warned
-        Collects the covariates dropped in a fold, so that each is told once.
+        Collects the covariates dropped in a fold, so that each is told once; None: none is told.
     source
         What the models with `image` are called: image, or expression where it was measured.
+    groups
+        Rows of one group share all folds: the copies of a patient in a bootstrap sample.
     """
     both = f"clinical+{source}"
     n = len(strata)
@@ -119,11 +123,12 @@ def nested_scores(
     chosen: dict[str, list[float]] = {name: [] for name in out}
     predictors: dict[str, list[np.ndarray]] = {name: [] for name in out}
     fold_of = np.zeros(n, int)
-    for number, (train, test) in enumerate(stratified(strata, folds, seed), start=1):
+    groups = np.arange(n) if groups is None else groups
+    for number, (train, test) in enumerate(stratified(strata, folds, seed, groups), start=1):
         fold_of[test] = number
         inner = [
             (train[a], train[b])
-            for a, b in stratified(strata[train], inner_folds, seed + 1000 * number)
+            for a, b in stratified(strata[train], inner_folds, seed + 1000 * number, groups[train])
         ]
         covariates = fill_and_scale(clinical, train, warned=warned)
         width = n * (covariates.shape[1] + components) * len(penalties) * len(CLINICAL_PENALTIES)
@@ -156,10 +161,87 @@ def nested_scores(
     )
 
 
+def refit_bootstrap(
+    learner: Callable[[np.ndarray], Learner],
+    strata: np.ndarray,
+    *,
+    clinical: pd.DataFrame,
+    image: tuple[np.ndarray, ...],
+    draws: int,
+    folds: int,
+    seed: int,
+    **options: Any,
+) -> list[tuple[np.ndarray, NestedScores]]:
+    """Return samples of patients, each with out-of-fold scores of models fitted to it.
+
+    Patients are drawn with replacement within the strata, and the whole procedure of
+    `nested_scores` is repeated: filling, scaling, components, penalties and fits. Copies of a
+    patient share all folds, so that none is scored by a model that saw another copy. The spread of
+    a statistic over the samples counts both who was tested and who was trained on
+    (`histogep.discrimination.refit_interval`).
+
+    Parameters
+    ----------
+    learner
+        Learner of the outcome of given rows.
+    strata, clinical, image, options
+        As for `nested_scores`.
+    draws
+        Samples.
+    folds
+        Outer folds, fewer where a sample has fewer patients of the rarer class.
+    seed
+        Of samples and folds.
+
+    Returns
+    -------
+    list of tuple
+        Rows of the sample, and their scores in the same order.
+    """
+    strata = np.asarray(strata).astype(int)
+    rng = np.random.default_rng([seed, len(strata), 17])
+    classes = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    samples = []
+    for draw in range(draws):
+        while True:
+            rows = np.sort(np.concatenate([rng.choice(own, len(own)) for own in classes]))
+            # A class of one patient could not be in training and test.
+            distinct = [len(np.intersect1d(rows, own)) for own in classes]
+            if all(a >= min(3, len(b)) for a, b in zip(distinct, classes, strict=True)):
+                break
+        scores = nested_scores(
+            learner(rows),
+            strata[rows],
+            clinical=clinical.iloc[rows].reset_index(drop=True),
+            image=tuple(block[rows] for block in image),
+            folds=min(folds, *distinct),
+            shuffles=0,
+            seed=seed + 10_000 * (draw + 1),
+            shuffle_seed=seed,
+            warned=None,
+            groups=rows,
+            **options,
+        )
+        samples.append((rows, scores))
+    return samples
+
+
 def stratified(
-    strata: np.ndarray, folds: int, seed: int
+    strata: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (train, test) rows of scikit-learn's shuffled stratified folds."""
+    """Yield (train, test) rows of scikit-learn's shuffled stratified folds.
+
+    Rows of one group, all of one stratum, stay together.
+    """
+    if groups is not None:
+        _, first, owner = np.unique(groups, return_index=True, return_inverse=True)
+        if len(first) < len(groups):
+            for train, test in stratified(np.asarray(strata)[first], folds, seed):
+                yield (
+                    np.flatnonzero(np.isin(owner, train)),
+                    np.flatnonzero(np.isin(owner, test)),
+                )
+            return
     counts = np.bincount(np.asarray(strata).astype(int))
     folds = max(2, min(folds, int(counts[counts > 0].max())))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed % (2**32))

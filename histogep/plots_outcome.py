@@ -118,7 +118,6 @@ def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
         left.plot(row.c_index, at, "o", color=colour, ms=4)
         if not null:
             left.plot(row.null, at, "|", color=NULL_COLOUR, ms=10, mew=1.5)
-    left.axvline(0.5, color=NULL_COLOUR, lw=0.8, ls=":")
     left.set_yticks(
         y,
         [
@@ -167,40 +166,54 @@ def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
 def roc(scores: pd.DataFrame, performance: pd.DataFrame) -> Figure:
     """Draw the ROC and precision-recall curves of the models, the best five signatures included.
 
+    Below them stand their areas with intervals, and in grey what the permuted procedure gives: a
+    tick at its mean, a line up to what it reaches in one of 20 cases.
+
     Parameters
     ----------
     scores, performance
         The tables of a cohort.
     """
-    table = performance.pivot(index="model", columns="metric", values="value")
+    table = performance.set_index(["metric", "model"])
     models = [name for name in performance["model"].unique() if name in scores]
     learnt = [name for name in models if name.removeprefix("clinical+") in ("clinical", *SOURCES)]
     fixed = [name for name in models if name not in learnt]
-    fixed = sorted(fixed, key=lambda name: (-table.loc[name, "auroc"], name))[:5]
+    fixed = sorted(fixed, key=lambda name: (-table.loc[("auroc", name), "value"], name))[:5]
+    shown = [*learnt, *fixed]
     positive = scores["response"].to_numpy(bool)
-    fig = figure(width_mm=180, height_mm=105)
-    left, right = fig.subplots(1, 2)
-    p = performance[performance["metric"] == "auroc"].set_index("model")["p"]
-    for index, name in enumerate([*learnt, *fixed]):
+    fig = figure(width_mm=180, height_mm=80 + 8 * len(shown))
+    axes = fig.subplots(2, 2, gridspec_kw={"height_ratios": [60, 8 * len(shown)]})
+    left, right = axes[0]
+    for index, name in enumerate(shown):
         recall, fall_out, precision = _curve_points(scores[name].to_numpy(float), positive)
-        colour = CATEGORY_COLOURS[index % len(CATEGORY_COLOURS)]
-        style = {"color": colour, "lw": 1.6 if name in learnt else 0.9}
+        style = {"color": _model_colour(index), "lw": 1.6 if name in learnt else 0.9}
         style["ls"] = "-" if name in learnt else "--"
-        label = f"{name} {table.loc[name, 'auroc']:.2f} (p {p[name]:.2g})"
-        left.plot(fall_out, recall, label=label, **style)
-        right.plot(
-            recall[1:], precision[1:], label=f"{name} {table.loc[name, 'auprc']:.2f}", **style
-        )
-    left.plot([0, 1], [0, 1], color=NULL_COLOUR, lw=0.8, ls=":")
-    right.axhline(positive.mean(), color=NULL_COLOUR, lw=0.8, ls=":")
+        left.plot(fall_out, recall, label=name, **style)
+        right.plot(recall[1:], precision[1:], label=name, **style)
     left.set(xlabel="1 - specificity", ylabel="sensitivity")
     left.set_title(f"ROC ({positive.sum()} of {len(positive)} patients responded)")
     right.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title="Precision and recall")
-    for axes, title in ((left, "AUROC"), (right, "AUPRC")):
-        axes.legend(
-            title=title, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2, title_fontsize=7
-        )
+    for ax, metric, title in ((axes[1, 0], "auroc", "AUROC"), (axes[1, 1], "auprc", "AUPRC")):
+        labels = []
+        for index, name in enumerate(shown):
+            row = table.loc[(metric, name)]
+            ax.plot([row["null"], row["null_upper"]], [index + 0.22] * 2, color=NULL_COLOUR, lw=1)
+            ax.plot(row["null"], index + 0.22, "|", color=NULL_COLOUR, ms=6, mew=1.2)
+            ax.plot(row[["ci_low", "ci_high"]], [index] * 2, color=_model_colour(index), lw=1.5)
+            ax.plot(row["value"], index, "o", color=_model_colour(index), ms=4)
+            labels.append(
+                f"{name} {row['value']:.2f} (p {row['p']:.2g})\n"
+                f"null {row['null']:.2f}, 95 % {row['null_upper']:.2f}"
+            )
+        ax.set_yticks(range(len(shown)), labels)
+        ax.tick_params(axis="y", labelsize=6.5)
+        ax.set(ylim=(len(shown) - 0.4, -0.6), xlim=(0, 1.02))
+        ax.set_xlabel(f"{title} (grey: permuted)")
     return fig
+
+
+def _model_colour(index: int) -> str:
+    return CATEGORY_COLOURS[index % len(CATEGORY_COLOURS)]
 
 
 def transfer_matrix(performance: pd.DataFrame) -> Figure:

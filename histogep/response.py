@@ -18,12 +18,13 @@ from histogep.discrimination import (
     bootstrap_weights,
     interval,
     permutation_p,
+    refit_interval,
     response_pairs,
 )
 from histogep.jobs import InputError
 from histogep.learners import LogisticLearner
 from histogep.map_scores import MapScores, read_map_scores
-from histogep.nested import NestedScores, nested_scores
+from histogep.nested import NestedScores, nested_scores, refit_bootstrap
 from histogep.patients import CLINICAL, GENE, SIGNATURE, image_columns, source_name
 from histogep.stages import MIN_CLASS
 
@@ -36,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "penalties": [0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
     "components": 10,
     "permutations": 50,
+    "refits": 50,
     "bootstraps": 1000,
     "covariates": list(CLINICAL),
 }
@@ -53,8 +55,12 @@ class ResponseResult:
     ----------
     performance
         One row per model and metric (auroc, auprc): model, metric, value (mean over the repeats),
-        ci_low, ci_high (95 %, bootstrap within responders and non-responders), p (one-sided
-        permutation), null (0.5; the share of responders), n, positives.
+        ci_low, ci_high (95 %, bootstrap within responders and non-responders), interval (what it
+        counts: `refitted`, every model fitted anew to each sample; `patients`, where nothing is
+        learnt; `models fixed`, the network on the maps), p (one-sided permutation), null, null_upper (mean and 95 % quantile of the
+        permuted procedure; neither is .5 or the share of responders: out of fold a useless model
+        ranks below a half, and few positives lift the average precision of any score), n,
+        positives.
     scores
         One row per patient: patient, fold (of each repeat), response, and the score of every
         model: a signature's value, or the mean over the repeats of the out-of-fold score.
@@ -133,8 +139,23 @@ def predict_response(
         )
         for repeat in range(settings["repeats"])
     ]
+    refits = refit_bootstrap(
+        lambda rows: LogisticLearner(response[rows]),
+        response,
+        clinical=clinical,
+        image=image,
+        draws=settings["refits"],
+        folds=folds,
+        inner_folds=settings["inner_folds"],
+        penalties=settings["penalties"],
+        components=max(1, min(settings["components"], rarer // CLASS_PER_COMPONENT)),
+        seed=seed,
+        source=source_name(table),
+    )
     scored = [read_map_scores(path, list(table["patient"].astype(str))) for path in maps]
-    performance, scores = _performance(table, response, signatures, repeats, settings, seed, scored)
+    performance, scores = _performance(
+        table, response, signatures, repeats, refits, settings, seed, scored
+    )
     names = [name.removeprefix(GENE) for name in genes]
     return ResponseResult(performance, scores, compare_genes(image[0], response, genes=names))
 
@@ -221,11 +242,19 @@ def with_response(table: pd.DataFrame) -> pd.DataFrame:
     return table[known].reset_index(drop=True)
 
 
+def _areas(scores: np.ndarray, response: np.ndarray) -> tuple[float, float]:
+    """Return AUROC and average precision of one score."""
+    one = np.ones((1, len(scores)))
+    area = bootstrap_concordance(scores[None], response_pairs(response).astype(float), one)
+    return float(area[0, 0]), float(average_precision(scores, one * response, one)[0])
+
+
 def _performance(
     table: pd.DataFrame,
     response: np.ndarray,
     signatures: list[str],
     repeats: list[NestedScores],
+    refits: list[tuple[np.ndarray, NestedScores]],
     settings: dict[str, Any],
     seed: int,
     maps: Sequence[MapScores],
@@ -243,8 +272,17 @@ def _performance(
     scores["response"] = response
     rows: list[dict[str, Any]] = []
 
-    def add(model: str, metric: str, values: np.ndarray, null: np.ndarray) -> None:
+    def add(
+        model: str,
+        metric: str,
+        values: np.ndarray,
+        null: np.ndarray,
+        counts: str,
+        spread: np.ndarray | None = None,
+    ) -> None:
         low, high = interval(values[1:])
+        if spread is not None:
+            low, high = refit_interval(float(values[0]), spread, values[1:], bounds=(0.0, 1.0))
         rows.append(
             {
                 "model": model,
@@ -252,8 +290,10 @@ def _performance(
                 "value": float(values[0]),
                 "ci_low": low,
                 "ci_high": high,
+                "interval": counts,
                 "p": permutation_p(float(values[0]), null),
-                "null": 0.5 if metric == "auroc" else positives / n,
+                "null": float(np.mean(null)) if len(null) else np.nan,
+                "null_upper": float(np.quantile(null, 0.95)) if len(null) else np.nan,
                 "n": n,
                 "positives": positives,
             }
@@ -270,8 +310,9 @@ def _performance(
             log.warning("signature %s is missing for some patients; left out", name)
             continue
         auroc, auprc = both([values], weights)
-        add(name, "auroc", auroc, rank_auroc(values[None], labels)[0])
-        add(name, "auprc", auprc, average_precision(values, labels, np.ones_like(labels, float)))
+        add(name, "auroc", auroc, rank_auroc(values[None], labels)[0], "patients")
+        null = average_precision(values, labels, np.ones_like(labels, float))
+        add(name, "auprc", auprc, null, "patients")
         scores[name] = values
     unit = np.ones((1, n))
     # Model -> scores of its repeats, and of the shuffles of each.
@@ -287,9 +328,16 @@ def _performance(
             both([of_repeat[shuffle] for of_repeat in shuffled], unit)
             for shuffle in range(len(shuffled[0]))
         ]
-        add(name, "auroc", auroc, np.array([a[0] for a, _ in null]))
-        add(name, "auprc", auprc, np.array([b[0] for _, b in null]))
+        counts, of_refits = "models fixed", (None, None)
+        if name in repeats[0].scores:
+            counts = "refitted"
+            of_refits = np.array([_areas(r.scores[name], response[rows]) for rows, r in refits]).T
+        add(name, "auroc", auroc, np.array([a[0] for a, _ in null]), counts, of_refits[0])
+        add(name, "auprc", auprc, np.array([b[0] for _, b in null]), counts, of_refits[1])
         scores[name] = np.mean(observed, axis=0)
     for row in rows:
-        log.info("%s of %s: %.3f, p %.3g", row["metric"], row["model"], row["value"], row["p"])
+        log.info(
+            "%s of %s: %.3f, null %.3f (95 %%: %.3f), p %.3g",
+            *(row[key] for key in ("metric", "model", "value", "null", "null_upper", "p")),
+        )
     return pd.DataFrame(rows), scores.sort_values("patient", ignore_index=True)

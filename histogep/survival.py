@@ -17,6 +17,7 @@ from histogep.discrimination import (
     bootstrap_weights,
     interval,
     permutation_p,
+    refit_interval,
     survival_pairs,
 )
 from histogep.horizons import score_horizons
@@ -24,7 +25,7 @@ from histogep.jobs import InputError
 from histogep.learners import CoxLearner
 from histogep.log_rank import above_median, compare_halves
 from histogep.map_scores import MapScores, map_concordance, read_map_scores
-from histogep.nested import NestedScores, nested_scores
+from histogep.nested import NestedScores, nested_scores, refit_bootstrap
 from histogep.patients import GENE, image_columns, source_name
 from histogep.stages import MIN_EVENTS
 
@@ -37,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "penalties": [0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
     "components": 10,
     "shuffles": 50,
+    "refits": 50,
     "bootstraps": 1000,
     "covariates": ["age", "sex", "stage"],
     "horizons": [36, 60],
@@ -56,10 +58,12 @@ class SurvivalResult:
         One row per gene: see `histogep.cox.scan_genes`; sorted by p.
     concordance
         One row per model and for the paired difference: model, c_index (mean over the repeats of
-        the pooled out-of-fold C-index), ci_low, ci_high (95 %, bootstrap over patients; for the
-        shuffled models, over the shuffles), p (one-sided permutation p over the shuffles: the
+        the pooled out-of-fold C-index), ci_low, ci_high (95 %), interval (what it counts.
+        `refitted`: patients are drawn anew and every model fitted anew to them; `models fixed`:
+        patients alone, the network on the maps being too costly to train for each sample;
+        `shuffles`: the range over them), p (one-sided permutation p over the shuffles: the
         covariates' for the clinical model, the images' for the others), null (mean over the
-        shuffles; .5 or 0 without shuffles), protocol (honest; hist: the best epoch of the map
+        shuffles; NaN without), protocol (honest; hist: the best epoch of the map
         network picked on the test fold, beside noise through the same protocol), repeats (whose
         mean it is), n, events.
     risk
@@ -97,7 +101,8 @@ def fit_survival(
     and the clinical model, on the same bootstrap draws. The image of every patient is then given
     to another one, at random and through the same procedure: `shuffled` and `clinical+shuffled`
     are what images without information score here, and how often they score as high is the p of
-    the image and of its gain. Intervals hold the fitted models fixed and resample patients.
+    the image and of its gain. Intervals count the training too: patients are drawn anew and the
+    whole procedure is repeated on them (`histogep.nested.refit_bootstrap`).
 
     Risks of all folds are pooled: within the folds of a small cohort there are too few pairs.
     Each is first put on the scale of its training patients' risk, which takes out the shifts
@@ -159,10 +164,26 @@ def fit_survival(
     ]
     for name, penalties in repeats[0].penalties.items():
         log.info("penalty of %s by fold (first repeat): %s", name, penalties)
+    refits = refit_bootstrap(
+        lambda rows: CoxLearner(time[rows], event[rows]),
+        event,
+        clinical=clinical,
+        image=image,
+        draws=settings["refits"],
+        folds=settings["folds"],
+        inner_folds=settings["inner_folds"],
+        penalties=settings["penalties"],
+        components=components,
+        seed=seed,
+        source=source,
+    )
     scored = [read_map_scores(path, list(table["patient"].astype(str))) for path in maps]
-    concordance = _concordance(repeats, time, event, settings["bootstraps"], seed, source, scored)
+    concordance = _concordance(
+        repeats, refits, time, event, settings["bootstraps"], seed, source, scored
+    )
     horizons, calibration = score_horizons(
         repeats,
+        refits,
         time,
         event,
         months=settings["horizons"],
@@ -234,6 +255,7 @@ def known_covariates(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 def _concordance(
     repeats: list[NestedScores],
+    refits: list[tuple[np.ndarray, NestedScores]],
     time: np.ndarray,
     event: np.ndarray,
     draws: int,
@@ -261,28 +283,54 @@ def _concordance(
         for name in repeats[0].shuffled
         if len(repeats[0].shuffled[name])
     }
+    refitted = {name: np.array([]) for name in models}
+    for rows_drawn, of_sample in refits:
+        among = survival_pairs(time[rows_drawn], event[rows_drawn]).astype(float)
+        one = np.ones((1, len(rows_drawn)))
+        found = bootstrap_concordance(np.stack([of_sample.scores[m] for m in models]), among, one)
+        for name, value in zip(models, found[:, 0], strict=True):
+            refitted[name] = np.append(refitted[name], value)
     rows: list[dict[str, Any]] = []
 
-    def add(model: str, observed: np.ndarray, null: np.ndarray | None, fallback: float) -> None:
-        low, high = interval(observed[1:])
-        p = np.nan if null is None else permutation_p(observed[0], null)
-        middle = fallback if null is None else float(null.mean())
-        rows.append(_row(model, observed[0], low, high, p, middle, len(repeats)))
+    def add(
+        model: str,
+        observed: np.ndarray,
+        spread: np.ndarray,
+        null: np.ndarray | None,
+        bounds: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        value = float(observed[0])
+        low, high = refit_interval(value, spread, observed[1:], bounds=bounds)
+        p = np.nan if null is None else permutation_p(value, null)
+        middle = np.nan if null is None else float(null.mean())
+        rows.append(_row(model, value, low, high, p, middle, len(repeats), "refitted"))
 
     for name in models:
-        add(name, by_model[name], shuffled.get(name), 0.5)
+        add(name, by_model[name], refitted[name], shuffled.get(name))
     both = f"clinical+{source}"
     for name, label in ((source, "shuffled"), (both, "clinical+shuffled")):
         if name in shuffled:
             low, high = interval(shuffled[name])
-            rows.append(_row(label, shuffled[name].mean(), low, high, np.nan, 0.5, len(repeats)))
+            rows.append(
+                _row(
+                    label,
+                    shuffled[name].mean(),
+                    low,
+                    high,
+                    np.nan,
+                    np.nan,
+                    len(repeats),
+                    "shuffles",
+                )
+            )
     if both in models:
         null = shuffled.get(both)
         add(
             f"{both} - clinical",
             by_model[both] - by_model["clinical"],
+            refitted[both] - refitted["clinical"],
             None if null is None else null - by_model["clinical"][0],
-            0.0,
+            (-1.0, 1.0),
         )
     beside: dict[str, Any] = {"clinical": None}
     if "clinical" in models:
@@ -301,13 +349,21 @@ def _concordance(
 
 
 def _row(
-    model: str, value: float, low: float, high: float, p: float, null: float, repeats: int
+    model: str,
+    value: float,
+    low: float,
+    high: float,
+    p: float,
+    null: float,
+    repeats: int,
+    counts: str,
 ) -> dict[str, Any]:
     return {
         "model": model,
         "c_index": float(value),
         "ci_low": low,
         "ci_high": high,
+        "interval": counts,
         "p": p,
         "null": null,
         "protocol": "honest",

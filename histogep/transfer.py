@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 COLUMNS = [
     *("train", "test", "n_train", "train_positives", "n_test", "test_positives", "n_genes"),
-    *("n_shared", "auroc", "ci_low", "ci_high", "p", "auprc", "auprc_null"),
+    *("n_shared", "auroc", "ci_low", "ci_high", "auroc_null", "auroc_null_upper", "p"),
+    *("auprc", "auprc_null", "auprc_null_upper"),
 ]
 SCORE_COLUMNS = ["train", "test", "patient", "response", "score"]
 #: Permutations of the test cohort's responses; they cost nothing, as the model stays.
@@ -47,7 +48,8 @@ class TransferResult:
         test_positives, n_genes (both have), n_shared (patients who stand in both, by their id or
         by an image, and do not train; where too few are left there is no model and the figures
         are empty), auroc, ci_low, ci_high (95 %, bootstrap of test patients within their class),
-        p (one-sided, the test responses permuted), auprc, auprc_null (share of responders).
+        p (one-sided, the test responses permuted), auprc; auroc_null, auroc_null_upper, auprc_null,
+        auprc_null_upper (mean and 95 % quantile over those permutations).
     scores
         train, test, patient, response, score: of every test patient.
     """
@@ -165,6 +167,8 @@ def _transfer(
     low, high = interval(auroc[1:])
     rng = np.random.default_rng([seed, len(test), 13])
     labels = np.array([rng.permutation(truth) for _ in range(_PERMUTATIONS)])
+    null = rank_auroc(score[None], labels)[0]
+    null_precision = average_precision(score, labels, np.ones(labels.shape))
     row = {
         "n_train": n,
         "train_positives": int(y.sum()),
@@ -173,9 +177,12 @@ def _transfer(
         "auroc": float(auroc[0]),
         "ci_low": low,
         "ci_high": high,
-        "p": permutation_p(float(auroc[0]), rank_auroc(score[None], labels)[0]),
+        "auroc_null": float(null.mean()),
+        "auroc_null_upper": float(np.quantile(null, 0.95)),
+        "p": permutation_p(float(auroc[0]), null),
         "auprc": float(average_precision(score, truth[None], np.ones((1, len(test))))[0]),
-        "auprc_null": float(truth.mean()),
+        "auprc_null": float(null_precision.mean()),
+        "auprc_null_upper": float(np.quantile(null_precision, 0.95)),
     }
     scored = pd.DataFrame(
         {

@@ -15,7 +15,7 @@ from histogep.horizons import (
     uncensored_probability,
 )
 from histogep.learners import CoxLearner
-from histogep.nested import nested_scores
+from histogep.nested import nested_scores, refit_bootstrap
 from histogep.plots_outcome import calibration_at
 
 
@@ -87,24 +87,30 @@ def test_kaplan_meier_at_a_time_equals_lifelines(cohort):
 def scored(cohort):
     age, time, event = cohort
     rng = np.random.default_rng(1)
+    shared = {
+        "clinical": pd.DataFrame({"age": age}),
+        "image": (rng.normal(size=(len(age), 5)), np.zeros((len(age), 0))),
+        "folds": 4,
+        "inner_folds": 3,
+        "penalties": [0.1, 1.0],
+        "components": 3,
+    }
     repeats = [
         nested_scores(
             CoxLearner(time, event),
             event,
-            clinical=pd.DataFrame({"age": age}),
-            image=(rng.normal(size=(len(age), 5)), np.zeros((len(age), 0))),
-            folds=4,
-            inner_folds=3,
-            penalties=[0.1, 1.0],
-            components=3,
-            shuffles=0,
+            shuffles=9,
             seed=seed,
             shuffle_seed=1,
             warned=set(),
+            **shared,
         )
         for seed in (1, 2)
     ]
-    return score_horizons(repeats, time, event, months=[36, 60, 500], draws=200, seed=1)
+    refits = refit_bootstrap(
+        lambda rows: CoxLearner(time[rows], event[rows]), event, draws=20, seed=1, **shared
+    )
+    return score_horizons(repeats, refits, time, event, months=[36, 60, 500], draws=200, seed=1)
 
 
 def test_a_true_hazard_is_told_apart_and_calibrated(scored, caplog):
@@ -121,6 +127,9 @@ def test_a_true_hazard_is_told_apart_and_calibrated(scored, caplog):
         assert gain["auc"] == pytest.approx(
             table.loc[("clinical+image", months), "auc"] - clinical["auc"]
         )
+        # The image is noise: its AUC stands where its shuffles do.
+        assert abs(image["null"] - image["auc"]) < 0.15
+        assert image["null"] < image["null_upper"]
         groups = calibration.query("model == 'clinical' and months == @months")
         assert groups["predicted"].is_monotonic_increasing
         assert groups["n"].sum() == 200

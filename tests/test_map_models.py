@@ -168,7 +168,7 @@ def written(table, *scores, folder):
 
 def test_a_spatial_signal_is_found_that_patient_means_cannot_see(scored, tmp_path):
     table, survival, hist, _, _ = scored
-    settings = {"repeats": 1, "shuffles": 10, "bootstraps": 200, **OUTCOME}
+    settings = {"repeats": 1, "shuffles": 10, "bootstraps": 200, "refits": 5, **OUTCOME}
     paths = written(table, survival, hist, folder=tmp_path)
     result = fit_survival(table, settings=settings, seed=1, maps=paths)
     rows = result.concordance.set_index("model")
@@ -195,7 +195,7 @@ def test_the_gain_of_the_maps_is_that_in_the_folds_which_both_models_have(scored
     """The network of one repeat beside a clinical model of three: the first one's folds count."""
     table, survival, hist, _, _ = scored
     paths = written(table, survival, hist, folder=tmp_path)
-    settings = {"shuffles": 3, "bootstraps": 200, **OUTCOME}
+    settings = {"shuffles": 3, "bootstraps": 200, "refits": 5, **OUTCOME}
     rows = [
         fit_survival(
             table, settings={"repeats": repeats, **settings}, seed=1, maps=paths
@@ -215,7 +215,7 @@ def test_the_paper_s_protocol_stands_beside_noise_through_it(scored, tmp_path):
     table, survival, hist, _, none = scored
     assert none.scores == {}  # a response has no such card
     paths = written(table, survival, hist, folder=tmp_path)
-    settings = {"repeats": 1, "shuffles": 10, "bootstraps": 200, **OUTCOME}
+    settings = {"repeats": 1, "shuffles": 10, "bootstraps": 200, "refits": 5, **OUTCOME}
     table_of = fit_survival(table, settings=settings, seed=1, maps=paths).concordance
     rows = table_of.set_index("model")
     assert set(rows.index[rows["protocol"] == "hist"]) == {

@@ -54,7 +54,7 @@ def test_a_permuted_outcome_of_tcga_brca_scores_one_half(brca):
     order = np.random.default_rng(1).permutation(len(brca))
     table = brca[["patient", "source", *image_columns(brca)[0][:300]]].copy()
     table[["time", "event"]] = brca[["time", "event"]].to_numpy()[order]
-    settings = {"repeats": 1, "shuffles": 0, "bootstraps": 300, "inner_folds": 3}
+    settings = {"repeats": 1, "shuffles": 0, "refits": 5, "inner_folds": 3}
     row = fit_survival(table, settings=settings, seed=1).concordance.iloc[0]
     assert row["model"] == "expression"
     assert (row["n"], row["events"]) == (956, 130)

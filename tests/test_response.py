@@ -14,7 +14,7 @@ from histogep.plots_outcome import roc
 from histogep.response import compare_genes, predict_response, rank_auroc
 from histogep.signatures import read_signatures, score_signatures
 
-QUICK = {"repeats": 2, "permutations": 12, "bootstraps": 300, "inner_folds": 3}
+QUICK = {"repeats": 2, "permutations": 12, "refits": 20, "bootstraps": 300, "inner_folds": 3}
 
 
 def simulate(n=30, seed=1, strength=3.0):
@@ -48,12 +48,28 @@ def test_the_planted_response_is_found(planted):
     assert auroc.loc["immune", "p"] < 0.01
     assert auroc.loc["none", "p"] > 0.05
     assert auroc.loc["clinical", "value"] < auroc.loc["image", "value"]
-    assert (auroc["null"] == 0.5).all()
-    auprc = result.performance.query("metric == 'auprc'")
-    assert (auprc["null"] == table["response"].mean()).all()
+    assert (result.performance["null"] < result.performance["null_upper"]).all()
     found = set(result.genes.query("fdr < 0.05")["gene"])
     assert len(found & {f"G{i:02d}" for i in range(15)}) >= 12
     assert len(found - {f"G{i:02d}" for i in range(15)}) <= 2
+
+
+def test_the_null_is_that_of_the_permuted_procedure():
+    """8 responders of 30: a random score has an average precision of .34, not of 8 / 30."""
+    table = simulate(strength=0)
+    table["response"] = np.repeat([1.0, 0.0], [8, 22])
+    result = predict_response(table, settings=QUICK | {"repeats": 1}, seed=3)
+    rows = result.performance.set_index(["model", "metric"])
+    rng = np.random.default_rng(0)
+    truth = table["response"]
+    chance = [average_precision_score(truth, rng.random(30)) for _ in range(2000)]
+    assert np.mean(chance) > 8 / 30 + 0.05
+    assert rows.loc[("immune", "auprc"), "null"] == pytest.approx(np.mean(chance), abs=0.015)
+    upper = np.quantile(chance, 0.95)
+    assert rows.loc[("immune", "auprc"), "null_upper"] == pytest.approx(upper, abs=0.04)
+    assert rows.loc[("immune", "auroc"), "null"] == pytest.approx(0.5, abs=0.01)
+    # Out of fold a useless model ranks below a half.
+    assert 0.36 < rows.loc[("image", "auroc"), "null"] < 0.5
 
 
 def test_figures_of_a_signature_equal_scikit_learn(planted):
@@ -74,11 +90,17 @@ def test_two_runs_are_identical(planted):
 
 def test_the_figure_draws_every_learnt_model(planted):
     _, result = planted
-    labels = [
-        text.get_text()
-        for text in roc(result.scores, result.performance).axes[0].get_legend().get_texts()
+    axes = roc(result.scores, result.performance).axes
+    assert [line.get_label() for line in axes[0].lines[:3]] == [
+        *("clinical", "image", "clinical+image")
     ]
-    assert [label.split()[0] for label in labels][:3] == ["clinical", "image", "clinical+image"]
+    rows = result.performance.set_index(["model", "metric"])
+    # Every area stands beside the null of the permuted procedure.
+    for ax, metric in ((axes[2], "auroc"), (axes[3], "auprc")):
+        for label in ax.get_yticklabels():
+            row = rows.loc[(label.get_text().split()[0], metric)]
+            expected = f"null {row['null']:.2f}, 95 % {row['null_upper']:.2f}"
+            assert label.get_text().endswith(expected)
 
 
 def test_responses_without_cause_score_one_half():

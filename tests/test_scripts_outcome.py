@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from histogep.jobs import InputError
 
-QUICK = {"repeats": 1, "bootstraps": 100, "inner_folds": 3}
+QUICK = {"repeats": 1, "refits": 5, "bootstraps": 100, "inner_folds": 3}
 
 
 @pytest.fixture(scope="module")

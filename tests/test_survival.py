@@ -12,17 +12,18 @@ from histogep.discrimination import (
     bootstrap_concordance,
     bootstrap_weights,
     concordance,
+    interval,
     permutation_p,
     survival_pairs,
 )
 from histogep.jobs import InputError
 from histogep.learners import CoxLearner
 from histogep.log_rank import log_rank_z, median_survival
-from histogep.nested import fill_and_scale, nested_scores, reduce_image
+from histogep.nested import fill_and_scale, nested_scores, reduce_image, stratified
 from histogep.plots_outcome import forest, kaplan_meier
 from histogep.survival import fit_survival
 
-QUICK = {"repeats": 2, "shuffles": 12, "bootstraps": 300, "inner_folds": 3}
+QUICK = {"repeats": 2, "shuffles": 12, "refits": 50, "bootstraps": 300, "inner_folds": 3}
 
 
 def _km(result):
@@ -111,7 +112,9 @@ def test_an_outcome_without_cause_gives_one_half():
         table = simulate(n=60, seed=seed)
         order = np.random.default_rng(seed).permutation(len(table))
         table[["time", "event"]] = table[["time", "event"]].to_numpy()[order]
-        result = fit_survival(table, settings=QUICK | {"repeats": 1, "shuffles": 9}, seed=seed)
+        result = fit_survival(
+            table, settings=QUICK | {"repeats": 1, "shuffles": 9, "refits": 2}, seed=seed
+        )
         assert (result.cox["fdr"] > 0.01).all()
         values.append(result.concordance.set_index("model").loc["image", "c_index"])
         p.append(result.log_rank.set_index("model").loc["image", "p"])
@@ -153,7 +156,7 @@ def test_a_patient_s_score_does_not_know_the_patient_s_own_outcome():
 
 def test_measured_expression_is_called_what_it_is():
     table = simulate(seed=5).assign(source="measured").drop(columns="tumour_fraction")
-    result = fit_survival(table, settings=QUICK | {"repeats": 1}, seed=1)
+    result = fit_survival(table, settings=QUICK | {"repeats": 1, "refits": 5}, seed=1)
     assert set(result.concordance["model"]) == {
         "clinical", "expression", "clinical+expression", "shuffled", "clinical+shuffled",
         "clinical+expression - clinical",
@@ -181,6 +184,38 @@ def test_components_are_fitted_on_the_training_patients_only():
     scaled = [(b - b.mean(0)) / b.std(0) / np.sqrt(b.shape[1]) for b in blocks]
     u, s, _ = np.linalg.svd(np.hstack(scaled), full_matrices=False)
     np.testing.assert_allclose(np.abs(first[:15]), np.abs(u * s)[:, :4] / s[0] * np.sqrt(15))
+
+
+def test_copies_of_a_patient_share_their_folds():
+    rows = np.sort(np.random.default_rng(0).integers(0, 40, 40))
+    strata = np.arange(40) % 2
+    tested = []
+    for train, test in stratified(strata[rows], 5, 3, rows):
+        assert not set(rows[train]) & set(rows[test])
+        assert sorted([*train, *test]) == list(range(40))
+        tested += list(test)
+    assert sorted(tested) == list(range(40))
+    # Without copies the folds are as before.
+    for ours, theirs in zip(
+        stratified(strata, 5, 3, np.arange(40)), stratified(strata, 5, 3), strict=True
+    ):
+        np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+def test_an_interval_counts_the_training(planted):
+    """A model that another sample of patients would have made otherwise has a wider interval."""
+    table, result = planted
+    row = result.concordance.set_index("model").loc["clinical+image - clinical"]
+    assert row["interval"] == "refitted"
+    scores = result.risk.set_index("patient").loc[table["patient"].astype(str)]
+    fixed = bootstrap_concordance(
+        scores[["risk_clinical_image", "risk_clinical"]].to_numpy(float).T,
+        survival_pairs(table["time"], table["event"]).astype(float),
+        bootstrap_weights(len(table), draws=400, seed=0),
+    )
+    low, high = interval(fixed[0] - fixed[1])
+    assert row["ci_high"] - row["ci_low"] > high - low
+    assert row["ci_low"] < row["c_index"] < row["ci_high"]
 
 
 def test_missing_covariates_are_a_level_of_their_own(caplog):
@@ -310,7 +345,7 @@ def test_refusals_say_what_is_wrong(change, message):
 def test_missing_times_and_constant_covariates_are_told_and_left_out(caplog):
     table = simulate().assign(sex=1.0)
     table.loc[[3, 7], "time"] = np.nan
-    result = fit_survival(table, settings=QUICK | {"shuffles": 0}, seed=1)
+    result = fit_survival(table, settings=QUICK | {"shuffles": 0, "refits": 5}, seed=1)
     assert (result.concordance["n"] == 28).all()
     assert "2 patients without time or event left out: 003, 007" in caplog.text
     assert "covariate sex is the same for all patients" in caplog.text
@@ -319,7 +354,7 @@ def test_missing_times_and_constant_covariates_are_told_and_left_out(caplog):
 def test_a_covariate_that_is_constant_in_a_fold_is_told_and_left_out_there(caplog):
     """One man among women: the fold that holds him out has no sex to learn from."""
     table = simulate().assign(sex=[1.0] + [0.0] * 29)
-    settings = {**QUICK, "repeats": 1, "shuffles": 0, "covariates": ["age", "sex"]}
+    settings = {**QUICK, "repeats": 1, "shuffles": 0, "refits": 5, "covariates": ["age", "sex"]}
     result = fit_survival(table, settings=settings, seed=1)
     told = [m for m in caplog.messages if "covariate sex is constant in a fold's training" in m]
     assert len(told) == 1
@@ -339,7 +374,7 @@ def test_clinical_covariates_of_tcga_brca_reach_their_known_concordance(
 ):
     result = fit_survival(
         tcga_brca,
-        settings={"covariates": covariates, "repeats": 1, "shuffles": 0, "bootstraps": 200},
+        settings={"covariates": covariates, "repeats": 1, "shuffles": 0, "refits": 5},
         seed=1,
     )
     row = result.concordance.iloc[0]
