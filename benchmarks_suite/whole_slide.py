@@ -96,7 +96,9 @@ def make_model(kind: str) -> DeployedModel:
         "encoders": ENCODERS, "blocks": [list(block) for block in BLOCKS], "models": records,
     }  # fmt: skip
     table = pd.DataFrame({"predictable": True, "half_width": 1.0, "score": 0.0}, index=genes)
-    distances = FeatureDistance.fit([part.values for part in tiles], blocks=BLOCKS)
+    distances = FeatureDistance.fit(
+        [part.values for part in tiles], patients=list(map(str, range(len(tiles)))), blocks=BLOCKS
+    )
     return DeployedModel(
         settings, dict(zip(("expression", "tumour"), models, strict=True)), table, distances
     )

@@ -18,10 +18,12 @@ import pandas as pd
 
 from histogep.distance import FeatureDistance
 from histogep.features import Features
+from histogep.image_copies import Keypoints, read_keypoints
 from histogep.inference import Model, build_model, predict_tiles
 from histogep.jobs import InputError
 from histogep.model_arrays import (
     check_predicted,
+    folder_file,
     read_distance_arrays,
     read_genes,
     read_model_arrays,
@@ -29,13 +31,14 @@ from histogep.model_arrays import (
 from histogep.model_folder import (
     DISTANCE,
     GENES,
+    KEYPOINTS,
     check_features,
     columns_of,
     read_settings,
     tiles_of,
     weights_file,
 )
-from histogep.slide_images import IMAGE, SECTION, training_section
+from histogep.slide_images import IMAGE, SECTION, training_copy, training_section
 
 LOG = logging.getLogger(__name__)
 #: A slide with a larger share of distant tiles is flagged as a whole.
@@ -112,6 +115,7 @@ class DeployedModel:
     models: dict[str, Model]
     genes: pd.DataFrame
     distances: FeatureDistance
+    pictures: dict[str, Keypoints] = field(default_factory=dict)
 
     def predict(self, features: Features, *, device: str = "cpu") -> Prediction:
         """Return expression, tumour map and distance of all tiles of a slide.
@@ -160,10 +164,12 @@ class DeployedModel:
         tumour: np.ndarray,
         distance: np.ndarray,
         image: str = "",
+        picture: Keypoints | None = None,
     ) -> Prediction:
         """Return a prediction with what else is known of the slide; warn if it is distant.
 
-        `image` is the SHA-256 of the slide's image, "" where it is not known.
+        `image` is the SHA-256 of the slide's image, "" where it is not known; `picture` has its
+        keypoints.
         """
         # What is no number would be written as it is, and no rule after this one would ask.
         others = {"the distance to training": np.minimum(distance, 1.0)}
@@ -198,7 +204,8 @@ class DeployedModel:
                 "distant_share": share,
                 "out_of_distribution": share > DISTANT_SHARE,
                 IMAGE: image,
-                SECTION: training_section(self.settings, image) if image else "",
+                SECTION: (training_section(self.settings, image) if image else "")
+                or training_copy(self.pictures, picture),
             },
         )
 
@@ -224,6 +231,7 @@ def load_model(folder: str | Path) -> DeployedModel:
         models=models,
         genes=read_genes(folder, GENES, settings),
         distances=FeatureDistance.from_arrays(read_distance_arrays(folder, DISTANCE, settings)),
+        pictures=read_keypoints(folder_file(folder, KEYPOINTS)),
     )
 
 

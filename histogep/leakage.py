@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from histogep.barcodes import patient_key
+from histogep.copies import notices
 from histogep.jobs import InputError
 
 #: What every model says it was fitted on (settings.json, `<name>_fitted_on`).
@@ -57,6 +58,7 @@ def audit(
     markers: pd.DataFrame,
     gene_settings: Mapping[str, Any],
     choose_panel: Callable[..., pd.DataFrame],
+    similar: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Check every fold for leaks.
 
@@ -76,12 +78,15 @@ def audit(
         What else the panel is chosen by.
     choose_panel
         `histogep.genes.choose_panel`: (scores by section, markers, settings) -> panel.
+    similar
+        Sections of different patients that are alike (`histogep.copies.compare_sections`).
 
     Returns
     -------
     dict
-        ok, n_checks, n_failed, checks (each: check, fold, model, ok, detail) and known_leaks of the
-        paper's protocol (each: fold, detail).
+        ok, n_checks, n_failed, checks (each: check, fold, model, ok, detail), known_leaks of the
+        paper's protocol (each: fold, detail), and notices of what may be innocent (each: what,
+        detail): serial sections or one patient under two ids.
     """
     folds = folds.astype(str)
     found = _Findings()
@@ -89,6 +94,7 @@ def audit(
     _check_files(folds, image_sha256, "image", found)
     # Gene scores are a function of counts and places: equal tables are of the same counts.
     _check_files(folds, score_sha256, "counts", found)
+    _check_copies(similar, found)
     chosen_again: dict[tuple[str, ...], pd.DataFrame] = {}
     for fold, rows in folds.groupby("fold", sort=False):
         protocol = rows["protocol"].iloc[0]
@@ -114,6 +120,7 @@ def audit(
         "n_failed": failed,
         "checks": found.checks,
         "known_leaks": known_leaks(folds, records),
+        "notices": [] if similar is None else notices(similar),
     }
 
 
@@ -201,6 +208,20 @@ def _check_files(
         if rows["patient"].nunique() > 1
     ]
     found.add(f"one_patient_per_{what}", "*", "; ".join(problems))
+
+
+def _check_copies(similar: pd.DataFrame | None, found: _Findings) -> None:
+    """Check that the sections of different patients were compared, and that none is a copy."""
+    if similar is None:
+        problem = "the sections were not compared: run compare_sections"
+    else:
+        copies = similar[similar["verdict"] == "copy"]
+        problem = "; ".join(
+            f"{row.slide} of patient {row.patient} and {row.other} of patient {row.other_patient} "
+            f"are one section by {row.what}: {row.detail}"
+            for row in copies.itertuples()
+        )
+    found.add("one_patient_per_section_changed", "*", problem)
 
 
 def _check_roles(fold: str, rows: pd.DataFrame, found: _Findings) -> None:

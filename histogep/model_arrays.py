@@ -18,7 +18,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from histogep.distance import FeatureDistance
+from histogep.distance import MEASURES
 from histogep.encoder_choices import block_name
 from histogep.files import given_file, read_tsv
 from histogep.jobs import InputError
@@ -187,26 +187,20 @@ def read_distance_arrays(
     folder: str | Path, name: str, settings: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """Return the arrays of `histogep.distance.FeatureDistance`, as `read_model_arrays` does."""
-    n = sum(int(width) for _, width in settings["blocks"])
-    wanted: dict[str, Shape] = {"mean": (n,), "scale": (n,), "components": (n, "k")}
-    wanted |= {"centre": ("c",), "inverse_covariance": ("c", "c")}
-    wanted |= {"levels": ("q",), "quantiles": ("q",)}
+    wanted: dict[str, Shape] = {}
+    for number, (_, width) in enumerate(settings["blocks"]):
+        n, k = int(width), f"{number}.k"
+        shapes: dict[str, Shape] = {"mean": (n,), "scale": (n,), "components": (n, k)}
+        shapes |= {"centre": (k,), "inverse_covariance": (k, k)}
+        shapes |= {"limits": (len(MEASURES),), "white": (n,), "empty": (1,)}
+        wanted |= {f"{number}.{name}": shape for name, shape in shapes.items()}
     path = folder_file(folder, name)
-
-    def also(found: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-        if found["centre"][0] != found["components"][1] + 1:
-            yield "`centre` has not one number more than there are components"
-
-    arrays = _read(path, wanted, scales=("scale", "levels", "quantiles"), also=also)
-    for array in ("levels", "quantiles"):
-        if (np.diff(arrays[array]) < 0).any():
-            raise InputError(f"{path}: `{array}` do not rise: copy the model folder again")
-    fitted = FeatureDistance.from_arrays(arrays).threshold
-    if not np.isclose(fitted, settings["distant_threshold"]):
-        raise InputError(
-            f"{path}: a tile is distant from {fitted:g}, by settings.json from "
-            f"{settings['distant_threshold']:g}: copy the model folder again"
-        )
+    scales = {array for array in wanted if array.endswith((".scale", ".limits", ".empty"))}
+    optional = {array for array in wanted if array.endswith(".white")}
+    arrays = _read(path, wanted, scales=scales, optional=optional)
+    for array, values in arrays.items():
+        if array.endswith(".limits") and not (values > 0).all():
+            raise InputError(f"{path}: `{array}` holds a zero: copy the model folder again")
     return arrays
 
 

@@ -19,10 +19,12 @@ from histogep.lattice import Lattice
 from histogep.model_arrays import check_settings, folder_file
 from histogep.preparation import Tiles
 
-FORMAT = 1
+FORMAT = 2
 SETTINGS = "settings.json"
 GENES = "genes.tsv"
 DISTANCE = "training_features.safetensors"
+#: Keypoints of the images of the training sections.
+KEYPOINTS = "training_images.parquet"
 #: Bytes; the settings of a model of 20,000 genes have some MB.
 _LARGEST_SETTINGS = 100_000_000
 _DECLARED = {"digest": str, "lattice": dict, "encoders": list, "models": dict}

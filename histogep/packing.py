@@ -16,6 +16,7 @@ from histogep.datasets import check_alike
 from histogep.distance import FeatureDistance
 from histogep.features import read_features
 from histogep.files import complete, read_json, read_tsv, write_json, write_tsv
+from histogep.image_copies import Keypoints, write_keypoints
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.model_card import model_card
@@ -23,6 +24,7 @@ from histogep.model_folder import (
     DISTANCE,
     FORMAT,
     GENES,
+    KEYPOINTS,
     SETTINGS,
     folder_digest,
     weights_file,
@@ -42,6 +44,8 @@ def package_model(
     fold_settings: Sequence[str | Path],
     features: Sequence[str | Path],
     images: Mapping[str, str],
+    patients: Mapping[str, str],
+    keypoints: Mapping[str, Keypoints],
     calibration: str | Path,
     scorecards: str | Path,
     deploy: Mapping[str, str | None],
@@ -63,6 +67,10 @@ def package_model(
         Features of all training sections.
     images
         SHA-256 of the image of each training section.
+    patients
+        Patient of each training section: the distances are learnt by leaving out patients.
+    keypoints
+        Keypoints of each training section: its picture, by which copies are found.
     calibration, scorecards
         Tables of results/evaluation/{study}.
     deploy
@@ -77,7 +85,12 @@ def package_model(
     names, scores = choose_models(records, honest, deploy)
     slides = [read_features(path) for path in features]
     check_alike(slides, lattice=dict(lattice))
-    distances = FeatureDistance.fit([s.values for s in slides], blocks=slides[0].blocks)
+    distances = FeatureDistance.fit(
+        [s.values for s in slides],
+        patients=[patients[s.slide] for s in slides],
+        blocks=slides[0].blocks,
+        white=slides[0].white,
+    )
     chosen = {role: trained[name][0] for role, name in names.items()}
     genes = gene_table(chosen, read_tsv(calibration, dtype={"gene": str, "model": str}))
     absent = {
@@ -105,6 +118,7 @@ def package_model(
             shutil.copyfile(trained[name][1], temporary / weights_file(record, role))
         save_file(distances.to_arrays(), temporary / DISTANCE)
         write_tsv(genes, temporary / GENES)
+        write_keypoints(keypoints, temporary / KEYPOINTS)
         card = model_card(record, genes, read_tsv(scorecards))
         (temporary / "README.md").write_text(card, encoding="utf-8")
         record["digest"] = folder_digest(temporary, record)

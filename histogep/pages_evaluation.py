@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,12 @@ _ORDER = tuple(_METRICS)
 
 
 def write_scorecards_page(
-    evaluation: Evaluation, path: str | Path, *, study: str, settings: dict[str, Any]
+    evaluation: Evaluation,
+    path: str | Path,
+    *,
+    study: str,
+    settings: dict[str, Any],
+    alike: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write results/evaluation/{study}/scorecards.html.
 
@@ -68,6 +74,8 @@ def write_scorecards_page(
         Its name, for the title.
     settings
         The evaluation settings, which the notes state.
+    alike
+        What the leak audit noticed (each: what, detail): patients that may be one.
     """
     cards = evaluation.scorecards
     tables = []
@@ -96,6 +104,11 @@ def write_scorecards_page(
             "`raw counts, as HEST-Benchmark`: r with log1p of raw counts, for comparison with published "
             "scores only; most of it is the depth of the spots, which the row `depth` knows alone. "
             "Nothing is chosen by it.",
+            *(
+                f"Look at this before any number, alike by {notice['what']}: {notice['detail']}. If "
+                "they are one patient, the score is not held out."
+                for notice in alike
+            ),
         ],
     )
 

@@ -16,6 +16,8 @@ MEANINGS = {
     "one_spelling_per_patient": "no two patients differ in case or spaces only",
     "one_patient_per_image": "no two patients share an image (SHA-256)",
     "one_patient_per_counts": "no two patients share counts (SHA-256 of their gene scores)",
+    "one_patient_per_section_changed": "no two patients share a section that was saved again, "
+    "turned, mirrored, cropped or thinned (keypoints of the image, profiles of the counts)",
     "honest_sections_tested_once": "each section is held out exactly once",
     "hist_sections_tested_once": "each section is held out exactly once (hist)",
     "roles": "every fold trains and tests",
@@ -42,7 +44,8 @@ def write_leakage_page(verdict: Mapping[str, Any], path: str | Path, *, study: s
     Parameters
     ----------
     verdict
-        n_checks, n_failed, checks (check, fold, model, ok, detail) and known_leaks (fold, detail).
+        n_checks, n_failed, checks (check, fold, model, ok, detail), known_leaks (fold, detail) and
+        notices (what, detail).
     path
         Where to write.
     study
@@ -59,11 +62,22 @@ def write_leakage_page(verdict: Mapping[str, Any], path: str | Path, *, study: s
         }
     )
     leaks = pd.DataFrame(verdict["known_leaks"], columns=["fold", "detail"])
+    alike = pd.DataFrame(verdict.get("notices", []), columns=["what", "detail"])
     write_page(
         path,
         title=f"Leak audit of {study}: {verdict['n_checks']} checks, {verdict['n_failed']} failed",
         tables=[
             Table(summary, heading="What was checked"),
+            Table(
+                alike,
+                heading="Alike, and perhaps innocent",
+                notes=[
+                    "Sections of different patients that look like serial sections of one block, "
+                    "and ids that may be one patient's. They stop nothing: look at each. If two ids "
+                    "are one patient, its score is no held-out score."
+                ],
+                headers={"what": "alike by"},
+            ),
             Table(
                 leaks,
                 heading="Known leaks of the paper's protocol",

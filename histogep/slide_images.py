@@ -1,4 +1,4 @@
-"""Slides that are one image under two names: found by what their image files hold.
+"""Slides that are one image under two names: found by what their image files hold, or show.
 
 A model folder keeps the SHA-256 of the image of each training section. What a model says of such an
 image is not out of sample, whatever slide and patient it is filed under in another study. A predicted
@@ -16,6 +16,7 @@ import h5py
 
 from histogep.barcodes import patient_key
 from histogep.files import readable
+from histogep.image_copies import Keypoints, judge_images
 from histogep.jobs import InputError
 
 LOG = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ IMAGES = "training_images"
 SECTION = "training_section"
 #: In `uns` of a predicted slide: the SHA-256 of its image, or "" where that is not known.
 IMAGE = "image_sha256"
+
+
+_SAYS = {"copy": "a changed copy of", "alike": "much like (a serial section of one block?)"}
 
 
 def training_section(settings: Mapping[str, Any], sha256: str) -> str:
@@ -41,6 +45,23 @@ def training_section(settings: Mapping[str, Any], sha256: str) -> str:
     for section, known in settings[IMAGES].items():
         if known == sha256:
             LOG.warning("the image is that of the training section %s: not out of sample", section)
+            return section
+    return ""
+
+
+def training_copy(pictures: Mapping[str, Keypoints], picture: Keypoints | None) -> str:
+    """Return the training section that a slide is a changed copy of, by keypoints; "" for none.
+
+    `pictures` has the keypoints of the training sections, `picture` those of the slide. A slide that
+    looks like a serial section is told in the log, and counts as none.
+    """
+    for section, known in pictures.items() if picture is not None else ():
+        verdict, detail, _ = judge_images(known, picture)
+        if verdict:
+            LOG.warning(
+                "the image is %s the training section %s: %s", _SAYS[verdict], section, detail
+            )
+        if verdict == "copy":
             return section
     return ""
 

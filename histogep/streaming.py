@@ -19,6 +19,7 @@ import pandas as pd
 from histogep.deployment import DeployedModel, Prediction
 from histogep.features import open_features
 from histogep.files import complete
+from histogep.image_copies import Keypoints
 from histogep.inference import add_predictions
 from histogep.model_folder import check_features, columns_of
 from histogep.tile_source import TileSource, runs
@@ -35,6 +36,7 @@ def predict_into(
     model: DeployedModel,
     *,
     image: str = "",
+    picture: Keypoints | None = None,
     device: str = "cpu",
 ) -> Iterator[Prediction]:
     """Write results/expression/{slide}.h5ad; give the prediction, its expression in the file.
@@ -49,6 +51,8 @@ def predict_into(
         A loaded model folder.
     image
         SHA-256 of the slide's image: tells whether the model was trained on it, and is kept.
+    picture
+        Keypoints of the slide's image: tell whether the model was trained on a changed copy of it.
     device
         "cpu" or "cuda".
 
@@ -76,6 +80,7 @@ def predict_into(
                 tumour=probability_of(odds),
                 distance=distance,
                 image=image,
+                picture=picture,
             )
             _write_rest(file, prediction)
             yield prediction

@@ -253,7 +253,7 @@ def study_stages():
 
 def study_targets(wildcards):
     """Return the files that the whole study asks for."""
-    listed = ["results/slides.tsv"] if len(SLIDES) else []
+    listed = ["results/slides.tsv", "results/similar_slides.tsv"] if len(SLIDES) else []
     return study_stages().targets() + listed + FAILED_SLIDES
 
 
@@ -265,6 +265,21 @@ def stage_rows(wildcards):
 def usable_sections(wildcards):
     """Return the ids of the sections that can be used."""
     return usable(SECTIONS)
+
+
+def usable_slides(wildcards):
+    """Return the ids of all usable slides."""
+    return usable(SLIDES.index)
+
+
+def patients_of_slides(wildcards):
+    """Return the patient of each of `usable_slides`."""
+    return [patient_of(slide) for slide in usable(SLIDES.index)]
+
+
+def keypoints_of_slides(wildcards):
+    """Return the keypoints of each of `usable_slides`."""
+    return [f"results/keypoints/{slide}.parquet" for slide in usable(SLIDES.index)]
 
 
 def patient_of(slide):

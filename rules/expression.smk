@@ -9,6 +9,7 @@ rule predict_slide:
     input:
         slide="results/slides/{slide}.json",
         features="results/features/{slide}.h5",
+        keypoints="results/keypoints/{slide}.parquet",
         model=MODEL_FOLDER,
     output:
         expression="results/expression/{slide}.h5ad",

@@ -7,9 +7,35 @@ Writes: results/folds/{study}.tsv, results/models/{study}/{fold}/{model}/,
 """
 
 
+rule compare_sections:
+    input:
+        keypoints=of_sections("results/keypoints/{slide}.parquet"),
+        spots=of_sections("results/spots/{slide}.h5ad"),
+    output:
+        pairs="results/folds/{study}.copies.tsv",
+    log:
+        "logs/compare_sections/{study}.log",
+    conda:
+        "../envs/slides.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        code=code_digest("compare_slides.py"),
+        slides=usable_sections,
+        patients=usable_section_patients,
+        seed=config["seed"],
+    message:
+        "Look for one section under two patients"
+    script:
+        "../workflow_scripts/compare_slides.py"
+
+
 rule split_folds:
     input:
         after_check,
+        # Before hours of training: one section under two patients stops the study here.
+        copies="results/folds/{study}.copies.tsv",
     output:
         folds="results/folds/{study}.tsv",
     log:
@@ -97,6 +123,7 @@ rule audit_leakage:
     input:
         folds="results/folds/{study}.tsv",
         slides=of_sections("results/slides/{slide}.json"),
+        copies="results/folds/{study}.copies.tsv",
         gene_scores=of_sections("results/genes/sections/{slide}.tsv"),
         markers=MARKERS,
         panels=of_folds("results/genes/{study}/{fold}.tsv"),
@@ -203,6 +230,7 @@ rule package_model:
         ),
         slides=of_sections("results/slides/{slide}.json"),
         features=of_sections("results/features/{slide}.h5"),
+        keypoints=of_sections("results/keypoints/{slide}.parquet"),
     output:
         model=directory("results/model/{study}"),
     log:
@@ -214,6 +242,8 @@ rule package_model:
         runtime=10,
     params:
         code=code_digest("package_model.py"),
+        sections=usable_sections,
+        patients=usable_section_patients,
         lattice=LATTICE,
         deploy=lookup("deploy", within=config),
         seed=config["seed"],

@@ -44,6 +44,7 @@ rule tile_slide:
         tiles="results/tiles/{slide}.parquet",
         outlines="results/tiles/{slide}.geojson",
         quality="results/tiles/{slide}.quality.tsv",
+        keypoints="results/keypoints/{slide}.parquet",
         overview=report(
             "results/tiles/{slide}.png",
             caption="../report/tiles.rst",
@@ -131,6 +132,29 @@ checkpoint check_slides:
         "List the slides that cannot be used"
     script:
         "../workflow_scripts/check_slides.py"
+
+
+rule compare_slides:
+    input:
+        keypoints=keypoints_of_slides,
+    output:
+        pairs="results/similar_slides.tsv",
+    log:
+        "logs/compare_slides.log",
+    conda:
+        "../envs/slides.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code_digest("compare_slides.py"),
+        slides=usable_slides,
+        patients=patients_of_slides,
+        seed=config["seed"],
+    message:
+        "Look for one slide under two patients"
+    script:
+        "../workflow_scripts/compare_slides.py"
 
 
 rule list_slides:

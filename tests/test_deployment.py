@@ -14,6 +14,7 @@ from histogep.deployment import load_model
 from histogep.distance import FeatureDistance
 from histogep.features import read_features
 from histogep.files import write_json, write_tsv
+from histogep.image_copies import Keypoints
 from histogep.jobs import InputError
 from histogep.model_folder import folder_digest, read_settings
 from histogep.modelling import fit_model
@@ -36,6 +37,12 @@ DEPLOY = {"expression": "auto", "tumour": "tumour", "wide": "wide"}
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return make_study(tmp_path_factory.mktemp("study"), patients=("P", "Q", "R"))
+
+
+def random_keypoints(seed):
+    rng = np.random.default_rng(seed)
+    descriptors = rng.integers(0, 128, (40, 128)).astype(np.float32)
+    return Keypoints(rng.uniform(0, 500, (40, 2)), descriptors)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +85,8 @@ def packed(study):
         "fold_settings": [honest],
         "features": study.files["features"],
         "images": {slide: f"image of {slide}" for slide in study.slides},
+        "patients": dict(zip(study.slides, study.patients, strict=True)),
+        "keypoints": {slide: random_keypoints(i) for i, slide in enumerate(study.slides)},
         "calibration": study.folder / "calibration.tsv",
         "scorecards": study.folder / "scorecards.tsv",
         "deploy": DEPLOY,
@@ -123,6 +132,7 @@ def test_packing_twice_gives_the_same_folder(packed, tmp_path):
     names = sorted(path.name for path in folder.iterdir())
     assert names == [
         "README.md", "expression.safetensors", "genes.tsv", "settings.json", "training_features.safetensors",
+        "training_images.parquet",
         "tumour.safetensors", "wide.safetensors",
     ]  # fmt: skip
     for name in names:
@@ -158,10 +168,10 @@ def test_a_folder_that_is_none_is_said_so(tmp_path):
     (tmp_path / "settings.json").write_text('{"format": 99, "digest": "x"}')
     with pytest.raises(InputError, match="format 99"):
         load_model(tmp_path)
-    (tmp_path / "settings.json").write_text('{"format": 1, "digest": "x", "lattice": {}}')
+    (tmp_path / "settings.json").write_text('{"format": 2, "digest": "x", "lattice": {}}')
     with pytest.raises(InputError, match="no encoders, models"):
         load_model(tmp_path)
-    settings = {"format": 1, "digest": "x", "lattice": {}, "encoders": [], "models": []}
+    settings = {"format": 2, "digest": "x", "lattice": {}, "encoders": [], "models": []}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="no models"):
         load_model(tmp_path)
@@ -292,21 +302,23 @@ def test_genes_carry_the_figures_of_the_model_that_predicts_them():
 def test_far_features_are_distant_and_near_ones_are_not(study):
     slides = [read_features(path).values for path in study.files["features"]]
     blocks = [("descriptors", 12), ("lite0", 96)]
-    fitted = FeatureDistance.fit(slides, blocks=blocks, components=8)
+    chosen = {"patients": study.patients, "components": 8}
+    fitted = FeatureDistance.fit(slides, blocks=blocks, **chosen)
     near, _ = make_features("NEW", np.random.default_rng(5))
     assert (fitted.distance(near.values) > fitted.threshold).mean() < 0.2
     shifted = near.values + 6.0
     assert (fitted.distance(shifted) > fitted.threshold).mean() > 0.9
     again = FeatureDistance.from_arrays(fitted.to_arrays())
     assert np.array_equal(again.distance(near.values), fitted.distance(near.values))
-    # In its own coordinates this is the Mahalanobis distance of scipy.
+    # In its own coordinates the first measure is the Mahalanobis distance of scipy.
     from scipy.spatial.distance import mahalanobis
 
-    place = fitted.coordinates(near.values[:1])[0]
-    expected = mahalanobis(place, fitted.centre, fitted.inverse_covariance) / np.sqrt(len(place))
-    assert fitted.distance(near.values[:1])[0] == pytest.approx(expected)
+    block = fitted.blocks[0]
+    place = (block.standard(near.values[:1, :12]) @ block.components)[0]
+    expected = mahalanobis(place, block.centre, block.inverse_covariance) / np.sqrt(len(place))
+    assert block.measures(near.values[:1, :12])[0, 0] == pytest.approx(expected)
     constant = [np.column_stack([part, np.ones(len(part))]) for part in slides]
-    wider = FeatureDistance.fit(constant, blocks=[*blocks, ("flat", 1)], components=8)
+    wider = FeatureDistance.fit(constant, blocks=[*blocks, ("flat", 1)], **chosen)
     assert np.isfinite(wider.distance(constant[0])).all()
 
 

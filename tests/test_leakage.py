@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from histogep.copies import similar_ids
 from histogep.folds import split_folds
 from histogep.genes import choose_panel, panel_slides
 from histogep.jobs import InputError
@@ -89,6 +90,7 @@ def clean_study():
         "markers": MARKERS,
         "gene_settings": SETTINGS,
         "choose_panel": choose_panel,
+        "similar": similar_ids({}),
     }
 
 

@@ -173,6 +173,8 @@ def write_audit(folder, *, leak):
     inputs = {"folds": folder / "folds.tsv", "markers": folder / "markers.tsv"}
     write_tsv(study["folds"], inputs["folds"])
     write_tsv(study["markers"], inputs["markers"])
+    inputs["copies"] = folder / "copies.tsv"
+    write_tsv(study["similar"], inputs["copies"])
     inputs |= {"gene_scores": [], "panels": [], "records": [], "settings": []}
     inputs["slides"] = [folder / "slides" / f"{slide}.json" for slide in study["image_sha256"]]
     for path in inputs["slides"]:

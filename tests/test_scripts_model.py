@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score
 from histogep.cards import tumour_cards
 from histogep.datasets import read_sections
 from histogep.files import read_json, read_tsv, write_json, write_tsv
+from histogep.image_copies import write_keypoints
 from histogep.inference import read_model
 from histogep.jobs import InputError
 from histogep.predictions import read_heldout
@@ -422,6 +423,8 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
     images = [tmp_path / f"{slide}.json" for slide in study.slides]
     for slide, path in zip(study.slides, images, strict=True):
         write_json({"slide": slide, "sha256": f"image of {slide}"}, path)
+    no_picture = tmp_path / "keypoints.parquet"
+    write_keypoints({}, no_picture)
     run_script(
         "package_model.py",
         input={
@@ -432,10 +435,13 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
             "settings": [files["settings"] for files in trained.values()],
             "features": study.files["features"],
             "slides": images,
+            "keypoints": [no_picture],
         },
         output={"model": tmp_path / "model"},
         params={
             "lattice": LATTICE,
+            "sections": study.slides,
+            "patients": study.patients,
             "deploy": {"expression": "auto", "tumour": "auto", "wide": "wide"},
         },
         wildcards={"study": "test"},
@@ -454,6 +460,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
         "input": {
             "slide": tmp_path / "NEW.json",
             "features": tmp_path / "NEW.h5",
+            "keypoints": no_picture,
             "model": tmp_path / "model",
         },
         "output": output,

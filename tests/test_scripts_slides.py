@@ -64,6 +64,7 @@ def tile(run_script, tmp_path):
             "tiles": tmp_path / "tiles/S1.parquet",
             "outlines": tmp_path / "tiles/S1.geojson",
             "quality": tmp_path / "tiles/S1.quality.tsv",
+            "keypoints": tmp_path / "keypoints/S1.parquet",
             "overview": tmp_path / "tiles/S1.png",
         }
         log = run_script(

@@ -75,7 +75,10 @@ def models():
     return {
         "ridge": ridge, "neighbours": near, "tumour": tumour, "both": network,
         "ensemble": ensemble,
-        "distances": FeatureDistance.fit([s.values for s in slides], blocks=BLOCKS, components=4),
+        "distances": FeatureDistance.fit(
+            [s.values for s in slides], patients=[s.slide for s in slides], blocks=BLOCKS,
+            components=4,
+        ),
     }  # fmt: skip
 
 

@@ -27,12 +27,15 @@ with job_log(snakemake.log[0]) as log:
         markers=read_tsv(snakemake.input.markers, dtype=str),
         gene_settings=snakemake.params.genes,
         choose_panel=choose_panel,
+        similar=read_tsv(snakemake.input.copies),
     )
     for check in verdict["checks"]:
         level = log.info if check["ok"] else log.error
         level("%s %s %s: %s", check["fold"], check["model"], check["check"], check["detail"])
     for leak in verdict["known_leaks"]:
         log.info("known leak of the paper's protocol, %s: %s", leak["fold"], leak["detail"])
+    for notice in verdict["notices"]:
+        log.warning("alike by %s: %s", notice["what"], notice["detail"])
     # Snakemake removes the verdict of a job that failed, so the message says it all.
     require_clean(verdict)
     write_leakage_page(verdict, snakemake.output.page, study=snakemake.wildcards.study)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.files import read_tsv, write_tsv
+from histogep.files import read_json, read_tsv, write_tsv
 from histogep.jobs import job_log
 from histogep.pages_evaluation import write_genes_page, write_scorecards_page
 from histogep.plots import save
@@ -23,7 +23,11 @@ with job_log(snakemake.log[0]) as log:
     for name in ("genes", "sections", "tumour", "calibration", "registration"):
         write_tsv(getattr(evaluation, name), getattr(output, name))
     write_scorecards_page(
-        evaluation, output.scorecards_page, study=snakemake.wildcards.study, settings=settings
+        evaluation,
+        output.scorecards_page,
+        study=snakemake.wildcards.study,
+        settings=settings,
+        alike=read_json(snakemake.input.verdict).get("notices", []),
     )
     write_genes_page(evaluation.genes, output.genes_page, study=snakemake.wildcards.study)
     save(plot_genes(evaluation), output.genes_plot)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from histogep.files import read_json
+from histogep.image_copies import read_keypoints
 from histogep.jobs import job_log
 from histogep.packing import package_model
 
@@ -19,6 +20,12 @@ with job_log(snakemake.log[0]) as log:
         fold_settings=files.fold_settings,
         features=files.features,
         images={record["slide"]: record["sha256"] for record in map(read_json, files.slides)},
+        patients=dict(zip(snakemake.params.sections, snakemake.params.patients, strict=True)),
+        keypoints={
+            slide: found
+            for path in files.keypoints
+            for slide, found in read_keypoints(path).items()
+        },
         calibration=files.calibration,
         scorecards=files.scorecards,
         deploy=snakemake.params.deploy,

@@ -6,6 +6,7 @@ from histogep.bad_slides import refuse_failed
 from histogep.deployment import load_model
 from histogep.devices import choose_device, needs_torch
 from histogep.files import read_json
+from histogep.image_copies import read_keypoints
 from histogep.jobs import InputError, job_log
 from histogep.plots import save
 from histogep.plots_expression import plot_prediction
@@ -23,7 +24,8 @@ with job_log(snakemake.log[0]) as log:
     device = choose_device(torch, **granted)
     record = read_json(files.slide)
     refuse_failed(record)
-    options = {"device": device, "image": record["sha256"]}
+    picture = read_keypoints(files.keypoints).get(record["slide"])
+    options = {"device": device, "image": record["sha256"], "picture": picture}
     with predict_into(output.expression, files.features, model, **options) as prediction:
         slide = prediction.features.slide
         if slide != record["slide"]:

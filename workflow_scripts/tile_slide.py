@@ -8,6 +8,7 @@ from histogep import plots, tiles
 from histogep.bad_slides import record_failure, refuse_failed_spots
 from histogep.bitmask import BitMask
 from histogep.files import complete, write_tsv
+from histogep.image_copies import find_keypoints, write_keypoints
 from histogep.jobs import BadSlide, job_log
 from histogep.lattice import Lattice
 from histogep.plots_slides import draw_failure, draw_tiles
@@ -37,6 +38,7 @@ with job_log(snakemake.log[0]) as log:
             measured = tiles.measure_quality(slide, table, tile_um=lattice.tile_um)
             table[["blur", "fold"]] = measured[["blur", "fold"]]
             quality = tiles.summarise_quality(slide, mask, table, lattice=lattice)
+            keypoints = {name: find_keypoints(slide, mask, table, tile_um=lattice.tile_um)}
         pieces = "1 piece" if mask.n_fragments == 1 else f"{mask.n_fragments} pieces"
         title = f"{slide.slide}: {mask.tissue_mm2:.1f} mm² tissue, {pieces}"
         overview = draw_tiles(mask, table, title=title)
@@ -52,8 +54,10 @@ with job_log(snakemake.log[0]) as log:
         table.attrs["failed"] = failed
         write_outlines(outlines, name=name, mask=BitMask((1, 1)), px_per_px=(1.0, 1.0))
         quality = pd.DataFrame({"metric": ["n_tiles"], "value": [0.0]})
+        keypoints = {}
         overview = draw_failure(name, failed["reason"])
     with complete(snakemake.output.tiles) as temporary:
         table.to_parquet(temporary, index=False)
     write_tsv(quality, snakemake.output.quality)
+    write_keypoints(keypoints, snakemake.output.keypoints)
     plots.save(overview, snakemake.output.overview)
