@@ -60,7 +60,7 @@ class Prediction:
     tumour
         Probability, (n,) float32; NaN where the folder has no tumour model.
     distance
-        To the training features, (n,) float32; 1 is typical.
+        To the training features, (n,) float32, in units of the limit: above 1 a tile is distant.
     distant
         Beyond what left-out training slides show, (n,) bool.
     uns

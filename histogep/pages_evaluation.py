@@ -104,6 +104,7 @@ def write_scorecards_page(
             "`raw counts, as HEST-Benchmark`: r with log1p of raw counts, for comparison with published "
             "scores only; most of it is the depth of the spots, which the row `depth` knows alone. "
             "Nothing is chosen by it.",
+            *_registration_notes(evaluation.registration),
             *(
                 f"Look at this before any number, alike by {notice['what']}: {notice['detail']}. If "
                 "they are one patient, the score is not held out."
@@ -111,6 +112,17 @@ def write_scorecards_page(
             ),
         ],
     )
+
+
+def _registration_notes(registration: pd.DataFrame) -> list[str]:
+    """Return a sentence on the sections that fit better elsewhere, with the level of the check."""
+    wrong = registration[registration["best"].astype(bool) & ~registration["ok"].astype(bool)]
+    return [
+        f"Section {row.slide} fits better at flip {row.flip}, row {row.d_row:+d}, column "
+        f"{row.d_col:+d} than in place (p = {row.p:.3f}; of sections whose predictions have nothing "
+        "to do with their counts at most 5 % are marked so): look at its overlay."
+        for row in wrong.itertuples()
+    ]
 
 
 def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> None:

@@ -15,9 +15,13 @@ from histogep.metrics import unit_columns
 FLIPS = ("none", "horizontal", "vertical", "both")
 #: A comparison needs this many cells and this share of the section's cells.
 MIN_CELLS, MIN_SHARE = 20, 0.4
-#: How many standard errors better another place must be before a section is marked: one in 35
-#: comparisons at a two-sided 5 % (z = 3.0); simulated, it marks no section of a model that works.
+#: How many standard errors better another place must be before a section is marked.
 SIGNIFICANT = 3.0
+#: Level of the test against far places, which holds for maps that have nothing to do with the counts:
+#: the jackknife alone marks 6 to 9 % of these.
+LEVEL = 0.05
+#: Rows and columns between the centres of the searches among far places.
+_STEP = 3
 _BLOCKS_PER_SIDE = 4
 
 
@@ -36,9 +40,12 @@ def registration_scores(
     On a hexagonal lattice odd row shifts and flips are true to half a pitch. The score is the mean
     over genes of Pearson's r.
 
-    A section is `ok` when it scores best as it is, or when the best place is not better by more
-    than 3 standard errors of the difference, from a jackknife over 4 x 4 spatial blocks
-    (neighbouring spots and correlated genes are no independent evidence).
+    A section is not `ok` when another place is better by more than 3 standard errors of the
+    difference, from a jackknife over 4 x 4 spatial blocks (neighbouring spots and correlated genes
+    are no independent evidence), and is better than chance, `p` <= .05: the same search made about
+    far places, where prediction and counts have nothing to do with each other, finds as good a
+    place in a share p of them. A section whose prediction is unrelated to its counts is not ok in
+    at most 5 % of cases; one too small for 19 far searches is always ok.
 
     Parameters
     ----------
@@ -52,7 +59,8 @@ def registration_scores(
     Returns
     -------
     pandas.DataFrame
-        flip, d_row, d_col, score (NaN where too few cells overlap), n_spots, best, ok.
+        flip, d_row, d_col, score (NaN where too few cells overlap), n_spots, best, ok, p (NaN where
+        no other place is better by more than the jackknife's noise).
     """
     row, col = np.asarray(row, int), np.asarray(col, int)
     places = [
@@ -66,14 +74,51 @@ def registration_scores(
     home = ("none", 0, 0)
     known = [place for place in places if np.isfinite(scores[place])]
     best = max(known, key=lambda place: (scores[place], place == home), default=home)
-    ok = best == home or _within_noise(
+    p, ok = float("nan"), True
+    if best != home and not _within_noise(
         predicted, measured, pairs[home], pairs[best], _blocks(row, col)
-    )
+    ):
+        p = _chance(predicted, measured, row, col, scores[best], shifts=shifts)
+        ok = p > LEVEL
     rows = [
-        (*place, scores[place], len(pairs[place][0]), place == best and bool(known), ok)
+        (*place, scores[place], len(pairs[place][0]), place == best and bool(known), ok, p)
         for place in places
     ]
-    return pd.DataFrame(rows, columns=["flip", "d_row", "d_col", "score", "n_spots", "best", "ok"])
+    columns = ["flip", "d_row", "d_col", "score", "n_spots", "best", "ok", "p"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _chance(
+    predicted: np.ndarray,
+    measured: np.ndarray,
+    row: np.ndarray,
+    col: np.ndarray,
+    score: float,
+    *,
+    shifts: int,
+) -> float:
+    """Return in what share of searches about far places the best score is at least this one.
+
+    Far places are whole shifts beyond the reach of the search itself that keep enough cells; this
+    one counts among them, so that p is exact where prediction and counts are unrelated.
+    """
+    reach = [int(np.ptp(axis)) // _STEP * _STEP for axis in (row, col)]
+    margin = max(reach) + shifts
+    near = range(-shifts, shifts + 1)
+    found = []
+    for at_row in range(-reach[0], reach[0] + 1, _STEP):
+        for at_col in range(-reach[1], reach[1] + 1, _STEP):
+            if max(abs(at_row), abs(at_col)) <= 2 * shifts:
+                continue
+            around = [
+                _score(predicted, measured, _pairs(row, col, flip, r, c, margin=margin))
+                for flip in FLIPS
+                for r in (at_row + d for d in near)
+                for c in (at_col + d for d in near)
+            ]
+            if np.isfinite(around).any():
+                found.append(np.nanmax(around))
+    return (1 + int(np.sum(np.array(found) >= score))) / (1 + len(found))
 
 
 def _pairs(

@@ -53,7 +53,7 @@ CALIBRATION = (
     "coverage",
     "n_patients",
 )
-REGISTRATION = ("slide", "flip", "d_row", "d_col", "score", "n_spots", "best", "ok")
+REGISTRATION = ("slide", "flip", "d_row", "d_col", "score", "n_spots", "best", "ok", "p")
 
 
 @dataclass(frozen=True)

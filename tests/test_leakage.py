@@ -269,6 +269,19 @@ def test_counts_under_two_patients_fail_whatever_the_names_of_their_files(study)
         require_clean(run(study))
 
 
+def test_a_changed_copy_fails_and_what_may_be_innocent_is_noticed(study):
+    ids = {"slide": "S0", "patient": "P0", "other": "S2", "other_patient": "P1"}
+    pair = pd.DataFrame([ids | {"what": "image", "score": 90.0, "detail": "90 keypoints agree"}])
+    study["similar"] = pair.assign(verdict="alike")
+    verdict = run(study)
+    assert verdict["ok"]
+    assert "S0 of patient P0 and S2 of patient P1" in verdict["notices"][0]["detail"]
+    study["similar"] = pair.assign(verdict="copy")
+    assert failed(run(study)) == {"one_patient_per_section_changed"}
+    study["similar"] = None
+    assert failed(run(study)) == {"one_patient_per_section_changed"}
+
+
 @pytest.mark.parametrize("other", ["p0", " P0"])
 def test_a_patient_under_two_spellings_fails(study, other):
     study["folds"].loc[study["folds"]["slide"] == "S1", "patient"] = other

@@ -151,9 +151,7 @@ def show_counts(tables: dict[str, anndata.AnnData], rng: np.random.Generator) ->
         for two in names[i + 1 :]:
             kind = "serial sections" if one[0] == two[0] else "different patients"
             share = twin_share(profiles[one], profiles[two], seed=seed)
-            rows.append(
-                ("counts", kind, f"{one} {two}", verdicts.get((one, two), ""), share, "")
-            )
+            rows.append(("counts", kind, f"{one} {two}", verdicts.get((one, two), ""), share, ""))
     return pd.DataFrame(rows, columns=["by", "case", "sections", "verdict", "score", "detail"])
 
 
