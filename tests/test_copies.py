@@ -6,9 +6,8 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import sparse
-from scipy.ndimage import gaussian_filter
 
 from histogep.copies import compare_sections, id_parts, notices, require_no_copies, similar_ids
 from histogep.count_copies import read_profiles, similar_counts
@@ -25,14 +24,15 @@ from histogep.jobs import InputError
 
 
 def tissue(seed, side=300):
-    """A picture with structure at many scales, as tissue has."""
+    """A picture with structure at several scales, as tissue has: blobs of many sizes and shades."""
     rng = np.random.default_rng(seed)
-    grey = sum(
-        weight * gaussian_filter(rng.normal(size=(side, side)), sigma) * sigma
-        for sigma, weight in ((3, 1.0), (6, 1.0), (12, 1.5), (25, 2.0))
-    )
-    grey = 160 + 60 * grey / np.abs(grey).max()
-    return Image.fromarray(np.repeat(grey[..., None], 3, 2).astype(np.uint8))
+    image = Image.new("RGB", (side, side), (235, 230, 235))
+    draw = ImageDraw.Draw(image)
+    for _ in range(260):
+        (x, y), (a, b) = rng.uniform(0, side, 2), rng.uniform(3, 16, 2)
+        shade = tuple(int(value) for value in rng.uniform(60, 220, 3))
+        draw.ellipse((x - a, y - b, x + a, y + b), fill=shade)
+    return image
 
 
 def picture(image):

@@ -1,0 +1,90 @@
+"""The out-of-distribution gate: its level for patients, and what it must flag."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from histogep.distance import LEVEL, FeatureDistance, patient_limits
+
+CLAIM = Path(__file__).parents[1] / "benchmarks_suite" / "claims" / "out_of_distribution.py"
+
+
+@pytest.fixture(scope="module")
+def claim():
+    return runpy.run_path(str(CLAIM))
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_exchangeable_patients_with_strong_shifts_are_rarely_flagged(claim, n):
+    """Leaving out slides flagged 81 to 99 % of them: the other slide of a patient is no stranger."""
+    rng = np.random.default_rng([5, n])
+    simulate = claim["simulate_study"]
+    flags = np.concatenate([simulate(rng, n, 10.0, 3, heavy=False) for _ in range(8)])
+    assert flags.any(1).mean() <= 0.15  # 40 patients at a level of .1
+
+
+def training(rng, n_patients=4, d=60):
+    texture = rng.normal(size=(8, d))
+
+    def slide(shift):
+        values = rng.normal(size=(80, 8)) @ texture + shift + 0.5 * rng.normal(size=(80, d))
+        return np.hstack([values[:, :20], values[:, 20:]])
+
+    shifts = [0.3 * rng.normal(size=d) for _ in range(n_patients)]
+    slides = [slide(shift) for shift in shifts for _ in range(2)]
+    patients = [str(number) for number in range(n_patients) for _ in range(2)]
+    return slides, patients, slide
+
+
+def test_noise_white_and_shifted_tiles_are_distant():
+    rng = np.random.default_rng(3)
+    slides, patients, slide = training(rng)
+    white = np.full(60, -1.0)
+    blocks = [("descriptors", 20), ("lite0", 40)]
+    fitted = FeatureDistance.fit(slides, patients=patients, blocks=blocks, white=white)
+
+    def share(values):
+        return (fitted.distance(values) > fitted.threshold).mean()
+
+    pooled = np.concatenate(slides)
+    assert share(slide(0.3 * rng.normal(size=60))) < 0.2
+    assert share(pooled.mean(0) + pooled.std(0) * rng.normal(size=(50, 60))) > 0.9
+    assert share(rng.normal(size=(50, 60)) * 10) == 1
+    assert share(white[None]) == 1
+    only = pooled[:50].copy()
+    only[:, :20] += 15 * pooled.std(0)[:20]  # one block alone
+    assert share(only) > 0.9
+
+
+def test_limits_are_those_of_one_more_normal_value():
+    rng = np.random.default_rng(0)
+    passed = [
+        np.log(patient_limits(rng.normal(0, 0.3, (n, 1)), level=LEVEL))[0] < rng.normal(0, 0.3)
+        for n in (2, 3, 8)
+        for _ in range(1500)
+    ]
+    assert np.mean(passed) == pytest.approx(LEVEL, abs=0.02)
+
+
+def test_one_patient_gives_limits_and_order_does_not_matter():
+    rng = np.random.default_rng(1)
+    slides, patients, _ = training(rng)
+    one = FeatureDistance.fit(slides[:1], patients=patients[:1], blocks=[("x", 60)])
+    assert np.isfinite(one.blocks[0].limits).all()
+    there = FeatureDistance.fit(slides, patients=patients, blocks=[("x", 60)])
+    back = FeatureDistance.fit(slides[::-1], patients=patients[::-1], blocks=[("x", 60)])
+    np.testing.assert_allclose(there.blocks[0].limits, back.blocks[0].limits, rtol=1e-6)
+
+
+def test_the_limits_are_of_patients_and_not_of_slides():
+    rng = np.random.default_rng(2)
+    slides, _, _ = training(rng)
+    # Two slides each of patients that differ much.
+    slides = [part + 6 * (i // 2) for i, part in enumerate(slides)]
+    by_patient = FeatureDistance.fit(slides, patients=list("aabbccdd"), blocks=[("x", 60)])
+    by_slide = FeatureDistance.fit(slides, patients=list("abcdefgh"), blocks=[("x", 60)])
+    assert by_patient.blocks[0].limits[1] > 1.5 * by_slide.blocks[0].limits[1]
