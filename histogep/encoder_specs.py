@@ -46,7 +46,7 @@ class EncoderSpec:
         0 if the model itself pools; else the number of leading tokens, the first of which is joined
         with the mean of the patch tokens.
     remap
-        Turns the keys of the published file into timm's.
+        Turns the keys of the published file into timm's, where timm itself cannot.
     """
 
     name: str
@@ -99,21 +99,23 @@ class ConvStem(nn.Module):
 
 
 def _remap_lite0(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Map by order: the package's file lists the same tensors one for one under other names."""
+    """Map by order: the package's file lists the same tensors one for one under other names.
+
+    Shapes and the kinds of tensors (weight, bias, running_mean, ...) must follow each other alike.
+    """
     target = model.state_dict()
-    values = list(state.values())
+    if target.keys() <= state.keys():  # it was saved by timm, or here
+        return state
+
+    def kinds(tensors: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+        return [(key.rpartition(".")[2], tuple(value.shape)) for key, value in tensors.items()]
+
     # The file ends with the classifier, which the model here has not.
-    shapes = [tuple(value.shape) for value in values[: len(target)]]
-    if shapes != [tuple(value.shape) for value in target.values()]:
-        raise RuntimeError("its tensors do not follow those of EfficientNet-Lite0")
-    return dict(zip(target, values, strict=False))
-
-
-def _remap_swin(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Rename the layers as timm does since its version 0.9."""
-    from timm.models.swin_transformer import checkpoint_filter_fn
-
-    return checkpoint_filter_fn(state.get("model", state), model)
+    n = len(target)
+    rest = [(kind, len(shape)) for kind, shape in kinds(state)[n:]]
+    if kinds(state)[:n] != kinds(target) or rest not in ([], [("weight", 2), ("bias", 1)]):
+        raise ValueError("its tensors do not follow those of EfficientNet-Lite0")
+    return dict(zip(target, state.values(), strict=False))
 
 
 _PHIKON_KEYS = (
@@ -194,7 +196,6 @@ _SPECS = (
         mpp=1.0,
         licence="GPL-3.0",
         source="https://github.com/Xiyue-Wang/TransPath",
-        remap=_remap_swin,
     ),
     EncoderSpec(
         name="phikon",

@@ -6,8 +6,11 @@ the others are files that the user asks the owners for and names in the configur
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,13 @@ from histogep.encoder_choices import (
     block_name,
 )
 from histogep.encoder_specs import ENCODERS, EncoderSpec
-from histogep.files import file_sha256
+from histogep.encoder_weights import load_strictly, read_weights
+from histogep.files import file_sha256, given_file
 from histogep.jobs import InputError
 from histogep.lite0 import create_lite0
+
+#: Sides in px that a network of a snapshot folder may take.
+_MIN_PX, _MAX_PX = 32, 1024
 
 
 class Encoder(nn.Module):
@@ -109,8 +116,14 @@ def load_encoder(settings: Mapping[str, Any]) -> LoadedEncoder:
         raise InputError(f"encoders: {name!r} is unknown; known are {known}")
     spec = ENCODERS[name]
     path = _weights_path(spec, settings.get("weights"))
-    network = create_network(spec)
-    _load_strictly(network, _read_weights(path), spec, path)
+    network = load_strictly(
+        partial(create_network, spec),
+        read_weights(path),
+        path,
+        encoder=name,
+        source=spec.source,
+        remap=spec.remap,
+    )
     encoder = Encoder(network, spec).eval()
     return LoadedEncoder(name, spec.dim, encoder, file_sha256(path), spec.input_px, precision)
 
@@ -149,37 +162,6 @@ def _weights_path(spec: EncoderSpec, given: str | None) -> Path:
     return Path(given)
 
 
-def _read_weights(path: Path) -> dict[str, Any]:
-    """Return a state dict; pickled code is never run."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path} cannot be read as weights: {error}") from error
-    return state.get("state_dict", state)
-
-
-def _load_strictly(
-    network: nn.Module, state: dict[str, Any], spec: EncoderSpec, path: Path
-) -> None:
-    """Load every tensor; only a classifier may be left over."""
-    try:
-        if spec.remap:
-            state = spec.remap(state, network)
-        wanted = network.state_dict()
-        heads = ("head.", "fc.", "classifier.")
-        state = {key: v for key, v in state.items() if key in wanted or not key.startswith(heads)}
-        network.load_state_dict(state, strict=True)
-    except (RuntimeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"encoder {spec.name}: {path} does not hold its weights ({str(error)[:500]}); "
-            f"fetch them from {spec.source}"
-        ) from error
-
-
 def _load_folder(folder: Path, precision: str) -> LoadedEncoder:
     """Load a timm snapshot folder, normalised as its config.json says."""
     found = next((folder / name for name in LOCAL_WEIGHTS if (folder / name).is_file()), None)
@@ -190,21 +172,42 @@ def _load_folder(folder: Path, precision: str) -> LoadedEncoder:
         )
     import timm
 
-    try:
-        network = timm.create_model(f"{LOCAL_PREFIX}{folder}", pretrained=True, num_classes=0)
-    except Exception as error:
-        raise InputError(f"encoder {LOCAL_PREFIX}{folder}: timm cannot load it: {error}") from error
-    data = timm.data.resolve_model_data_config(network)
-    spec = EncoderSpec(
+    name, config = f"{LOCAL_PREFIX}{folder}", folder / LOCAL_CONFIG
+    state = read_weights(found)
+    with given_file(config, "the description of a timm network"):
+        # Its weights are read here: timm leaves what the file lacks as it was initialised.
+        create = partial(timm.create_model, name, pretrained=False, num_classes=0)
+        with torch.device("meta"):
+            outline = create()
+        data = timm.data.resolve_model_data_config(outline)
+        spec = _folder_spec(folder, data, dim=int(outline.num_features))
+    network = load_strictly(create, state, found, encoder=name, source=str(folder))
+    encoder = Encoder(network, spec).eval()
+    # What the features are follows from both files.
+    both = f"{file_sha256(config)} {file_sha256(found)}"
+    sha256 = hashlib.sha256(both.encode()).hexdigest()
+    return LoadedEncoder(spec.name, spec.dim, encoder, sha256, spec.input_px, precision)
+
+
+def _folder_spec(folder: Path, data: Mapping[str, Any], *, dim: int) -> EncoderSpec:
+    """Return what the config.json of a timm snapshot says of its network."""
+    mean, std = ([float(value) for value in data[part]] for part in ("mean", "std"))
+    usable = len(mean) == len(std) == 3 and all(map(math.isfinite, [*mean, *std])) and min(std) > 0
+    if not usable:
+        raise ValueError(f"mean {mean} and std {std} do not normalise three colours")
+    channels, height, width = (int(value) for value in data["input_size"])
+    if channels != 3 or height != width or not _MIN_PX <= width <= _MAX_PX:
+        raise ValueError(
+            f"input_size {[channels, height, width]} is none of square RGB tiles of "
+            f"{_MIN_PX} to {_MAX_PX} px"
+        )
+    return EncoderSpec(
         name=block_name(f"{LOCAL_PREFIX}{folder}"),
         arch="",
-        dim=network.num_features,
+        dim=dim,
         licence="see the folder",
         source=str(folder),
-        mean=data["mean"],
-        std=data["std"],
-        input_px=data["input_size"][-1],
+        mean=tuple(mean),
+        std=tuple(std),
+        input_px=width,
     )
-    encoder = Encoder(network, spec).eval()
-    sha256 = file_sha256(found)
-    return LoadedEncoder(spec.name, spec.dim, encoder, sha256, spec.input_px, precision)

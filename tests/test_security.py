@@ -21,7 +21,8 @@ import pyvips
 import yaml
 from snakemake.common.configfile import load_configfile
 
-from histogep import encoders, geometry, pages, regions, settings, tables, tumour
+from histogep import geometry, pages, regions, settings, tables, tumour
+from histogep.encoder_weights import read_weights
 from histogep.jobs import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +135,7 @@ LOAD = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from histogep.encoders import load_encoder
+from histogep.encoder_weights import read_weights
 from histogep.jobs import InputError
 try:
     load_encoder({"name": sys.argv[2], "weights": sys.argv[3] or None})
@@ -171,8 +173,8 @@ def test_weights_with_code_in_them_are_refused(tmp_path, how):
 def test_a_pickle_under_the_name_of_safetensors_is_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(pickle.dumps(Payload(tmp_path / "pwned")))
-    with pytest.raises(InputError, match="cannot be read as weights"):
-        encoders._read_weights(path)
+    with pytest.raises(InputError, match="not readable as weights"):
+        read_weights(path)
     assert not (tmp_path / "pwned").exists()
 
 
