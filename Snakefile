@@ -2,17 +2,16 @@
 
 import sys
 
-from histogep import clusters, planning
-from snakemake import benchmark as sampling
 from snakemake.utils import min_version
 
 min_version("9.14")
-planning.spare_planning(sys.modules)
 
-# A look at a job's memory for `benchmark:` walks its whole address space and halts it meanwhile, up to
-# .2 s where torch is loaded. Twice a second that took a tenth of the default study's time. The log of
-# a job has its exact peak.
-sampling.BENCHMARK_INTERVAL_SHORT = 2.0
+# With a limit of jobs a second Snakemake sets a timer at every look at its queue, and each timer
+# makes it look again: after N jobs it looks N times a second. Its default is 100; another one is the
+# user's, and stays.
+limit = getattr(workflow.scheduling_settings, "max_jobs_per_timespan", None)
+if limit and (limit.max_jobs, limit.timespan) == (100, 1):
+    workflow.scheduling_settings.max_jobs_per_timespan = None
 
 
 report: "report/workflow.rst"
@@ -38,11 +37,6 @@ include: "rules/provenance.smk"
 if workflow.is_main_process:
     for line in (*NOTES, *STAGES.left_out(), *STAGES.leftovers(Path("."))):
         print(line, file=sys.stderr)
-
-
-onstart:
-    slurm = sys.modules.get("snakemake_executor_plugin_slurm")
-    clusters.mend_at_start(workflow.scheduler, slurm)
 
 
 onsuccess:

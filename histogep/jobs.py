@@ -16,8 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from histogep import collect_garbage_as_usual
-
 T = TypeVar("T")
 
 
@@ -73,8 +71,6 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     """
     from histogep.software import format_versions, loaded_versions
 
-    # What a job works on may hang together in circles, such as views of a slide's table.
-    collect_garbage_as_usual()
     saved = [os.dup(1), os.dup(2)]
     with open(path, "w", buffering=1) as handle:
         _flush()

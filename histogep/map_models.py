@@ -28,7 +28,6 @@ from histogep.learners import CoxLearner, LogisticLearner
 from histogep.map_network import EfronLoss, FileOrderLoss, LogisticLoss, MapNet
 from histogep.map_scores import CLINICAL_MAPS, HIST, MAPS, MapScores
 from histogep.nested import choose_and_fit, fill_and_scale, stratified
-from histogep.optimisers import AdamW
 from histogep.response import response_folds
 from histogep.slide_maps import Programmes, SlideMap, canvases
 from histogep.survival import known_covariates
@@ -187,7 +186,7 @@ def train_network(
         kernel=settings["kernel"],
         n_covariates=0 if covariates is None else covariates.shape[1],
     ).to(device)
-    optimiser = AdamW(
+    optimiser = torch.optim.AdamW(
         network.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"]
     )
     order = torch.as_tensor(rows, device=device)

@@ -16,7 +16,6 @@ def determinism(seed: int, device: str) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.get_deterministic_debug_mode()
     torch.manual_seed(seed)
-    # Not torch.use_deterministic_algorithms: that imports the compiler, a second in every job.
     torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
     try:
         yield
@@ -51,7 +50,5 @@ def fast_bfloat16(device: str) -> bool:
     """Return whether the device multiplies in bfloat16 (CUDA since Ampere; CPUs with AMX)."""
     if device != "cpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(
-        getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-        or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    )
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch: none known
+    return bool(has.get("amx_tile") or has.get("avx512_bf16"))

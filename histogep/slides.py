@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openslide
@@ -54,7 +53,7 @@ def bounds_px(properties: Mapping[str, str], size: tuple[int, int]) -> tuple[int
 
 
 class Slide:
-    """A slide opened lazily: it can be pickled and sent to other processes by its path.
+    """A slide opened lazily, at the first read.
 
     Parameters
     ----------
@@ -117,9 +116,6 @@ class Slide:
             objective=content.get("objective"),
             origin_px=content.get("origin_px", (0, 0)),
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_handle": None, "_fast": None}
 
     def __enter__(self) -> Slide:
         return self

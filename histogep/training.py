@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import torch
 
 from histogep.checkpoints import (
     TERMINATED,
@@ -42,7 +43,6 @@ from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.losses import Loss
 from histogep.networks import CMUNet
-from histogep.optimisers import Adam
 from histogep.precision import autocast, determinism, memory_format_of
 
 LOG = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def train_network(
             blocks=settings.blocks,
             kernel=settings.kernel,
         ).to(device, memory_format=layout)
-        optimiser = Adam(
+        optimiser = torch.optim.Adam(
             network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
         shape = common_shape(grids)

@@ -6,12 +6,12 @@ import re
 import subprocess
 from functools import cache
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from snakemake.settings.types import MaxJobsPerTimespan, SchedulingSettings
 
-from histogep.clusters import drop_timers, mend_at_start, remember_job_age
 from tests.small_study import PLUGINS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,54 +100,17 @@ def test_the_status_of_a_job_while_the_controller_is_away_is_running(tmp_path, a
     assert done.stdout.split() == [status]
 
 
-def test_the_slurm_executor_stays_with_squeue_while_the_controller_is_away():
-    plugin = ModuleType("snakemake_executor_plugin_slurm")
-    answers = iter([300, None, None, 600, None])
-    plugin.get_min_job_age = lambda: next(answers)
-    remember_job_age(plugin)
-    assert [plugin.get_min_job_age() for _ in range(4)] == [300, 300, 600, 600]
-
-
-def test_other_executors_are_left_alone():
-    remember_job_age(None)
-    plugin = ModuleType("another")
-    remember_job_age(plugin)
-    assert not hasattr(plugin, "get_min_job_age")
-
-
-def test_a_rate_limit_that_the_user_chose_stays():
-    for chosen, left in (((100, 1), False), ((5, 1), True)):
-        limiter = SimpleNamespace(max_jobs=chosen[0], timespan=chosen[1])
-        scheduler = SimpleNamespace(job_rate_limiter=limiter)
-        drop_timers(scheduler)
-        assert (scheduler.job_rate_limiter is limiter) == left
-    drop_timers(SimpleNamespace())  # of another version, without a limiter
-
-
-def test_a_mend_that_fails_does_not_stop_the_run(capsys):
-    """A plugin whose question raises, and a limiter of another shape; the other mend is made."""
-
-    def no_scontrol():
-        raise FileNotFoundError("scontrol")
-
-    plugin = ModuleType("snakemake_executor_plugin_slurm")
-    plugin.get_min_job_age = no_scontrol
-    scheduler = SimpleNamespace(job_rate_limiter=SimpleNamespace(max_jobs=100, timespan=1))
-    mend_at_start(scheduler, plugin)
-    assert scheduler.job_rate_limiter is None
-    assert plugin.get_min_job_age is no_scontrol
-    said = capsys.readouterr().err
-    assert said == "The run goes on without remember_job_age (FileNotFoundError: scontrol)\n"
-
-    plugin.get_min_job_age = lambda: 300
-    mend_at_start(SimpleNamespace(job_rate_limiter=object()), plugin)
-    assert "without drop_timers (AttributeError" in capsys.readouterr().err
-    assert plugin.get_min_job_age.__name__ == "last_answer"
-
-
-def test_the_workflow_starts_with_the_guarded_mends_only():
-    start = (ROOT / "Snakefile").read_text().split("onstart:\n")[1].split("\n\n\n")[0]
-    assert re.findall(r"clusters\.(\w+)", start) == ["mend_at_start"]
+def test_the_default_rate_limit_goes_and_one_that_the_user_chose_stays():
+    """As Snakemake reads it: a workflow has its settings before its Snakefile is read."""
+    start = (ROOT / "Snakefile").read_text()
+    (lines,) = re.findall(r"(?m)^limit = .*\n(?:if .*\n(?: .*\n)+)", start)
+    for given, left in (("100/1s", None), ("5/1s", (5, 1)), ("100/1m", (100, 60))):
+        limit = MaxJobsPerTimespan.parse_choice(given)
+        settings = SchedulingSettings(max_jobs_per_timespan=limit)
+        exec(lines, {"workflow": SimpleNamespace(scheduling_settings=settings)})
+        kept = settings.max_jobs_per_timespan
+        assert (kept and (kept.max_jobs, kept.timespan)) == left
+    exec(lines, {"workflow": SimpleNamespace(scheduling_settings=None)})
 
 
 def test_the_plugins_are_found_by_jobs_that_run_elsewhere():

@@ -64,38 +64,6 @@ def test_the_log_tells_peak_memory_and_cpu_time(tmp_path):
     assert 0 < float(cpu) < 30
 
 
-@pytest.mark.parametrize("job", [True, False])
-def test_only_a_jobs_process_puts_off_garbage_collection_until_it_works(job, tmp_path):
-    code = (
-        "import gc; usual = gc.get_threshold(); import histogep; imports = gc.get_threshold()\n"
-        "from histogep.jobs import job_log\n"
-        f"with job_log({str(tmp_path / 'job.log')!r}):\n"
-        "    works = gc.get_threshold()\n"
-        "print(imports[0] > usual[0], works == usual)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", ("snakemake = 1; " if job else "") + code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=REPOSITORY,
-    )
-    assert done.stdout.split() == [str(job), "True"]
-
-
-def test_a_job_that_trains_says_nothing_at_its_end():
-    """An optimiser loads triton, whose binding lists on standard error what was not collected."""
-    code = (
-        "snakemake = 1; import histogep, torch\n"
-        "from histogep.jobs import collect_garbage_as_usual; collect_garbage_as_usual()\n"
-        "torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
-    )
-    assert not done.stderr
-
-
 def test_a_mistake_of_the_user_is_said_without_a_traceback(tmp_path):
     code = (
         "from histogep.jobs import InputError, job_log\n"
