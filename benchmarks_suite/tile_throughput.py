@@ -43,11 +43,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from histogep.encoders import load_encoder
-from histogep.encoding import TILE_PX, encode_slide
+from histogep.encoding import encode_slide, open_encoders
+from histogep.exported_encoders import export_encoder
 from histogep.geometry import describe_slide
 from histogep.lattice import Lattice
 from histogep.slides import Slide
-from histogep.tile_pixels import read_tiles
+from histogep.tile_pixels import TILE_PX, read_tiles
 from histogep.tissue import tissue_mask
 
 #: Rows and columns of cells, as in the paper, and the side of one in px.
@@ -128,7 +129,6 @@ def open_slide(path: Path, mpp: float = MPP) -> Slide:
 
 def our_tiles(path: Path, corners: np.ndarray, side: float) -> Iterator[float]:
     """Read all cells batch by batch; give the sum of sampled pixels."""
-    torch.set_num_threads(1)
     yield 0.0
     slide, total = open_slide(path), 0.0
     for start in range(0, len(corners), BATCH):
@@ -177,20 +177,24 @@ def check_tiles(path: Path, corners: np.ndarray, side: float) -> None:
     with openslide.OpenSlide(str(path)) as handle:
         for tile, corner in zip(ours, corners.round().astype(int), strict=True):
             region = np.asarray(on_white(handle.read_region(tuple(corner.tolist()), 0, (n, n))))
-            resized = torch.nn.functional.interpolate(
-                torch.from_numpy(region.copy()).permute(2, 0, 1)[None],
-                scale_factor=TILE_PX / side * (1 + 1e-6),
-                mode="bilinear",
-                antialias=True,
-            )
-            np.testing.assert_array_equal(tile, resized[0].permute(1, 2, 0).numpy())
+            box = (0, 0, side, side)
+            resized = Image.fromarray(region).resize(SIZE, Image.Resampling.BILINEAR, box=box)
+            np.testing.assert_array_equal(tile, np.asarray(resized))
 
 
 def our_features(
-    path: Path, corners: np.ndarray, side: float, mpp: float, threads: int, precision: str
+    path: Path,
+    corners: np.ndarray,
+    side: float,
+    mpp: float,
+    threads: int,
+    precision: str,
+    exported: Path,
 ) -> Iterator[np.ndarray | None]:
     """Encode cells with `encode_slide`; give their features."""
-    encoder = load_encoder({"name": "lite0", "precision": precision})
+    settings = [{"name": "lite0", "precision": precision}]
+    known = {} if precision == "bfloat16" else {"lite0": exported}
+    (encoder,) = open_encoders(settings, exported=known, threads=threads, cuda=False)
     slide, order = open_slide(path, mpp), np.arange(len(corners))
     centres = corners + side / 2
     tiles = pd.DataFrame({"row": order, "col": order, "barcode": ""})
@@ -268,7 +272,9 @@ def compare_downstream(
         side = 112 / mpp
         corners = places.loc[both, ["pixel_x", "pixel_y"]].to_numpy() - side / 2
         path = Path(image)
-        ours[name], _ = measured(our_features, path, corners, side, mpp, threads, precision)
+        ours[name], _ = measured(
+            our_features, path, corners, side, mpp, threads, precision, folder / "lite0.json"
+        )
         plain[name], _ = measured(plain_features, path, corners, side)
     genes = sorted(set.intersection(*(set(table.columns) for table in tables.values())))
     log = {
@@ -339,6 +345,11 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     )
     build.start()
     build.join()
+    export = multiprocessing.get_context("fork").Process(
+        target=export_encoder, args=({"name": "lite0"}, folder / "lite0.json")
+    )
+    export.start()
+    export.join()
     rows, cols = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     corners = np.column_stack([cols, rows]) * side
     print(
@@ -367,7 +378,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     chosen = corners.round()
     if options.cells:
         chosen = chosen[np.linspace(0, len(chosen) - 1, options.cells).astype(int)]
-    common = (MPP, options.threads, options.precision)
+    common = (MPP, options.threads, options.precision, folder / "lite0.json")
     ours, _ = measured(our_features, path, chosen[::8], side, *common)
     plain, _ = measured(plain_features, path, chosen[::8], side)
     distance = np.linalg.norm(ours - plain) / np.linalg.norm(plain)

@@ -13,7 +13,6 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 Prepared = TypeVar("Prepared")
 T = TypeVar("T")
@@ -30,12 +29,7 @@ def encode_on_cpu(
 
     One thread reads ahead of `threads` that encode a batch each.
     """
-    # A thread starts with as many threads of its own as there are cores.
-    settle = partial(torch.set_num_threads, 1)
-    with (
-        ThreadPoolExecutor(1, initializer=settle) as reading,
-        ThreadPoolExecutor(threads, initializer=settle) as encoding,
-    ):
+    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(threads) as encoding:
 
         def encode(views: Future[list[Prepared]]) -> list[np.ndarray]:
             return [start(view)() for view in views.result()]
@@ -57,8 +51,7 @@ def encode_on_gpu(
 
     All threads read and describe; a batch is queued on the GPU before the last one is waited for.
     """
-    settle = partial(torch.set_num_threads, 1)
-    with ThreadPoolExecutor(threads, initializer=settle) as reading:
+    with ThreadPoolExecutor(threads) as reading:
         running: list[Callable[[], np.ndarray]] = []
         for views in _in_order(partial(reading.submit, read), batches, ahead=threads + 1):
             started = [start(view) for view in views]

@@ -6,9 +6,14 @@ for a batch of tiles at once, at about 1 um per px (tiles of 112 um in 224 px ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 from skimage.color import hed_from_rgb
+
+from histogep.encoder_choices import DESCRIPTORS
 
 #: Percentiles of each stain.
 PERCENTILES = (10, 50, 90)
@@ -182,3 +187,22 @@ def _cooccurrence(grey: np.ndarray) -> np.ndarray:
             np.where(variance > 1e-12, covariance / np.maximum(variance, 1e-12), 1.0),
         ]
     )
+
+
+@dataclass(frozen=True)
+class DescriptorEncoder:
+    """The descriptors as an encoder: all of the work is done where tiles are read."""
+
+    name: str = DESCRIPTORS
+    dim: int = len(DESCRIPTOR_NAMES)
+    sha256: str = ""
+    input_px: int = 224
+    precision: str = "float32"
+
+    def prepare(self, tiles: np.ndarray) -> np.ndarray:
+        """Return the descriptors of uint8 tiles."""
+        return describe_tiles(tiles)
+
+    def start(self, described: np.ndarray) -> Callable[[], np.ndarray]:
+        """Return what gives them."""
+        return lambda: described

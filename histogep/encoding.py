@@ -1,44 +1,96 @@
 """Encode the tiles of a slide: read ahead in the background, encode in batches, write as it goes.
 
 Memory depends on the batch, not on the slide. On the CPU each thread encodes batches of its own,
-small enough for the cache, so that the features do not depend on the number of threads.
+small enough for the cache, so that the features do not depend on the number of threads. What runs
+the networks is behind `TileEncoder`: OpenVINO on a CPU (`histogep.exported_encoders`), torch on a
+GPU (`histogep.network_encoders`).
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
 from histogep.batches import encode_on_cpu, encode_on_gpu
-from histogep.descriptors import describe_tiles
-from histogep.encoders import Encoder, LoadedEncoder
+from histogep.descriptors import DescriptorEncoder
+from histogep.encoder_choices import DESCRIPTORS, block_name
+from histogep.exported_encoders import CPU_BATCH, read_exported
 from histogep.features import FeatureWriter, tile_attributes
-from histogep.fused import fuse_convolutions, pack_weights
 from histogep.given_features import GivenFeatures, match_given
 from histogep.jobs import BadSlide, InputError, progress
 from histogep.lattice import Lattice
-from histogep.precision import fast_bfloat16
 from histogep.slides import Slide
-from histogep.tile_pixels import read_tiles
+from histogep.tile_pixels import TILE_PX, read_tiles
 
 log = logging.getLogger(__name__)
 
-#: Side in px at which tiles are read.
-TILE_PX = 224
-#: Tiles encoded at once: what a core's cache holds, and what keeps a GPU busy.
-CPU_BATCH, GPU_BATCH = 4, 256
-#: Largest difference that folding batch norms may make, as a share of the features' spread.
-_FOLD_TOLERANCE = 1e-3
+#: Tiles encoded at once on a GPU: what keeps it busy.
+GPU_BATCH = 256
+
+
+class TileEncoder(Protocol):
+    """What turns tiles into features: descriptors, or a network on some device."""
+
+    name: str
+    dim: int
+    sha256: str
+    input_px: int
+    precision: str
+
+    def prepare(self, tiles: np.ndarray) -> Any:
+        """Return what `start` takes of uint8 tiles (n, side, side, 3): work of reading threads."""
+
+    def start(self, prepared: Any) -> Callable[[], np.ndarray]:
+        """Start the work on a batch; what is returned waits for its features (n, dim) float32."""
+
+
+def open_encoders(
+    settings: Sequence[Mapping[str, Any]],
+    *,
+    exported: Mapping[str, str | Path],
+    threads: int,
+    cuda: bool,
+) -> list[TileEncoder]:
+    """Return the encoders of a study but for precomputed ones, ready to run.
+
+    Parameters
+    ----------
+    settings
+        The setting `encoders`, complete.
+    exported
+        Description of each encoder that `histogep.exported_encoders` wrote, by its name: on a CPU
+        these run, but for those in bfloat16, which torch runs everywhere.
+    threads
+        CPU threads.
+    cuda
+        Whether to use the GPU.
+    """
+    encoders: list[TileEncoder] = []
+    for each in settings:
+        name = block_name(each["name"])
+        if each.get("precomputed"):
+            continue
+        if each["name"] == DESCRIPTORS:
+            encoders.append(DescriptorEncoder())
+        elif not cuda and name in exported:
+            encoders.append(read_exported(exported[name], threads=threads))
+        else:
+            import torch
+
+            from histogep.encoders import load_encoder
+            from histogep.network_encoders import place_encoder
+
+            device = torch.device("cuda" if cuda else "cpu")
+            encoders.append(place_encoder(load_encoder(each), device))
+    return encoders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +141,7 @@ def encode_slide(
     path: str | Path,
     *,
     lattice: Lattice,
-    encoders: Sequence[LoadedEncoder | GivenBlock],
+    encoders: Sequence[TileEncoder | GivenBlock],
     threads: int = 1,
     cuda: bool = False,
     batch_size: int | None = None,
@@ -129,14 +181,7 @@ def encode_slide(
     names = [encoder.name for encoder in encoders]
     if not names or len(set(names)) != len(names):
         raise InputError(f"encoders: name at least one, and each once (got {', '.join(names)})")
-    device = torch.device("cuda" if cuda else "cpu")
-    torch.set_num_threads(threads if cuda else 1)
-    torch.backends.cudnn.deterministic = True
     batch_size = batch_size or (GPU_BATCH if cuda else CPU_BATCH)
-    encoders = [
-        encoder if isinstance(encoder, GivenBlock) else place_encoder(encoder, device)
-        for encoder in encoders
-    ]
     computed = [encoder for encoder in encoders if not isinstance(encoder, GivenBlock)]
     given = [encoder for encoder in encoders if isinstance(encoder, GivenBlock)]
     views = lattice.views if computed else lattice.views[:1]
@@ -180,24 +225,20 @@ def encode_slide(
         ),
     ) as writer:
         white = np.full((1, TILE_PX, TILE_PX, 3), 255, np.uint8)
-        own = encode_batch(white, computed, device=device)
+        own = _checked(encode_batch(white, computed), computed)
         means = [block.values.mean(0)[None] for block in given]
         writer.set_white(_side_by_side([own] * len(views), encoders, means)[0])
 
-        def read(rows: slice) -> list[_Prepared]:
-            return [
-                _prepare(
-                    read_tiles(slide, centres[rows] - side / 2, side, size=TILE_PX),
-                    computed,
-                    device=device,
-                )
-                for side in sides_px
-            ]
+        def read(rows: slice) -> list[list[Any]]:
+            views = (
+                read_tiles(slide, centres[rows] - side / 2, side, size=TILE_PX) for side in sides_px
+            )
+            return [[encoder.prepare(view) for encoder in computed] for view in views]
 
         def written() -> Iterator[None]:
             starts = range(0, len(tiles), batch_size)
             batches = [slice(at, min(at + batch_size, len(tiles))) for at in starts]
-            encode = partial(_start, encoders=computed, device=device)
+            encode = partial(_start, encoders=computed)
             encoded: Iterable[list[np.ndarray]]
             if computed:
                 slide.handle  # noqa: B018 - opened once, before the threads
@@ -218,15 +259,30 @@ def encode_slide(
         len(tiles),
         " and ".join(f"{um:g}" for um, _ in views),
         speed,
-        device.type,
+        "cuda" if cuda else "cpu",
         ", ".join(f"{encoder.name} {encoder.precision}" for encoder in encoders),
     )
     return speed
 
 
+def _checked(features: np.ndarray, encoders: Sequence[TileEncoder]) -> np.ndarray:
+    """Return the features of a tile, if an encoder gives as many as it says, and all finite."""
+    if features.shape[1] != sum(encoder.dim for encoder in encoders):
+        raise InputError(
+            f"encoders: a tile has {features.shape[1]} features of "
+            f"{' + '.join(f'{e.name} ({e.dim})' for e in encoders)}"
+        )
+    if not np.isfinite(features).all():
+        raise InputError(
+            f"encoders: the features of a white tile are not finite "
+            f"({', '.join(e.name for e in encoders)}): the weights of a network are wrong"
+        )
+    return features
+
+
 def _side_by_side(
     computed: Sequence[np.ndarray],
-    encoders: Sequence[LoadedEncoder | GivenBlock],
+    encoders: Sequence[TileEncoder | GivenBlock],
     given: Sequence[np.ndarray],
 ) -> np.ndarray:
     """Return the columns of all blocks in order, from those computed for each view and those given."""
@@ -241,144 +297,14 @@ def _side_by_side(
     return np.concatenate([*columns, *wider], axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """A batch of tiles: pixels for the networks (pinned for a GPU), and their descriptors."""
-
-    pixels: torch.Tensor | None
-    described: np.ndarray | None
-
-
-def encode_batch(
-    tiles: np.ndarray, encoders: Sequence[LoadedEncoder], *, device: torch.device
-) -> np.ndarray:
+def encode_batch(tiles: np.ndarray, encoders: Sequence[TileEncoder]) -> np.ndarray:
     """Return the features (n, sum of dims) float32 of uint8 RGB tiles (n, height, width, 3)."""
     if not encoders:
         return np.zeros((len(tiles), 0), np.float32)
-    return _start(_prepare(tiles, encoders, device=device), encoders=encoders, device=device)()
+    return _start([encoder.prepare(tiles) for encoder in encoders], encoders=encoders)()
 
 
-def _prepare(
-    tiles: np.ndarray, encoders: Sequence[LoadedEncoder], *, device: torch.device
-) -> _Prepared:
-    pixels = None
-    if any(encoder.network is not None for encoder in encoders):
-        pixels = torch.from_numpy(tiles)
-        if device.type == "cuda":
-            pixels = pixels.pin_memory()
-    described = any(encoder.network is None for encoder in encoders)
-    return _Prepared(pixels, describe_tiles(tiles) if described else None)
-
-
-def _start(
-    batch: _Prepared, *, encoders: Sequence[LoadedEncoder], device: torch.device
-) -> Callable[[], np.ndarray]:
-    """Start the networks on a batch; what is returned waits for them and gives the features.
-
-    On a GPU copies and networks are queued, so that the next batch can be queued behind them.
-    """
-    columns: list[torch.Tensor] = []
-    done = None
-    with torch.inference_mode():
-        if batch.pixels is not None:
-            pixels = batch.pixels.to(device, non_blocking=True)
-            columns = [e.network(pixels).float() for e in encoders if e.network is not None]
-        if device.type == "cuda" and columns:
-            columns = [values.to("cpu", non_blocking=True) for values in columns]
-            done = torch.cuda.Event()
-            done.record()
-
-    def finish() -> np.ndarray:
-        if done is not None:
-            done.synchronize()
-        values = iter(columns)
-        return np.concatenate(
-            [batch.described if e.network is None else next(values).numpy() for e in encoders],
-            axis=1,
-        )
-
-    return finish
-
-
-def place_encoder(encoder: LoadedEncoder, device: torch.device) -> LoadedEncoder:
-    """Return an encoder on a device: batch norms folded, channels last, in its precision.
-
-    "auto" is bfloat16 on a GPU that multiplies in it, and float32 on every CPU: those of a cluster
-    differ in what they can, and a slide's features must not depend on the node that encoded it.
-    On the CPU activations are fused into convolutions too. The precision that is in use is recorded
-    in the result.
-    """
-    if encoder.network is None:
-        return encoder
-    network = fold_batch_norms(encoder.network)
-    precision = encoder.precision
-    if precision == "auto":
-        fast = device.type == "cuda" and fast_bfloat16(device.type)
-        precision = "bfloat16" if fast else "float32"
-    fused = None
-    if device.type == "cpu" and (precision == "float32" or fast_bfloat16(device.type)):
-        side = network.input_px
-        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-        fused = fuse_convolutions(network.network, noise)
-        if fused is network.network:
-            fused = None
-        else:
-            network = copy.copy(network)
-            network._modules = network._modules | {"network": fused}
-    if device.type == "cuda" and precision == "float32":
-        torch.backends.cudnn.allow_tf32 = False  # its products have ten bits, bfloat16's have seven
-    network = network.to(device, memory_format=torch.channels_last)
-    if precision == "bfloat16":
-        network = network.to(torch.bfloat16)
-    if fused is not None:
-        kind = next(fused.parameters()).dtype
-        pack_weights(fused, noise.to(kind), batch=CPU_BATCH)
-    return dataclasses.replace(encoder, network=network, precision=precision)
-
-
-def fold_batch_norms(encoder: Encoder) -> Encoder:
-    """Fold each batch norm into the convolution registered before it, then check the result.
-
-    If the features of noise change by more than rounding, the encoder is returned as it was.
-    """
-    folded = copy.deepcopy(encoder)
-    changed = [_fold_children(module) for module in list(folded.network.modules())]
-    if not any(changed):
-        return encoder
-    generator = torch.Generator().manual_seed(0)
-    side = encoder.input_px
-    noise = torch.randint(0, 256, (1, side, side, 3), generator=generator, dtype=torch.uint8)
-    with torch.inference_mode():
-        before, after = encoder(noise), folded(noise)
-    if (before - after).abs().max() > _FOLD_TOLERANCE * before.std():
-        log.warning("batch norms of the encoder could not be folded")
-        return encoder
-    return folded
-
-
-def _fold_children(module: nn.Module) -> bool:
-    """Fold the batch norms among a module's children; return whether there were any."""
-    changed = False
-    previous: nn.Module | None = None
-    for name, child in list(module.named_children()):
-        if (
-            isinstance(child, nn.BatchNorm2d)
-            and isinstance(previous, nn.Conv2d)
-            and previous.out_channels == child.num_features
-        ):
-            fused = nn.utils.fusion.fuse_conv_bn_weights(
-                previous.weight,
-                previous.bias,
-                child.running_mean,
-                child.running_var,
-                child.eps,
-                child.weight,
-                child.bias,
-            )
-            previous.weight, previous.bias = fused
-            # timm's batch norms hold the activation that follows them.
-            rest = [getattr(child, part) for part in ("drop", "act") if hasattr(child, part)]
-            setattr(module, name, nn.Sequential(*rest))
-            changed = True
-        previous = child
-    return changed
+def _start(prepared: Sequence[Any], *, encoders: Sequence[TileEncoder]) -> Callable[[], np.ndarray]:
+    """Start all encoders on a batch; what is returned waits for them and gives the features."""
+    waiting = [encoder.start(part) for encoder, part in zip(encoders, prepared, strict=True)]
+    return lambda: np.concatenate([finish() for finish in waiting], axis=1)

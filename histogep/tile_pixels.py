@@ -1,14 +1,16 @@
-"""The pixels of many tiles at once, at the size an encoder takes (torch)."""
+"""The pixels of many tiles at once, at the size an encoder takes."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import torch
+from PIL import Image
 
 from histogep.slides import Slide
 
+#: Side in px at which tiles are read.
+TILE_PX = 224
 #: A tile that a level holds in its own pixels but for this many px is not resampled.
 _SAME_PX = 0.25
 
@@ -50,13 +52,9 @@ def read_tiles(slide: Slide, corners: np.ndarray, side_px: float, *, size: int) 
         pixels[place] = slide.region(level, int(left), int(top), width, height)
     if same or not len(corners):
         return pixels
-    # A hair more than the scale, so that rounding down gives no px less.
-    scale_x, scale_y = size / sides * (1 + 1e-6)
-    shrunk = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        scale_factor=(float(scale_y), float(scale_x)),
-        mode="bilinear",
-        antialias=True,
-        recompute_scale_factor=False,
-    )
-    return np.ascontiguousarray(shrunk.permute(0, 2, 3, 1)[:, :size, :size].numpy())
+    box = (0.0, 0.0, min(sides[0], width), min(sides[1], height))
+    shrunk = np.empty((len(corners), size, size, 3), np.uint8)
+    for place, tile in enumerate(pixels):
+        picture = Image.fromarray(tile)
+        shrunk[place] = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return shrunk

@@ -198,6 +198,7 @@ LATTICE = config["lattice"]
 ENCODERS = config["encoders"]
 # Inputs, since other weights are other features.
 ENCODER_WEIGHTS = encoder_choices.weights_files(ENCODERS)
+EXPORTED = encoder_choices.exported_encoders(ENCODERS)
 GENE_POSITIONS = FILES["gene_positions"]
 GENE_SET_NAMES = list(FILES["gene_sets"])
 GENE_SETS = list(FILES["gene_sets"].values())
@@ -214,6 +215,7 @@ wildcard_constraints:
     study=one_of([STUDY]),
     fold=one_of(FOLDS),
     model=one_of(MODELS),
+    encoder=one_of(EXPORTED),
     outcome="survival|response",
     contrast="tumour|survival|response|subtype",
 

@@ -55,6 +55,21 @@ def given_features(wildcards):
     return {"given": path} if path else {}
 
 
+def encoder_settings(wildcards):
+    """Return the settings of {encoder}."""
+    return EXPORTED[wildcards.encoder]
+
+
+def encoder_weights(wildcards):
+    """Return the files of weights of {encoder}; none of one whose package brings them."""
+    return encoder_choices.weights_files([encoder_settings(wildcards)])
+
+
+def export_memory(wildcards, input):
+    """Return MB for a network in torch, its converted copy, and both while they are compared."""
+    return 3000 + round(6 * input.size_mb)
+
+
 def section_counts(wildcards):
     """Return the counts of {slide}, for legacy ST tables the positions of its spots, and of genes."""
     row = slide_row(wildcards)

@@ -1,7 +1,8 @@
 """Slides: geometry, tissue, tiles and their features, and which slides cannot be used.
 
 Needs:  `image` (and `mpp` where the file has none) of config/slides.tsv.
-Writes: results/slides/{slide}.json, results/tiles/{slide}.parquet, results/features/{slide}.h5,
+Writes: results/slides/{slide}.json, results/tiles/{slide}.parquet, results/encoders/{encoder}.json,
+        results/features/{slide}.h5,
         results/failed_slides.tsv, results/slides.tsv
 """
 
@@ -72,9 +73,37 @@ rule tile_slide:
         "../workflow_scripts/tile_slide.py"
 
 
+# On a CPU the networks run as these files, converted once, so that a job needs no torch.
+rule export_encoder:
+    input:
+        weights=encoder_weights,
+    output:
+        description="results/encoders/{encoder}.json",
+        network="results/encoders/{encoder}.xml",
+        numbers="results/encoders/{encoder}.bin",
+    log:
+        "logs/export_encoder/{encoder}.log",
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=export_memory,
+        runtime=60,
+    params:
+        code=code_digest("export_encoder.py"),
+        encoder=encoder_settings,
+    message:
+        "Convert the encoder {wildcards.encoder}"
+    script:
+        "../workflow_scripts/export_encoder.py"
+
+
 rule encode_tiles:
     input:
         unpack(given_features),
+        exported=collect("results/encoders/{encoder}.json", encoder=EXPORTED),
+        networks=collect(
+            "results/encoders/{encoder}.{kind}", encoder=EXPORTED, kind=["xml", "bin"]
+        ),
         slide="results/slides/{slide}.json",
         image=slide_image,
         pyramid="results/slides/{slide}",

@@ -6,18 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import pyvips
-import torch
 from PIL import Image
 from scipy import ndimage
-from torch import nn
 
 from histogep import encoding
 from histogep.batches import encode_on_cpu, encode_on_gpu
-from histogep.descriptors import DESCRIPTOR_NAMES, describe_tiles
-from histogep.encoders import load_encoder
+from histogep.descriptors import DESCRIPTOR_NAMES, DescriptorEncoder, describe_tiles
 from histogep.encoding import encode_slide
 from histogep.features import read_features
-from histogep.fused import fuse_convolutions, pack_weights
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.model_folder import check_features
@@ -58,7 +54,7 @@ def tiles():
 
 
 @pytest.mark.parametrize("side", [312.5, 448.0, 300.0, 450.2, 1000.0])
-def test_tiles_are_pillows_within_a_grey_level(slide, side):
+def test_tiles_are_pillows(slide, side):
     corners = np.array([[100.0, 200.0], [777.0, 100.0], [-60.0, 300.0]])
     found = read_tiles(slide, corners, side, size=224)
     assert found.shape == (3, 224, 224, 3)
@@ -66,7 +62,8 @@ def test_tiles_are_pillows_within_a_grey_level(slide, side):
     for tile, (x, y) in zip(found, corners, strict=True):
         x, y = np.round([x / 2**level, y / 2**level]) * 2**level
         expected = slide.read(x, y, side, side, size=(224, 224))
-        assert np.abs(tile.astype(int) - expected).max() <= 1 + (side == 450.2)
+        # What is read ends at a whole px: beside it Pillow has one more to average in.
+        assert np.abs(tile.astype(int) - expected).max() <= (side == 450.2)
 
 
 def test_a_slide_coarser_than_the_tiles_keeps_fractions_of_a_px(slide):
@@ -86,20 +83,6 @@ def test_a_missing_level_is_read_from_the_next_finer_one(slide, tmp_path, levels
     # Level 3 itself holds plain means, the other is averaged with the weights of a triangle.
     whole, found = (s.read(0, 0, *SIZE, size=(250, 200)).astype(int) for s in (slide, gappy))
     assert np.abs(whole - found).mean() < 4
-
-
-def test_features_do_not_depend_on_the_threads(slide, tiles, tmp_path):
-    encoders = [load_encoder({"name": name}) for name in ("descriptors", "lite0")]
-    for threads in (1, 3):
-        encode_slide(
-            slide,
-            tiles,
-            tmp_path / f"{threads}.h5",
-            lattice=Lattice(),
-            encoders=encoders,
-            threads=threads,
-        )
-    assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "3.h5").read_bytes()
 
 
 def test_batches_come_in_order_from_either_device():
@@ -137,7 +120,7 @@ def test_an_error_while_reading_ends_the_work(slide, tiles, tmp_path, monkeypatc
             tiles,
             tmp_path / "S1.h5",
             lattice=Lattice(),
-            encoders=[load_encoder({"name": "descriptors"})],
+            encoders=[DescriptorEncoder()],
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -149,7 +132,7 @@ def test_wider_squares_multiply_the_features(slide, tiles, tmp_path):
         tiles,
         tmp_path / "S1.h5",
         lattice=lattice,
-        encoders=[load_encoder({"name": "descriptors"})],
+        encoders=[DescriptorEncoder()],
     )
     features = read_features(tmp_path / "S1.h5")
     n = len(DESCRIPTOR_NAMES)
@@ -185,68 +168,6 @@ def test_wider_squares_multiply_the_features(slide, tiles, tmp_path):
     narrow.encoders, narrow.blocks = features.encoders[:1], features.blocks[:1]
     with pytest.raises(InputError, match="encoded with descriptors, the model reads"):
         check_features(narrow, model)
-
-
-def test_padding_and_activations_go_into_the_convolutions():
-    from timm.layers import Conv2dSame
-
-    torch.manual_seed(0)
-    clip = nn.Sequential(nn.Identity(), nn.ReLU6())
-    network = nn.Sequential(
-        Conv2dSame(3, 8, 3, stride=2),
-        clip,
-        Conv2dSame(8, 8, 5, stride=2, groups=8),
-        nn.Sequential(),
-        nn.ReLU(),
-        nn.Conv2d(8, 6, 1),
-        nn.Tanh(),
-        nn.Flatten(),
-    ).eval()
-    example = 3 * torch.randn(2, 3, 30, 44)
-    fused = fuse_convolutions(network, example)
-    kinds = [type(module).__name__ for module in fused]
-    assert kinds[:4] == ["FusedConv2d", "Identity", "FusedConv2d", "Sequential"]
-    assert kinds[4:6] == ["Identity", "FusedConv2d"]
-    with torch.no_grad():
-        torch.testing.assert_close(fused(example), network(example), atol=1e-5, rtol=1e-4)
-        pack_weights(fused, example, batch=4)
-        assert fused[0]._packed.is_mkldnn
-        for few in (example, example[:1]):
-            torch.testing.assert_close(fused(few), network(few), atol=1e-5, rtol=1e-4)
-    # An activation that does not follow at once, though it is the next child, is found out.
-
-    class Apart(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.act = nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU())
-
-        def forward(self, x):
-            return self.act(self.conv(x) + 1)
-
-    apart = Apart()
-    assert fuse_convolutions(apart, example) is apart
-
-
-def test_weights_stay_as_they_are_where_they_cannot_be_packed(monkeypatch, caplog):
-    def absent(*arguments):
-        raise AttributeError("no such call")
-
-    network = fuse_convolutions(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
-    monkeypatch.setattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", absent)
-    caplog.set_level("INFO")
-    pack_weights(network, torch.randn(1, 3, 8, 8), batch=4)
-    assert "not packed: no such call" in caplog.text
-    assert network[0]._packed is None
-    assert network(torch.randn(1, 3, 8, 8)).shape == (1, 4, 6, 6)
-
-
-def test_the_default_encoder_is_fused():
-    placed = encoding.place_encoder(
-        load_encoder({"name": "lite0", "precision": "float32"}), torch.device("cpu")
-    )
-    kinds = [type(module).__name__ for module in placed.network.modules()]
-    assert kinds.count("FusedConv2d") > 30
-    assert not {"Conv2d", "Conv2dSame", "_SameConv2d", "ReLU6"} & set(kinds)
 
 
 def test_libvips_and_the_level_are_in_use(slide):

@@ -333,7 +333,7 @@ with job_log("job.log"), complete("out.h5") as temporary:
 
 def test_a_reader_that_dies_while_it_reads_ahead_fails_the_job(tmp_path):
     """Tiles are read by threads ahead of the encoder: an error there must not be lost, or hang."""
-    from histogep.encoders import load_encoder
+    from histogep.descriptors import DescriptorEncoder
     from histogep.encoding import encode_slide
 
     class Breaks:
@@ -359,7 +359,7 @@ def test_a_reader_that_dies_while_it_reads_ahead_fails_the_job(tmp_path):
             tiles,
             tmp_path / "S0.h5",
             lattice=Lattice.from_settings(LATTICE),
-            encoders=[load_encoder({"name": "descriptors"})],
+            encoders=[DescriptorEncoder()],
             batch_size=8,
         )
     assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from histogep.descriptors import describe_tiles
+from histogep.encoder_choices import exported_encoders
 from histogep.features import read_features
 from histogep.files import read_json, read_tsv
 from histogep.jobs import BadSlide, InputError
@@ -84,9 +85,19 @@ def tile(run_script, tmp_path):
 def encode(run_script, tmp_path):
     def encode(slide, tiles, encoders, threads=1, skip=False, **inputs):
         path = tmp_path / "features/S1.h5"
+        exported = []
+        for name, settings in exported_encoders(encoders).items():
+            exported.append(tmp_path / f"encoders/{name}.json")
+            if not exported[-1].exists():
+                run_script(
+                    "export_encoder.py",
+                    input={},
+                    output={"description": exported[-1]},
+                    params={"encoder": settings},
+                )
         log = run_script(
             "encode_tiles.py",
-            input={"slide": slide, "tiles": tiles, **inputs},
+            input={"slide": slide, "tiles": tiles, "exported": exported, **inputs},
             output={"features": path},
             params={"lattice": LATTICE, "encoders": encoders},
             wildcards={"slide": "S1"},

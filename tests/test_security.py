@@ -299,12 +299,15 @@ except OSError as error:
     print(error)
 else:
     sys.exit("there is a network")
-import numpy as np, torch
-from histogep.encoders import load_encoder
-from histogep.encoding import encode_batch, place_encoder
-loaded = [load_encoder(settings) for settings in ({{"name": "descriptors"}}, {{"name": "lite0"}})]
+import numpy as np
+from histogep.encoding import encode_batch, open_encoders
+from histogep.exported_encoders import export_encoder
+settings = [{{"name": "descriptors"}}, {{"name": "lite0"}}]
+description = {str(tmp_path / "lite0.json")!r}
+export_encoder(settings[1], description)
+encoders = open_encoders(settings, exported={{"lite0": description}}, threads=1, cuda=False)
 tiles = np.random.default_rng(0).integers(0, 255, (2, 224, 224, 3), dtype=np.uint8)
-print(encode_batch(tiles, loaded, device=torch.device("cpu")).shape)
+print(encode_batch(tiles, encoders).shape)
 """
     done = subprocess.run(
         [unshare, "--net", sys.executable, "-c", job],

@@ -1,11 +1,11 @@
 """Encode the tiles of one slide."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histogep.bad_slides import record_failure, refuse_failed, write_failed_features
-from histogep.devices import choose_device
-from histogep.encoders import load_encoder
-from histogep.encoding import encode_slide, given_block
+from histogep.devices import sees_gpu
+from histogep.encoding import encode_slide, given_block, open_encoders
 from histogep.files import read_parquet
 from histogep.given_features import read_given
 from histogep.jobs import BadSlide, job_log
@@ -16,13 +16,11 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]) as log:
-    granted = {"gpu": snakemake.resources.get("gpu"), "threads": snakemake.threads}
+    threads, cuda = snakemake.threads, sees_gpu(snakemake.resources.get("gpu"))
     lattice = Lattice.from_settings(snakemake.params.lattice)
-    loaded = {
-        settings["name"]: load_encoder(settings)
-        for settings in snakemake.params.encoders
-        if not settings.get("precomputed")
-    }
+    exported = {Path(path).stem: path for path in snakemake.input.get("exported", [])}
+    opened = open_encoders(snakemake.params.encoders, exported=exported, threads=threads, cuda=cuda)
+    computed = iter(opened)
     tiles = read_parquet(snakemake.input.tiles)
     try:
         refuse_failed(tiles.attrs)
@@ -30,7 +28,7 @@ with job_log(snakemake.log[0]) as log:
             encoders = []
             for settings in snakemake.params.encoders:
                 if not settings.get("precomputed"):
-                    encoders.append(loaded[settings["name"]])
+                    encoders.append(next(computed))
                     continue
                 given = read_given(snakemake.input.given, slide=slide, lattice=lattice)
                 tiles, block = given_block(settings["name"], given, tiles, slide=slide)
@@ -41,8 +39,8 @@ with job_log(snakemake.log[0]) as log:
                 snakemake.output.features,
                 lattice=lattice,
                 encoders=encoders,
-                threads=snakemake.threads,
-                cuda=choose_device(True, **granted) == "cuda",
+                threads=threads,
+                cuda=cuda,
             )
     except BadSlide as error:
         failed = record_failure(

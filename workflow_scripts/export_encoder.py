@@ -1,0 +1,12 @@
+"""Write one encoder in the format that jobs on a CPU run."""
+
+from typing import TYPE_CHECKING
+
+from histogep.exported_encoders import export_encoder
+from histogep.jobs import job_log
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job_log(snakemake.log[0]):
+    export_encoder(snakemake.params.encoder, snakemake.output.description)
