@@ -25,7 +25,7 @@ def choose_device(wanted: bool, *, gpu: int | None, threads: int) -> str:
     Parameters
     ----------
     wanted
-        Whether torch is needed at all: linear models do without its import, which costs seconds.
+        Whether the model is a network: linear ones are not torch's.
     gpu
         GPUs that the job was granted.
     threads

@@ -106,16 +106,19 @@ def export_encoder(settings: Mapping[str, Any], description: str | Path) -> None
                 )
             openvino.save_model(converted, file, compress_to_fp16=False)
             found = _compile(file, threads=1).create_infer_request().infer([noise.numpy()])[0]
-        except RuntimeError as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # its conversion, too, fails with exceptions of many kinds
+            said = " ".join(str(error).split())
             raise InputError(
                 f"encoder {encoder.name}: OpenVINO cannot run this network on a CPU "
-                f"({str(error)[-300:]}); encode on a GPU, or with `precision: bfloat16`"
+                f"({said[:500]}); encode it with `precision: bfloat16`, which torch runs"
             ) from error
         away = float(np.abs(found - wanted).max() / max(wanted.std(), 1e-12))
         if not away <= _TOLERANCE:
             raise InputError(
                 f"encoder {encoder.name}: OpenVINO's features are {away:.2g} of their spread away "
-                "from torch's; encode on a GPU, or with `precision: bfloat16`"
+                "from torch's; encode it with `precision: bfloat16`, which torch runs"
             )
         content = {
             "name": encoder.name,

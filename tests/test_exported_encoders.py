@@ -179,6 +179,29 @@ def test_weights_that_give_no_finite_features_are_refused(tmp_path):
     assert not (tmp_path / "mine.json").exists()
 
 
+class _Unknown(nn.Module):
+    """A layer that OpenVINO does not know."""
+
+    num_features = 8
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return torch.linalg.svdvals(x[:, 0, :8, :8] * self.weight)
+
+
+def test_a_network_that_cannot_be_converted_is_named_with_the_way_out(tmp_path, monkeypatch):
+    spec = EncoderSpec(name="odd", arch="", dim=8, licence="", source="")
+    odd = encoders.LoadedEncoder("odd", 8, encoders.Encoder(_Unknown(), spec), "0")
+    monkeypatch.setattr(encoders, "load_encoder", lambda settings: odd)
+    message = "encoder odd: OpenVINO cannot run this network .* `precision: bfloat16`"
+    with pytest.raises(InputError, match=message):
+        export_encoder({"name": "odd"}, tmp_path / "odd.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_network_that_does_not_pool_is_refused(tmp_path):
     options = {"global_pool": "", "embed_dim": 48, "depth": 1, "num_heads": 3}
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
