@@ -53,7 +53,7 @@ UNKNOWN = {
         "missing",
     ),
     *("unspecified", "indeterminate", "undetermined", "discrepancy", "pending", "redacted"),
-    *("-", "--", "---", "'-", "'--", "'---", ".", "..", "?", "??", "/", "*", "_"),
+    *("-", "--", "---", "'-", "'--", "'---", ".", "..", "/", "*", "_"),
     *("#n/a", "#na", "#value!", "#ref!", "#div/0!", "#name?", "#num!", "#null!", "<na>"),
     *("unbekannt", "k.a.", "k. a.", "ka", "keine angabe", "nicht bekannt", "fehlt", "fehlend"),
     *("nicht verfugbar", "nicht verfuegbar", "nicht erhoben", "offen"),

@@ -446,7 +446,7 @@ def test_times_that_are_none_are_refused(tmp_path, time, message):
             {
                 1: "1 1.0 dead DECEASED Died ja oui Yes TRUE verstorben décédée décès 1:DECEASED",
                 0: "0 alive LIVING nein non lebt Vivant censored 0:LIVING 0:CENSORED false",
-                None: "NE ? '-- [Redacted] unknown k.A. inconnu NA n/a #N/A .",
+                None: "NE '-- [Redacted] unknown k.A. inconnu NA n/a #N/A .",
             },
         ),
         (
@@ -461,7 +461,7 @@ def test_times_that_are_none_are_refused(tmp_path, time, message):
         ),
         (
             sex_number,
-            {0: "F w Weiblich Femme féminin", 1: "M male männlich Homme h", None: "NE x ?"},
+            {0: "F w Weiblich Femme féminin", 1: "M male männlich Homme h", None: "NE x"},
         ),
         (
             age_number,
