@@ -12,7 +12,7 @@ from scipy.spatial.distance import pdist, squareform
 #: Without enough clones there is nothing to divide.
 _FEWEST_CLONES = 4
 #: Largest p of the silhouette of more than one subtype.
-_LEVEL = 0.02
+_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ def group_clones(
 ) -> Groups:
     """Return the subtypes of clones by Ward's method, their number found from the data.
 
-    Of the numbers whose silhouette is at least `min_silhouette` and above 98 % of the best ones of a
+    Of the numbers whose silhouette is at least `min_silhouette` and above 95 % of the best ones of a
     cohort of one profile, that is taken whose groups are found again best when arms are drawn anew
     (mean adjusted Rand index, at least `min_stability`). The cohort of one profile: each clone has
-    its own amount of the profile that all share best (least squares), and what that leaves is
-    shuffled, arm by arm, among the clones. So the shapes of clones of low purity, of which noise is
+    its own amount of the mean profile (least squares), and what that leaves is shuffled, arm by
+    arm, among the clones. So the shapes of clones of low purity, of which noise is
     a larger part, lie as far apart in the null as they do here.
 
     Parameters
@@ -126,8 +126,9 @@ def group_clones(
         return Groups(np.array(["S1"] * n, dtype=object), order, [])
     silhouette = _silhouettes(values, tree, most)
     rng = np.random.default_rng(seed)
-    left, strength, right = np.linalg.svd(profiles, full_matrices=False)
-    shared = strength[0] * np.outer(left[:, 0], right[0])
+    mean = shape_profiles(profiles.mean(axis=0, keepdims=True))
+    # A share of tumour is not negative.
+    shared = np.maximum(profiles @ mean.T, 0.0) * mean
     rest = profiles - shared
     alike = (shape_profiles(shared + rng.permuted(rest, axis=0)) for _ in range(permutations))
     null = np.array([max(_silhouettes(shapes, None, most).values()) for shapes in alike])

@@ -22,6 +22,9 @@ from histogep.subtype_groups import group_clones, scale_profiles, weigh_profiles
 RANKED_NOTE = "low confidence: reference and tumour are the ends of the marker score, not labels"
 SUBTYPE_COLUMNS = ["slide", "patient", "spot", "clone", "subtype", "name"]
 _CONTROLS = ["slide", *CONTROL_COLUMNS, "name", "reference", "note"]
+#: Predicted profiles of so many patients can be told to be all the same one: above this median
+#: correlation of arms. (Of a single patient nothing can be told.)
+_FEWEST_PATIENTS, _MOST_ALIKE = 2, 0.8
 #: Marker genes listed of each subtype.
 _MARKERS = 50
 #: Settings of `subtype_cohort` that the configuration may name.
@@ -78,7 +81,7 @@ def subtype_cohort(
 
     The arm profiles of all clones are grouped by Ward's method, each divided by its length: a clone
     of half the purity has half the profile, and a prediction is a shrunken one. Of the numbers whose
-    silhouette is at least `min_silhouette` and above 98 % of the best ones of a cohort of one
+    silhouette is at least `min_silhouette` and above 95 % of the best ones of a cohort of one
     profile at the clones' own purities (`histogep.subtype_groups.group_clones`), that is taken
     whose groups are found again best when arms are drawn anew (mean adjusted Rand index, at least
     `min_stability_subtypes`).
@@ -208,12 +211,16 @@ def _imprint(values: pd.DataFrame, clones: pd.DataFrame) -> pd.DataFrame:
     predicted = ~clones["measured"].to_numpy(bool)
     first = values[predicted].groupby(clones.loc[predicted, "patient"]).mean()
     first = first[first.std(axis=1) > 0]
-    if len(first) < 3:
+    if len(first) < _FEWEST_PATIENTS:
         return _controls([])
     correlation = np.corrcoef(first.to_numpy())
     median = float(np.median(correlation[np.triu_indices(len(first), 1)]))
-    note = "median correlation between patients; above 0.9 the profile is the model's, not theirs"
-    row = ("same predicted profile in all patients", median, *[np.nan] * 3, median <= 0.9, note)
+    passed = median <= _MOST_ALIKE
+    note = (
+        f"median correlation between patients; above {_MOST_ALIKE} the profile is the model's, "
+        "not theirs"
+    )
+    row = ("same predicted profile in all patients", median, *[np.nan] * 3, passed, note)
     return _controls([row])
 
 

@@ -408,6 +408,22 @@ def test_like_tumours_are_one_subtype(genome, tmp_path):
     assert set(slides["name"]) == {"expression subtype"}
 
 
+@pytest.mark.parametrize(
+    ("noise", "patients", "verdict"),
+    [(0.4, 2, "fail"), (0.4, 6, "fail"), (3.0, 6, "pass"), (0.4, 1, None)],
+)
+def test_two_patients_are_enough_to_see_one_profile_in_all(noise, patients, verdict):
+    from histogep.subtypes import _imprint
+
+    # At a noise of .4 the profiles correlate by .8 and more, and not by .9.
+    rng = np.random.default_rng(5)
+    shared = np.repeat([-1, 1], 20)
+    values = pd.DataFrame(shared + rng.normal(0, noise, (patients, 40)))
+    clones = pd.DataFrame({"patient": range(patients), "measured": False})
+    found = _imprint(values, clones)["verdict"].tolist()
+    assert found == ([] if verdict is None else [verdict])
+
+
 @pytest.mark.parametrize("chosen", [[0], [4], [4, 0], []])
 def test_small_cohorts_and_refused_slides(cohort, chosen):
     subtypes = subtype_cohort([cohort[i] for i in chosen])
