@@ -117,9 +117,9 @@ def refit_interval(
 ) -> tuple[float, float]:
     """Return an interval that counts the training: value +- t x deviation, within some bounds.
 
-    The deviation is that of refits on bootstrap samples, times sqrt(.632): a sample holds a share
-    1 - 1/e of the patients, so that what the training adds to the variance is larger by its
-    inverse. It is not let below the deviation with the models held fixed.
+    The deviation is that of refits on bootstrap samples, or that with the models held fixed where
+    it is larger. A sample holds 63 % of the patients, so that what the training adds is rather too
+    large than too small.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def refit_interval(
     refits, fixed = refits[np.isfinite(refits)], fixed[np.isfinite(fixed)]
     if len(refits) < 2 or not np.isfinite(value):
         return float("nan"), float("nan")
-    deviation = np.std(refits, ddof=1) * np.sqrt(1 - np.exp(-1))
+    deviation = np.std(refits, ddof=1)
     if len(fixed) > 1:
         deviation = max(deviation, np.std(fixed, ddof=1))
     half = stats.t.ppf(0.5 + level / 2, len(refits) - 1) * deviation
