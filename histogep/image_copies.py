@@ -70,7 +70,9 @@ class Keypoints:
         return Keypoints(self.places * [1, -1], histograms.reshape(-1, _WIDTH))
 
 
-def find_keypoints(slide: Slide, mask: TissueMask, tiles: pd.DataFrame, *, tile_um: float):
+def find_keypoints(
+    slide: Slide, mask: TissueMask, tiles: pd.DataFrame, *, tile_um: float
+) -> Keypoints:
     """Return the keypoints of a slide's tissue.
 
     Parameters

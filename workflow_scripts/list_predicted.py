@@ -36,10 +36,11 @@ with job_log(snakemake.log[0]) as log:
         ],
         notes=[
             "The slides furthest from the training features stand first. A tile is distant where it "
-            "lies further from them than a new patient's would (level 10 %, from training patients that "
-            "were left out); a slide is out of distribution where most of its tiles are. What is predicted of it is "
-            "extrapolated: look at its stain, scanner, tissue and pixel size. A tile "
-            "above distance 1 is distant. results/predicted_slides.tsv has the same table in the order of the sheet."
+            "lies further from them than a new patient's would (level 10 %, from training patients "
+            "that were left out); a slide is out of distribution where most of its tiles are. What is "
+            "predicted of it is extrapolated: look at its stain, scanner, tissue and pixel size. A "
+            "tile above distance 1 is distant. results/predicted_slides.tsv has the same table in the "
+            "order of the sheet."
         ],
     )
     log.info("%d of %d slides are out of distribution", n_out, len(listed))

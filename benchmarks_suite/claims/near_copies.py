@@ -195,8 +195,8 @@ def main() -> None:
         most=("score", "max"),
     )
     print(f"seed {chosen.seed}, sections {' '.join(chosen.sections)}")
-    print(summary.round(2).to_string())
-    print(rows[rows["verdict"].eq("alike")].to_string(index=False))
+    print(summary.round(2).to_string(), flush=True)
+    print(rows[rows["verdict"].eq("alike")].to_string(index=False), flush=True)
     ids = {"s1": "P01", "s2": "P-01", "s3": "p1", "s4": "P11", "s5": "P-1-1", "s6": "Q01"}
     print("ids:", [tuple(row) for row in similar_ids(ids)[["patient", "other_patient"]].values])
     if chosen.slides:
