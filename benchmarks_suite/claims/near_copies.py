@@ -160,13 +160,14 @@ def _score(found: pd.DataFrame) -> float:
 
 
 def show_cost(pictures: list[Keypoints], n: int, rng: np.random.Generator) -> None:
-    """Compare n slides of as many patients, made of keypoints that are mixed at random."""
+    """Compare n slides of as many patients, made of keypoints mixed at random."""
     pool = np.concatenate([found.descriptors for found in pictures])
     slides = {}
     for number in range(n):
-        pick = rng.integers(0, len(pool), 150)
-        noise = rng.normal(0, 6, (150, pool.shape[1]))
-        values = np.clip(pool[pick] + noise, 0, 255).astype(np.float32)
+        # Means of two keypoints: of their kind, and new in every slide.
+        one, two = (pool[rng.integers(0, len(pool), 150)] for _ in range(2))
+        noise = rng.normal(0, 8, one.shape)
+        values = np.clip((one + two) / 2 + noise, 0, 255).astype(np.float32)
         slides[f"S{number}"] = Keypoints(rng.uniform(0, 512, (150, 2)), values)
     started = time.perf_counter()
     found = similar_images(slides, {name: name for name in slides})
