@@ -19,7 +19,7 @@ import pandas as pd
 from histogep.distance import FeatureDistance
 from histogep.features import Features
 from histogep.image_copies import Keypoints, read_keypoints
-from histogep.inference import Model, build_model, predict_tiles
+from histogep.inference import Model, build_model, network_shapes, predict_tiles
 from histogep.jobs import InputError
 from histogep.model_arrays import (
     check_predicted,
@@ -223,7 +223,7 @@ def load_model(folder: str | Path) -> DeployedModel:
     for role, record in settings["models"].items():
         file = weights_file(settings, role)
         if file not in loaded:
-            arrays = read_model_arrays(folder, file, record)
+            arrays = read_model_arrays(folder, file, record, network_shapes=network_shapes)
             loaded[file] = build_model(arrays, record, name=f"{folder}/{file}")
         models[role] = loaded[file]
     return DeployedModel(

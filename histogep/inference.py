@@ -151,6 +151,13 @@ def read_model(weights: str | Path, settings: str | Path) -> tuple[Model, dict[s
     return build_model(read_arrays(weights), record, name=str(weights)), record
 
 
+def network_shapes(architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every tensor of a network of an architecture."""
+    from histogep import networks  # torch: seconds in every job
+
+    return networks.network_shapes(architecture)
+
+
 def build_model(
     arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any], *, name: str = "the weights"
 ) -> Model:

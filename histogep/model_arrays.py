@@ -7,6 +7,7 @@ are read; and no number of them may be NaN, infinite or absurdly large. Numpy on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Container, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -42,7 +42,7 @@ Shape = tuple[int | str, ...]
 
 @cache
 def _schema() -> dict[str, Any]:
-    return yaml.safe_load((FOLDER / "model_folder.schema.yaml").read_text(encoding="utf-8"))
+    return json.loads((FOLDER / "model_folder.schema.json").read_text(encoding="utf-8"))
 
 
 def check_settings(settings: Any, path: str | Path) -> None:
@@ -155,7 +155,11 @@ def folder_file(folder: str | Path, name: str) -> Path:
 
 
 def read_model_arrays(
-    folder: str | Path, name: str, record: Mapping[str, Any]
+    folder: str | Path,
+    name: str,
+    record: Mapping[str, Any],
+    *,
+    network_shapes: Callable[[Mapping[str, Any]], Mapping[str, Shape]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of a model in a folder, finite and of the shapes that its settings declare.
 
@@ -165,6 +169,8 @@ def read_model_arrays(
         Model folder, and the file in it.
     record
         Settings of the model.
+    network_shapes
+        Gives the shapes of a network's tensors by its architecture; it needs torch, this does not.
 
     Raises
     ------
@@ -172,7 +178,7 @@ def read_model_arrays(
         Names the file and the array.
     """
     with given_file(Path(folder) / name, "weights"):
-        wanted = model_shapes(record)
+        wanted = model_shapes(record, network_shapes)
     parts = [array for array in wanted if "preparation." in array]
     return _read(
         folder_file(folder, name),
@@ -246,13 +252,17 @@ def read_genes(folder: str | Path, name: str, settings: Mapping[str, Any]) -> pd
     return genes.set_index("gene")
 
 
-def model_shapes(record: Mapping[str, Any], prefix: str = "") -> dict[str, Shape]:
+def model_shapes(
+    record: Mapping[str, Any],
+    network_shapes: Callable[[Mapping[str, Any]], Mapping[str, Shape]] | None = None,
+    prefix: str = "",
+) -> dict[str, Shape]:
     """Return name -> shape of every array of a model, as its settings declare them."""
     if record["kind"] == "ensemble":
         return {
             name: shape
             for member, own in record["members"].items()
-            for name, shape in model_shapes(own, f"{prefix}{member}/").items()
+            for name, shape in model_shapes(own, network_shapes, f"{prefix}{member}/").items()
         }
     shapes: dict[str, Shape] = {}
     for name, width in record["blocks"]:
@@ -267,8 +277,8 @@ def model_shapes(record: Mapping[str, Any], prefix: str = "") -> dict[str, Shape
     if record["kind"] == "cmunet":
         n += record["task"] == "both"
         shapes |= {f"{prefix}target.mean": (n,), f"{prefix}target.sd": (n,)}
-        from histogep.networks import network_shapes  # torch: seconds in every job
-
+        if network_shapes is None:
+            raise InputError(f"model {record['model']!r} is a network, which is not read here")
         network = network_shapes(record["architecture"])
         return shapes | {
             f"{prefix}network.{name}": shape or (1,) for name, shape in network.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from histogep import model_folder
 from histogep.deployment import load_model
 from histogep.files import read_tsv, write_json, write_tsv
-from histogep.inference import build_model
+from histogep.inference import build_model, network_shapes
 from histogep.jobs import InputError
 from histogep.model_arrays import check_predicted, model_shapes, read_model_arrays
 from histogep.ridge import predict_wide
@@ -387,10 +388,11 @@ def test_the_declared_shapes_are_those_of_every_kind_of_model(study, tmp_path, k
     save_file(arrays, tmp_path / "weights.safetensors")
     write_json(record, tmp_path / "settings.json")
     record = json.loads((tmp_path / "settings.json").read_text())
-    back = read_model_arrays(tmp_path, "weights.safetensors", record)
-    assert back.keys() == arrays.keys() <= model_shapes(record).keys()
+    read = functools.partial(read_model_arrays, network_shapes=network_shapes)
+    back = read(tmp_path, "weights.safetensors", record)
+    assert back.keys() == arrays.keys() <= model_shapes(record, network_shapes).keys()
     build_model(back, record)
     for key in itertools.islice((k for k in arrays if arrays[k].size > 1), 0, None, 7):
         save_file({**arrays, key: arrays[key][:-1]}, tmp_path / "weights.safetensors")
         with pytest.raises(InputError, match=r"weights\.safetensors: "):
-            read_model_arrays(tmp_path, "weights.safetensors", record)
+            read(tmp_path, "weights.safetensors", record)
