@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from histogep.files import given_file
 from histogep.jobs import InputError
 
 log = logging.getLogger(__name__)
@@ -83,10 +84,8 @@ def read_signatures(path: str | Path) -> dict[str, Signature]:
     InputError
         All that is wrong with the file, one line each.
     """
-    try:
+    with given_file(path, "YAML"):
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {error}") from None
     entries = content.get("signatures") if isinstance(content, dict) else None
     if not isinstance(entries, dict) or not entries:
         raise InputError(f"{path} has no `signatures:` with one entry per signature")

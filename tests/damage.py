@@ -317,8 +317,7 @@ def read_geojson(path: Path) -> Any:
     from histogep.regions import read_regions
 
     regions = read_regions(path)
-    rings = [*regions.include, *regions.exclude]
-    return None, digest([[np.asarray(ring).tolist() for ring in polygon] for polygon in rings])
+    return None, digest([area.wkt for area in (*regions.include, *regions.exclude)])
 
 
 # --------------------------------------------------------------------------------------- images
@@ -420,7 +419,7 @@ def pack_model(folder: Path) -> Path:
     from histogep.files import write_json, write_tsv
     from histogep.modelling import fit_model
     from histogep.packing import package_model
-    from tests.model_study import GENES, make_study
+    from tests.model_study import GENES, make_study, random_keypoints
 
     study = make_study(folder, patients=("P", "Q", "R"))
     files = [study.files[kind] for kind in ("features", "spots", "labels")]
@@ -444,6 +443,8 @@ def pack_model(folder: Path) -> Path:
         fold_settings=[],
         features=study.files["features"],
         images={slide: f"image of {slide}" for slide in study.slides},
+        patients=dict(zip(study.slides, study.patients, strict=True)),
+        keypoints={slide: random_keypoints(i) for i, slide in enumerate(study.slides)},
         calibration=folder / "calibration.tsv",
         scorecards=folder / "scorecards.tsv",
         deploy={"expression": "ridge"},
@@ -470,7 +471,10 @@ def _text(path: Path, lines: list[str]) -> Path:
     return path
 
 
-MODEL_FILES = ("settings.json", "genes.tsv", "expression.safetensors")
+MODEL_FILES = (
+    *("settings.json", "genes.tsv", "expression.safetensors"),
+    *("training_features.safetensors", "training_images.parquet"),
+)
 KINDS: dict[str, Kind] = {
     "slide sheet": Kind(make_slide_sheet, read_slide_sheet, "lines"),
     "patient sheet": Kind(make_patient_sheet, read_patient_table, "lines"),

@@ -12,6 +12,7 @@ from scipy import ndimage, sparse
 
 from histogep.features import Features, tile_attributes, write_features
 from histogep.files import write_tsv
+from histogep.image_copies import Keypoints
 
 LATTICE = {"kind": "visium", "pitch_um": 100.0, "tile_um": 112.0}
 BLOCKS = [("descriptors", 12), ("lite0", 96)]
@@ -99,3 +100,10 @@ def make_study(folder: Path, *, patients=("P", "P", "Q", "R", "S"), seed: int = 
         labels = pd.DataFrame({"barcode": obs.index, "label": label})
         write_tsv(labels.assign(source="annotation", confidence=1.0), study.files["labels"][i])
     return study
+
+
+def random_keypoints(seed):
+    """Return keypoints of a picture that shows nothing."""
+    rng = np.random.default_rng(seed)
+    descriptors = rng.integers(0, 128, (40, 128)).astype(np.float32)
+    return Keypoints(rng.uniform(0, 500, (40, 2)), descriptors)

@@ -14,7 +14,6 @@ from histogep.deployment import load_model
 from histogep.distance import FeatureDistance
 from histogep.features import read_features
 from histogep.files import write_json, write_tsv
-from histogep.image_copies import Keypoints
 from histogep.jobs import InputError
 from histogep.model_folder import folder_digest, read_settings
 from histogep.modelling import fit_model
@@ -23,7 +22,7 @@ from histogep.qupath import write_tiles
 from histogep.ridge import predict_wide
 from histogep.selection import gene_correlations
 from histogep.slide_images import training_section
-from tests.model_study import GENES, LATTICE, make_features, make_study
+from tests.model_study import GENES, LATTICE, make_features, make_study, random_keypoints
 
 NARROW = {"channels": [8, 8, 8, 8, 8], "blocks": 1, "kernel": 3, "epochs": 15, "batch": 2}
 MODELS = {
@@ -37,12 +36,6 @@ DEPLOY = {"expression": "auto", "tumour": "tumour", "wide": "wide"}
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return make_study(tmp_path_factory.mktemp("study"), patients=("P", "Q", "R"))
-
-
-def random_keypoints(seed):
-    rng = np.random.default_rng(seed)
-    descriptors = rng.integers(0, 128, (40, 128)).astype(np.float32)
-    return Keypoints(rng.uniform(0, 500, (40, 2)), descriptors)
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def test_below_its_coverage_a_signature_is_not_scored(signatures, caplog):
         ("signatures: {x: {formula: mean, genes: [A, A]}}", "a gene stands twice"),
         ("signatures: {x: {formula: weighted-mean, genes: [A]}}", "weights belong to"),
         ("signatures: {x: {formula: mean, genes: [A], min_coverage: 2}}", "min_coverage 2"),
-        ("signatures: [", "is no YAML"),
+        ("signatures: [", "not readable as YAML"),
     ],
 )
 def test_a_faulty_file_is_refused(tmp_path, text, message):
