@@ -132,32 +132,34 @@ def write_keypoints(keypoints: Mapping[str, Keypoints], path: str | Path) -> Non
         table.to_parquet(temporary, index=False)
 
 
-def read_keypoints(path: str | Path) -> dict[str, Keypoints]:
-    """Return the keypoints of each slide that `write_keypoints` wrote.
+def read_keypoints(*paths: str | Path) -> dict[str, Keypoints]:
+    """Return the keypoints of each slide in the files that `write_keypoints` wrote.
+
+    A slide without a keypoint is in no file.
 
     Raises
     ------
     InputError
-        The file is damaged or holds something else.
+        A file is damaged or holds something else.
     """
-    table = read_parquet(path)
-    try:
-        widths = set(table["descriptor"].map(len))
-        if widths - {_WIDTH}:
-            raise ValueError(f"descriptors of {widths} bytes")
-        return {
-            str(slide): Keypoints(
-                rows[["row", "col"]].to_numpy(float),
-                np.frombuffer(b"".join(rows["descriptor"]), np.uint8)
-                .reshape(-1, _WIDTH)
-                .astype(np.float32),
-            )
-            for slide, rows in table.groupby("slide", sort=False)
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as keypoints ({error}): delete it and run tile_slide again"
-        ) from error
+    keypoints: dict[str, Keypoints] = {}
+    for path in paths:
+        table = read_parquet(path)
+        try:
+            widths = set(table["descriptor"].map(len))
+            if widths - {_WIDTH}:
+                raise ValueError(f"descriptors of {widths} bytes")
+            for slide, rows in table.groupby("slide", sort=False):
+                values = np.frombuffer(b"".join(rows["descriptor"]), np.uint8)
+                keypoints[str(slide)] = Keypoints(
+                    rows[["row", "col"]].to_numpy(float),
+                    values.reshape(-1, _WIDTH).astype(np.float32),
+                )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read as keypoints ({error}): delete it and run tile_slide again"
+            ) from error
+    return keypoints
 
 
 def compare_images(one: Keypoints, two: Keypoints) -> tuple[int, float]:
@@ -236,7 +238,7 @@ def similar_images(
     Parameters
     ----------
     keypoints
-        Of each slide.
+        Of each slide that has any.
     patients
         Of each slide (and of each of `others`); slides of one patient are not compared.
     others

@@ -78,6 +78,28 @@ def test_copies_of_one_patient_are_silent_and_those_of_two_are_named(image, tmp_
         require_no_copies(pairs)
 
 
+def test_the_script_stops_a_copy_before_training(run_script, image, tmp_path):
+    other = {"S1": image, "S2": image.rotate(90), "S3": tissue(2)}
+    pictures = {name: picture(shown) for name, shown in other.items()}
+    # S0 has no keypoint: its file is there and empty.
+    for name in ("S0", *pictures):
+        own = {name: pictures[name]} if name in pictures else {}
+        write_keypoints(own, tmp_path / f"{name}.parquet")
+
+    def compare(*patients):
+        slides = [f"S{number}" for number in range(len(patients))]
+        return run_script(
+            "compare_slides.py",
+            input={"keypoints": [tmp_path / f"{slide}.parquet" for slide in slides]},
+            output={"pairs": tmp_path / "pairs.tsv"},
+            params={"slides": slides, "patients": patients, "seed": 1},
+        )
+
+    assert "4 slides compared, 0 pairs are alike" in compare("P", "Q", "Q", "R")
+    with pytest.raises(InputError, match="S1 of patient Q and S2 of patient R .image."):
+        compare("P", "Q", "R", "T")
+
+
 def test_a_damaged_file_of_keypoints_is_named(tmp_path):
     pd.DataFrame({"slide": ["S"], "row": [1.0], "col": [1.0], "descriptor": [b"xx"]}).to_parquet(
         tmp_path / "k.parquet"

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 with job_log(snakemake.log[0]) as log:
     files, params = snakemake.input, snakemake.params
-    keypoints = {Path(path).stem: read_keypoints(path) for path in files.keypoints}
     spots = {Path(path).stem: read_h5ad(path) for path in files.get("spots", [])}
     pairs = compare_sections(
-        {slide: keypoints[slide] for slide in params.slides},
+        read_keypoints(*files.keypoints),
         dict(zip(params.slides, params.patients, strict=True)),
         spots=spots,
         seed=params.seed,

@@ -21,11 +21,7 @@ with job_log(snakemake.log[0]) as log:
         features=files.features,
         images={record["slide"]: record["sha256"] for record in map(read_json, files.slides)},
         patients=dict(zip(snakemake.params.sections, snakemake.params.patients, strict=True)),
-        keypoints={
-            slide: found
-            for path in files.keypoints
-            for slide, found in read_keypoints(path).items()
-        },
+        keypoints=read_keypoints(*files.keypoints),
         calibration=files.calibration,
         scorecards=files.scorecards,
         deploy=snakemake.params.deploy,
