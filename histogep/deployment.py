@@ -18,7 +18,7 @@ import pandas as pd
 
 from histogep.distance import FeatureDistance
 from histogep.features import Features
-from histogep.image_copies import Keypoints, read_keypoints
+from histogep.image_copies import Keypoints, read_keypoints, training_copy
 from histogep.inference import Model, build_model, network_shapes, predict_tiles
 from histogep.jobs import InputError
 from histogep.model_arrays import (
@@ -38,7 +38,7 @@ from histogep.model_folder import (
     tiles_of,
     weights_file,
 )
-from histogep.slide_images import IMAGE, SECTION, training_copy, training_section
+from histogep.slide_images import IMAGE, SECTION, training_section
 
 LOG = logging.getLogger(__name__)
 #: A slide with a larger share of distant tiles is flagged as a whole.
@@ -171,7 +171,7 @@ class DeployedModel:
         `image` is the SHA-256 of the slide's image, "" where it is not known; `picture` has its
         keypoints.
         """
-        # What is no number would be written as it is, and no rule after this one would ask.
+        # What is not a number would be written as it is, and no rule after this one would ask.
         others = {"the distance to training": np.minimum(distance, 1.0)}
         if "tumour" in self.settings["models"]:
             others["the tumour probability"] = tumour
@@ -210,7 +210,7 @@ class DeployedModel:
         )
 
     def check_expression(self, values: np.ndarray, rows: np.ndarray, *, slide: str) -> None:
-        """Raise InputError for expression, of some tiles and not yet cut at 0, that is no number."""
+        """Raise InputError for expression, of some tiles and not yet cut at 0, that is not a number."""
         names, study = self.settings["models"]["expression"]["genes"], self.settings["study"]
         check_predicted(values, slide=slide, names=names, rows=rows, study=study)
 

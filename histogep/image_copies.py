@@ -45,6 +45,8 @@ ALIKE_POINTS, COPY_POINTS, COPY_SHARE = 12, 12, 0.25
 #: Largest change of scale between two images of one tissue.
 LARGEST_SCALE = 4.0
 _TRIALS = 300
+#: How the log names what a slide is beside a training section.
+_SAYS = {"copy": "a changed copy of", "alike": "much like (a serial section of one block?)"}
 _WIDTH = 128
 #: Columns of a table of pairs that are alike.
 COLUMNS = ("slide", "patient", "other", "other_patient", "what", "score", "verdict", "detail")
@@ -181,6 +183,23 @@ def judge_images(one: Keypoints, two: Keypoints) -> tuple[str, str, int]:
         return "", "", n
     verdict = "copy" if n >= COPY_POINTS and share >= COPY_SHARE else "alike"
     return verdict, f"{n} keypoints agree, {share:.0%} of those that could", n
+
+
+def training_copy(pictures: Mapping[str, Keypoints], picture: Keypoints | None) -> str:
+    """Return the training section that a slide is a changed copy of, by keypoints; "" for none.
+
+    `pictures` has the keypoints of the training sections, `picture` those of the slide. A slide that
+    looks like a serial section is named in the log, and counts as none.
+    """
+    for section, known in pictures.items() if picture is not None else ():
+        verdict, detail, _ = judge_images(known, picture)
+        if verdict:
+            LOG.warning(
+                "the image is %s the training section %s: %s", _SAYS[verdict], section, detail
+            )
+        if verdict == "copy":
+            return section
+    return ""
 
 
 def _agreement(one: Keypoints, two: Keypoints) -> tuple[int, float]:

@@ -16,7 +16,6 @@ import h5py
 
 from histogep.barcodes import patient_key
 from histogep.files import readable
-from histogep.image_copies import Keypoints, judge_images
 from histogep.jobs import InputError
 
 LOG = logging.getLogger(__name__)
@@ -28,9 +27,6 @@ SECTION = "training_section"
 IMAGE = "image_sha256"
 
 
-_SAYS = {"copy": "a changed copy of", "alike": "much like (a serial section of one block?)"}
-
-
 def training_section(settings: Mapping[str, Any], sha256: str) -> str:
     """Return the training section of a model folder that is an image, by its SHA-256; "" for none.
 
@@ -38,30 +34,13 @@ def training_section(settings: Mapping[str, Any], sha256: str) -> str:
     """
     if IMAGES not in settings:
         LOG.warning(
-            "the model folder has no digests of its training images: slides are told from its "
-            "training sections by patient id only; pack it again to have them compared"
+            "the model folder has no digests of its training images: slides are compared with its "
+            "training sections by patient id only; pack it again to have them compared by image too"
         )
         return ""
     for section, known in settings[IMAGES].items():
         if known == sha256:
             LOG.warning("the image is that of the training section %s: not out of sample", section)
-            return section
-    return ""
-
-
-def training_copy(pictures: Mapping[str, Keypoints], picture: Keypoints | None) -> str:
-    """Return the training section that a slide is a changed copy of, by keypoints; "" for none.
-
-    `pictures` has the keypoints of the training sections, `picture` those of the slide. A slide that
-    looks like a serial section is told in the log, and counts as none.
-    """
-    for section, known in pictures.items() if picture is not None else ():
-        verdict, detail, _ = judge_images(known, picture)
-        if verdict:
-            LOG.warning(
-                "the image is %s the training section %s: %s", _SAYS[verdict], section, detail
-            )
-        if verdict == "copy":
             return section
     return ""
 
@@ -91,7 +70,7 @@ def find_copies(
     Raises
     ------
     InputError
-        Slides of two patients are one image: nobody can tell whose it is.
+        Slides of two patients are one image: it is unknown whose it is.
     """
     first: dict[str, tuple[str, str]] = {}
     copies, problems = {}, []
@@ -105,7 +84,7 @@ def find_copies(
             copies[slide] = known
     if problems:
         raise InputError(
-            "slides of two patients are the same image (SHA-256): nobody can tell whose it is, and "
+            "slides of two patients are the same image (SHA-256): it is unknown whose it is, and "
             "what is learnt from one would be tested on the other; correct the patient or leave a "
             "slide out of the slide sheet:\n" + "\n".join(problems)
         )

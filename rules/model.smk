@@ -21,14 +21,14 @@ rule compare_sections:
         mem_mb=4000,
         runtime=30,
     params:
-        code=code_digest("compare_slides.py"),
+        code=code_digest("compare_sections.py"),
         slides=usable_sections,
         patients=usable_section_patients,
         seed=config["seed"],
     message:
         "Look for one section under two patients"
     script:
-        "../workflow_scripts/compare_slides.py"
+        "../workflow_scripts/compare_sections.py"
 
 
 rule split_folds:

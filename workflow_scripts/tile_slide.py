@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0]) as log:
-    lattice = Lattice.from_settings(snakemake.params.lattice)
-    settings = snakemake.params.tissue
+    lattice, settings = Lattice.from_settings(snakemake.params.lattice), snakemake.params.tissue
     name, outlines = snakemake.wildcards.slide, snakemake.output.outlines
     spots, drawn = snakemake.input.get("spots"), snakemake.input.get("regions")
     regions = read_regions(drawn) if drawn else None
@@ -40,21 +39,19 @@ with job_log(snakemake.log[0]) as log:
             quality = tiles.summarise_quality(slide, mask, table, lattice=lattice)
             keypoints = {name: find_keypoints(slide, mask, table, tile_um=lattice.tile_um)}
         pieces = "1 piece" if mask.n_fragments == 1 else f"{mask.n_fragments} pieces"
-        title = f"{slide.slide}: {mask.tissue_mm2:.1f} mm² tissue, {pieces}"
+        title = f"{name}: {mask.tissue_mm2:.1f} mm² tissue, {pieces}"
         overview = draw_tiles(mask, table, title=title)
         write_outlines(outlines, name=name, mask=mask.mask, px_per_px=mask.px_per_px)
         log.info("%d tiles on %.2f mm2 of tissue", len(table), mask.tissue_mm2)
         # Of a large slide it is large too, and drawing takes the most memory of all.
         mask = None
     except BadSlide as error:
-        failed = record_failure(
-            error, rule="tile_slide", skip=bool(snakemake.resources.get("skip_bad_slides"))
-        )
-        table = tiles.no_tiles()
+        skip = bool(snakemake.resources.get("skip_bad_slides"))
+        failed = record_failure(error, rule="tile_slide", skip=skip)
+        table, keypoints = tiles.no_tiles(), {}
         table.attrs["failed"] = failed
         write_outlines(outlines, name=name, mask=BitMask((1, 1)), px_per_px=(1.0, 1.0))
         quality = pd.DataFrame({"metric": ["n_tiles"], "value": [0.0]})
-        keypoints = {}
         overview = draw_failure(name, failed["reason"])
     with complete(snakemake.output.tiles) as temporary:
         table.to_parquet(temporary, index=False)
