@@ -35,7 +35,8 @@ include: "rules/provenance.smk"
 
 
 if workflow.is_main_process:
-    for line in (*NOTES, *STAGES.left_out(), *STAGES.leftovers(Path("."))):
+    warnings = [f"warning: {line}" for line in (*NOTES, *STAGES.leftovers(Path(".")))]
+    for line in (*warnings, *STAGES.left_out()):
         print(line, file=sys.stderr)
 
 

@@ -59,7 +59,7 @@ def _parsed(folder: str | Path) -> dict[str, Any]:
     """Return settings.json of a format that this version reads; what it says is not looked at."""
     path = Path(folder) / SETTINGS
     if not path.is_file():
-        raise InputError(f"{folder} holds no {SETTINGS}: it is no model folder of package_model")
+        raise InputError(f"{folder} holds no {SETTINGS}: it is not a model folder of package_model")
     path = folder_file(folder, SETTINGS)
     try:
         if path.stat().st_size > _LARGEST_SETTINGS:
@@ -71,8 +71,8 @@ def _parsed(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as a model's settings ({error})") from error
     if version != FORMAT:
         raise InputError(
-            f"{folder} is a model folder of format {version}, this version reads {FORMAT}: "
-            "pack it again"
+            f"{folder} is a model folder of format {version}, this version reads {FORMAT}: run the "
+            "study that made it again with this version, or apply it with the version that packed it"
         )
     if lacking := [
         key for key, kind in _DECLARED.items() if not isinstance(settings.get(key), kind)
@@ -85,7 +85,7 @@ def _parsed(folder: str | Path) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     if folder_digest(folder, settings) != settings["digest"]:
         raise InputError(
             f"the files of {folder} are not those that were packed (digest "
-            f"{settings['digest'][:12]}): copy the folder again, or pack it anew"
+            f"{settings['digest'][:12]}): copy the folder again, or pack it again"
         )
     check_settings(settings, Path(folder) / SETTINGS)
     return settings

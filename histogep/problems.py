@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Problems:
-    """What several readers and checks refuse, so that nobody mends one thing after the other."""
+    """What several readers and checks refuse, so that a user sees it at once and not one after the other."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []

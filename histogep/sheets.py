@@ -114,7 +114,7 @@ def read_slides(
     ):
         if text and not _MPP_RANGE[0] < mpp < _MPP_RANGE[1]:
             problems.append(
-                f"line {line}: mpp {text!r} is no pixel size in um between "
+                f"line {line}: mpp {text!r} is not a pixel size in um between "
                 f"{_MPP_RANGE[0]} and {_MPP_RANGE[1]}"
             )
         elif not text and Path(image).suffix.lower() in _NO_PIXEL_SIZE:
@@ -227,7 +227,7 @@ def locate(path: str, *, folders: tuple[str | Path, ...], key: str = "the config
             if why := refused_path(found):
                 raise InputError(f"{key}: {why}")
             return found
-    looked = ", ".join(str(Path(folder).resolve()) for folder in folders)
+    looked = ", ".join(dict.fromkeys(str(Path(folder).resolve()) for folder in folders))
     raise InputError(f"{key}: {path} does not exist (looked in {looked})")
 
 

@@ -54,6 +54,7 @@ def read_study():
     encoder_choices.check_encoders(complete["encoders"])
     folders = (".", *(Path(file).parent for file in configfiles), REPOSITORY)
     data_root = complete["data_root"]
+    problems = Problems()
 
     def made(file):
         return complete["simulation"] is not None and file.startswith("data/simulated/")
@@ -62,7 +63,10 @@ def read_study():
         if path is None:
             return None
         path = path.replace("{data_root}", data_root or "{data_root}")
-        return path if made(path) else sheets.locate(path, folders=folders, key=key)
+        if made(path):
+            return path
+        find = sheets.locate
+        return problems.run(find, path, folders=folders, key=key, default=None)
 
     # Where the files are is kept apart from the settings, which are recorded as they were given.
     references = complete["references"]
@@ -87,12 +91,11 @@ def read_study():
         "model": reference(complete["model"], "model"),
     }
     columns = complete["columns"]
-    problems = Problems()
     slides = sheets.no_slides()
-    if complete["slides"]:
+    if sheet := reference(complete["slides"], "slides"):
         slides = problems.run(
             sheets.read_slides,
-            reference(complete["slides"], "slides"),
+            sheet,
             data_root=data_root,
             made=made,
             columns=columns,
@@ -117,13 +120,13 @@ def read_study():
             raise InputError(
                 f"measured: {cohort!r} names slides too; rename the measured cohort"
             )
-        if inputs["patients"] is None:
+        if inputs["patients"] is None and not problems.messages:
             raise InputError(
                 f"measured: {cohort} has no clinical table; give it as `patients:`"
             )
         same = inputs["patients"] == files["patients"] and patients is not None
         sheet = patients if same else read_patients(inputs["patients"])
-        if sheet is None:
+        if sheet is None or inputs["measured"] is None:
             continue
         tables.append(sheet)
         join = study_files.measured_patients, cohort, inputs["measured"], sheet
@@ -134,9 +137,13 @@ def read_study():
             study_files.StudyFiles(
                 slides,
                 complete,
-                gene_sets=files["gene_sets"],
+                gene_sets={n: f for n, f in files["gene_sets"].items() if f},
                 gene_positions=files["gene_positions"],
-                measured={c: f["measured"] for c, f in files["measured"].items()},
+                measured={
+                    cohort: inputs["measured"]
+                    for cohort, inputs in files["measured"].items()
+                    if inputs["measured"]
+                },
                 made=made,
             ),
             default=None,

@@ -159,7 +159,7 @@ def test_a_folder_that_is_none_is_said_so(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         load_model(tmp_path)
     (tmp_path / "settings.json").write_text('{"format": 99, "digest": "x"}')
-    with pytest.raises(InputError, match="format 99"):
+    with pytest.raises(InputError, match=r"format 99, this version reads 2: run the study"):
         load_model(tmp_path)
     (tmp_path / "settings.json").write_text('{"format": 2, "digest": "x", "lattice": {}}')
     with pytest.raises(InputError, match="no encoders, models"):

@@ -241,6 +241,9 @@ def test_locate_prefers_the_first_folder_and_says_where_it_looked(tmp_path):
     assert locate("x.tsv", folders=folders) == str(tmp_path / "two/x.tsv")
     with pytest.raises(InputError, match=r"slides: y\.tsv does not exist \(looked in .*one"):
         locate("y.tsv", folders=folders, key="slides")
+    with pytest.raises(InputError) as caught:  # the working directory is that of the configuration
+        locate("y.tsv", folders=(*folders, tmp_path / "one"))
+    assert str(caught.value).count(str(tmp_path / "one")) == 1
     with pytest.raises(InputError, match="model: .* needs data_root: call with --config data_root"):
         locate("{data_root}/model", folders=folders, key="model")
 

@@ -26,7 +26,7 @@ def test_all_files_are_read_whole_and_one_message_holds_what_is_wrong(tmp_path):
     (tmp_path / "dup.gmt").write_text("\n".join([*sets, "SET3\td\tG1\tG2"]) + "\n")
     (tmp_path / "good.gmt").write_text("\n".join([*sets, sets[0], "EMPTY\td"]) + "\n")
     (tmp_path / "tpm.tsv").write_text("gene\tA\tB\nX\t1\t2\nY\t900\t1000\nZ\t1\t1,2,3\n")
-    settings = {"measured": {"m": {"scale": "log2"}}}
+    settings = {"measured": {"m": {"scale": "log2"}}, "labels": {}}
     files = StudyFiles(
         no_slides(),
         settings,
@@ -37,7 +37,7 @@ def test_all_files_are_read_whole_and_one_message_holds_what_is_wrong(tmp_path):
         check_study_files(files)
     said = str(caught.value)
     assert "dup.gmt, line 21: gene set 'SET3' stands twice, with different genes" in said
-    assert "tpm.tsv: line 4, column 'B': '1,2,3' is no number" in said
+    assert "tpm.tsv: line 4, column 'B': '1,2,3' is not a number" in said
     (tmp_path / "tpm.tsv").write_text("gene\tA\tB\nX\t1,5\t2\nY\t900\t1000\n")
     with pytest.raises(InputError, match="which are no log2 values: set scale: linear"):
         check_study_files(StudyFiles(no_slides(), settings, measured=files.measured))
@@ -54,8 +54,12 @@ def test_a_check_is_a_function_in_one_place_and_bad_slides_can_be_skipped(monkey
 
     monkeypatch.setattr("histogep.study_files.CHECKS", (*CHECKS, reads))
     with pytest.raises(InputError, match="slide S: bad"):
-        check_study_files(StudyFiles(no_slides(), {"measured": {}, "on_bad_slide": "stop"}))
-    check_study_files(StudyFiles(no_slides(), {"measured": {}, "on_bad_slide": "skip"}))
+        check_study_files(
+            StudyFiles(no_slides(), {"measured": {}, "labels": {}, "on_bad_slide": "stop"})
+        )
+    check_study_files(
+        StudyFiles(no_slides(), {"measured": {}, "labels": {}, "on_bad_slide": "skip"})
+    )
     assert "slide S: bad" in caplog.text
 
 

@@ -571,6 +571,19 @@ def test_bad_input_is_refused_before_any_job(study, rows, extra, complaint):
     assert "Traceback" not in done.said
 
 
+def test_files_that_are_missing_and_problems_of_the_sheets_are_listed_at_once(study):
+    extra = (
+        "patients: nobody.tsv\nreferences: {gene_positions: no.gtf, gene_sets: {h: no.gmt}}\n"
+        "measured: {bulk: {expression: none.tsv}}\n"
+    )
+    done = study("A\tp1\tc\ta.svs\t900\tcounts", GOOD[1], extra=extra)
+    assert done.returncode != 0
+    for name in ("nobody.tsv", "no.gtf", "no.gmt", "none.tsv"):
+        assert f"{name} does not exist (looked in" in done.said
+    assert "line 2: mpp '900' is not a pixel size" in done.said
+    assert "Traceback" not in done.said
+
+
 def test_all_problems_of_a_sheet_are_listed_at_once(study):
     done = study("../x\tp\tc\ta.svs\t\t", "Z\tp\tc\tnone.svs\t\t")
     assert "2 problems" in done.said
