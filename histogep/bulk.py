@@ -90,7 +90,7 @@ def measured_samples(path: str | Path) -> list[str]:
     Raises
     ------
     InputError
-        The file is no table, or names no sample.
+        The file is not a table, or names no sample.
     """
     layout = _lay_out(path, n_lines=60)
     if layout.sample_column is None:
@@ -130,7 +130,7 @@ def read_expression(
     Raises
     ------
     InputError
-        Cells that are no numbers; values that do not fit the scale; a GCT file with more or fewer
+        Cells that are not numbers; values that do not fit the scale; a GCT file with more or fewer
         rows than it declares.
     """
     layout = _lay_out(path)

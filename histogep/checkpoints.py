@@ -73,7 +73,7 @@ class Checkpoint:
         if not self.path.is_file():
             if self.path.parent.is_dir() and any(self.path.parent.glob("*.safetensors")):
                 LOG.info(
-                    "%s holds no checkpoint of these settings, data and code: training starts anew",
+                    "%s holds no checkpoint of these settings, data and code: training starts from the beginning",
                     self.path.parent,
                 )
             return None
@@ -82,7 +82,9 @@ class Checkpoint:
                 record = json.loads(file.metadata()[_RECORD])
                 return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            LOG.warning("%s cannot be read (%s): training starts anew", self.path, error)
+            LOG.warning(
+                "%s cannot be read (%s): training starts from the beginning", self.path, error
+            )
             return None
 
 

@@ -149,7 +149,7 @@ def age_number(text: str) -> float:
     Raises
     ------
     InputError
-        The text is no number.
+        The text is not a number.
     """
     cell = plain(known(text))
     if not cell:
@@ -163,7 +163,7 @@ def age_number(text: str) -> float:
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise InputError(f"age {text!r} is no number of years; or leave it empty")
+        raise InputError(f"age {text!r} is not a number of years; or leave it empty")
     return value
 
 

@@ -99,7 +99,7 @@ class FastTiff:
 def _alike(handle: openslide.OpenSlide, level: int, image: pyvips.Image, share: float) -> bool:
     """Return whether a sample of a level is the same by both readers.
 
-    OpenSlide has one downsample for both axes of a level. Where that is no whole number, it reads a
+    OpenSlide has one downsample for both axes of a level. Where that is not a whole number, it reads a
     part of a pixel beside the place that was asked for, and interpolates, with half transparent
     seams between tiles: each opaque pixel must then lie between those of libvips around it.
     """

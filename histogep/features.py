@@ -319,7 +319,7 @@ def refuse_unfinished(values: Any, path: str | Path) -> None:
         last = int(np.flatnonzero(np.any(values[()], axis=1)).max(initial=-1))
         raise InputError(
             f"{path}: the features of all tiles after number {last + 1} of {len(values)} are zero, "
-            "so its writer was stopped: make the file anew"
+            "so its writer was stopped: make the file again"
         )
 
 

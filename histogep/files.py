@@ -169,7 +169,7 @@ def readable(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
     """Turn errors of reading a result into an InputError with the file and the remedy.
 
     Snakemake goes by names and times. A file that was whole when its rule ended, and that a copy of
-    the results or a failing disk cut short since, is not made anew: the next rule reads it. The
+    the results or a failing disk cut short since, is not made again: the next rule reads it. The
     libraries notice (HDF5, Parquet and safetensors hold their own lengths), but name no file.
 
     Parameters
@@ -233,7 +233,7 @@ def given_file(
 
 def _damaged(path: str | Path, how: str) -> str:
     """Return what to tell of a result that cannot be read."""
-    return f"{path} is damaged ({how}): delete it and run snakemake again, which makes it anew"
+    return f"{path} is damaged ({how}): delete it and run snakemake again, which makes it again"
 
 
 def read_labels(path: str | Path, barcodes: Iterable[str]) -> pd.DataFrame:
@@ -257,7 +257,7 @@ def read_labels(path: str | Path, barcodes: Iterable[str]) -> pd.DataFrame:
     if lost:
         raise InputError(
             f"{path} has no label of {lost} of the {len(wanted)} spots: delete it and run snakemake "
-            "again, which makes it anew"
+            "again, which makes it again"
         )
     return table
 

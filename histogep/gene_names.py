@@ -170,7 +170,7 @@ def are_ensembl(names: Iterable[str]) -> np.ndarray:
 def are_dates(names: Sequence[str]) -> np.ndarray:
     """Return which names a spreadsheet made of symbols: dates, or numbers for dates and ids.
 
-    A five-digit number counts only among names that mostly are no numbers: Entrez ids are genes.
+    A five-digit number counts only among names that mostly are not numbers: Entrez ids are genes.
     """
     names = [str(name) for name in names]
     found = np.array(

@@ -30,13 +30,15 @@ def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[
     Raises
     ------
     InputError
-        The file is no GMT, names a set twice with different genes, or genes by number.
+        The file is not GMT, names a set twice with different genes, or genes by number.
     """
     try:
         lines = read_lines(path, what="gene sets", most=_MAX_BYTES)[:n_lines]
     except InputError as error:
-        if any(said in str(error) for said in ("UTF-8", "is no text", "is no table but")):
-            raise InputError(f"{path} is no text file; gene sets are GMT files ({error})") from None
+        if any(said in str(error) for said in ("UTF-8", "is not text", "is not a table but")):
+            raise InputError(
+                f"{path} is not a text file; gene sets are GMT files ({error})"
+            ) from None
         raise
     sets: dict[str, list[str]] = {}
     empty: list[str] = []
@@ -85,6 +87,6 @@ def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[
 
 def _no_gmt(path: str | Path, number: int) -> str:
     return (
-        f"{path}, line {number} is no GMT: name, description and genes are separated by tabs, one set "
+        f"{path}, line {number} is not GMT: name, description and genes are separated by tabs, one set "
         "a line"
     )

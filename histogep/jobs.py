@@ -1,4 +1,4 @@
-"""What every job shares: its log, its progress bar, and the error a user can mend."""
+"""What every job shares: its log, its progress bar, and the error that a user can correct."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def round_st_names(names: Iterable[str]) -> np.ndarray | None:
             if name in seen:
                 raise InputError(
                     f"spots {seen[name]} and {match[0]} both lie nearest to {name} of the array: their "
-                    "places are no array coordinates"
+                    "places are not array coordinates"
                 )
             seen[name] = match[0]
     return rounded

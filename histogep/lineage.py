@@ -93,7 +93,7 @@ def find_changes(lineage: Lineage, file: str, *, rehash: bool = False) -> list[s
             said.append(f"{entry.file}: {change}")
         if entry.rule:
             late = [name for name in entry.inputs if by_name[name].ended > entry.started]
-            said += [f"{entry.file}: made before its input {name} was made anew" for name in late]
+            said += [f"{entry.file}: made before its input {name} was made again" for name in late]
     said += sorted(set(_changes_of_models(lineage, entries)))
     said += sorted({text for entry in entries if (text := _change_of_code(entry))})
     differing = {text for entry in entries for text in _differences(entry, lineage.configuration)}

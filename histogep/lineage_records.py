@@ -297,7 +297,7 @@ def _read_table(path: Path) -> dict[str, Entry]:
         rows = list(csv.DictReader(handle, delimiter="\t"))
     if rows and set(rows[0]) != set(COLUMNS):
         raise InputError(
-            f"{path} is no table of this version: remove it, the next run makes it anew"
+            f"{path} is not a table of this version: remove it, the next run makes it again"
         )
     kinds = {name: part.type for name, part in Entry.__dataclass_fields__.items()}
     entries = {}

@@ -75,7 +75,7 @@ def read_map_scores(path: str | Path, patients: list[str]) -> MapScores:
     table = read_tsv(path, dtype={"patient": str, "model": str})
     if len(table) and set(table["patient"]) != set(patients):
         raise InputError(
-            f"{path} is of other patients than the cohort's: remove it, so that it is made anew"
+            f"{path} is of other patients than the cohort's: remove it, so that it is made again"
         )
     scores, shuffled, fold = {}, {}, np.zeros((0, len(patients)), int)
     for name, rows in table.groupby("model", sort=False):
@@ -174,7 +174,7 @@ def map_concordance(
             if not np.array_equal(maps.fold[:shared], clinical_fold[:shared]):
                 raise InputError(
                     "the network on the maps was trained in other folds than the clinical model: "
-                    "remove the cohort's files under results/maps/, so that they are made anew"
+                    "remove the cohort's files under results/maps/, so that they are made again"
                 )
             beside = clinical[:shared].mean(axis=0)
             gain = np.mean(values[:shared], axis=0) - beside

@@ -57,9 +57,9 @@ def check_compressed(
         refuse(f"a shape of {n_major} x {n_minor}")
     for part, values in (("indices", indices), ("indptr", indptr)):
         if values.ndim != 1 or values.dtype.kind not in "iu":
-            refuse(f"its {part} are no list of whole numbers")
+            refuse(f"its {part} are not a list of whole numbers")
     if data.ndim != 1 or data.dtype.kind not in "biufc":
-        refuse("its values are no list of numbers")
+        refuse("its values are not a list of numbers")
     if len(data) != len(indices):
         refuse(f"{len(data)} values but {len(indices)} indices")
     if len(indptr) != n_major + 1:
@@ -96,9 +96,9 @@ def wrong_counts(values: np.ndarray) -> str:
     """Return what is wrong with counts, "" if nothing: NaN, negative, not whole, too large."""
     values = np.asarray(values)
     if values.dtype.kind not in "iuf":
-        return "values that are no numbers"
+        return "values that are not numbers"
     for what, wrong in (
-        ("that are no finite numbers", ~np.isfinite(values)),
+        ("that are not finite numbers", ~np.isfinite(values)),
         ("below 0", values < 0),
         ("that are not whole", values != np.floor(values)),
         (f"above {MOST_COUNTS} (2^24)", values > MOST_COUNTS),

@@ -150,7 +150,7 @@ def folder_file(folder: str | Path, name: str) -> Path:
             f"{path} leads out of the model folder: put the file itself there, or pack it again"
         )
     if not path.is_file():
-        raise InputError(f"{path} is no file: copy the model folder again, or pack it again")
+        raise InputError(f"{path} is not a file: copy the model folder again, or pack it again")
     return path
 
 
@@ -299,7 +299,7 @@ def model_shapes(
 def check_predicted(
     values: np.ndarray, *, slide: str, names: list[str], rows: np.ndarray, study: str
 ) -> None:
-    """Raise InputError for predictions that are no numbers, or no log1p CP10k (nor probabilities).
+    """Raise InputError for predictions that are not numbers, or no log1p CP10k (nor probabilities).
 
     Parameters
     ----------

@@ -201,7 +201,7 @@ def _white(slide: str, source: Path, tiff: TiffImage | None, picture: pyvips.Ima
     if not (low >= 0 and high > 0 and math.isfinite(total)):
         raise BadSlide(
             f"slide {slide}: {source} has values from {low:g} to {high:g}, or some that are not finite: "
-            "these are no colours; save it as 8-bit RGB"
+            "these are not colours; save it as 8-bit RGB"
         )
     if declared and 0.25 * declared <= high <= declared:
         return declared

@@ -354,7 +354,7 @@ def _one_row_a_symbol(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _chromosome(name: str) -> str:
-    """Return "chr1" for "1", "Chr1" or "chr1", and "" for what is no primary chromosome."""
+    """Return "chr1" for "1", "Chr1" or "chr1", and "" for what is not a primary chromosome."""
     match = _CHROMOSOME.fullmatch(str(name).strip())
     if match is None:
         return ""

@@ -36,7 +36,7 @@ MOST_PX = 1e8
 MOST_BYTES = 2**30
 #: Rings of more points that cross themselves are not divided: it takes the square of their points.
 MOST_REPAIRED = 10_000
-#: Objects of QuPath that are no annotations, by their type without `Path` and `Object`.
+#: Objects of QuPath that are not annotations, by their type without `Path` and `Object`.
 _OBJECTS = ("detection", "cell", "nucleus", "tile", "tmacore", "root")
 _WITHOUT_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 _NAMESPACE = uuid.UUID("6f3c2d0e-4a52-5a0b-9f0e-3d2b8f1c7a55")
@@ -79,7 +79,7 @@ def read_annotations(path: str | Path) -> list[Annotation]:
 
     Read are a FeatureCollection, a list of features, one Feature, a bare geometry, and any of these
     within each other, as QuPath 0.2 to 0.6 and other programs write them, in UTF-8 or UTF-16.
-    Detections, cells and tiles are no annotations. What has no area (points, lines, no or an empty
+    Detections, cells and tiles are not annotations. What has no area (points, lines, no or an empty
     geometry) and what has coordinates that are not finite is left out, with a warning that names
     the features. Rings that are not closed are closed, and those that cross themselves are divided
     at the crossings.
@@ -87,7 +87,7 @@ def read_annotations(path: str | Path) -> list[Annotation]:
     Raises
     ------
     InputError
-        If the file is no GeoJSON; the message names the feature.
+        If the file is not GeoJSON; the message names the feature.
     """
     path = Path(path)
     with given_file(path, "GeoJSON of annotations: export it again from QuPath"):
@@ -145,7 +145,7 @@ def read_annotations(path: str | Path) -> list[Annotation]:
     if not found:
         reasons = [f"{len(labels)} {reason}" for reason, labels in left_out.items()]
         if objects:
-            reasons.append(f"{objects} detections, cells or tiles, which are no annotations")
+            reasons.append(f"{objects} detections, cells or tiles, which are not annotations")
         raise InputError(
             f"{path} holds no annotated area ({'; '.join(reasons) or 'it is empty'}): "
             "draw areas in QuPath and export the annotations"
@@ -166,13 +166,13 @@ def _features(content: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(content, dict):
         raise InputError(
             f"a feature is expected, but {type(content).__name__} {str(content)[:40]!r} is found: "
-            "it is no GeoJSON"
+            "it is not GeoJSON"
         )
     kind = content.get("type")
     if kind == "FeatureCollection" or (kind is None and "features" in content):
         features = content.get("features")
         if not isinstance(features, list):
-            raise InputError("its `features` are no list: it is no GeoJSON")
+            raise InputError("its `features` are not a list: it is not GeoJSON")
         yield from _features(features)
     elif kind == "Feature" or "geometry" in content:
         yield content
@@ -180,7 +180,7 @@ def _features(content: Any) -> Iterator[dict[str, Any]]:
         yield {"type": "Feature", "geometry": content, "properties": {}}
     else:
         raise InputError(
-            f"an object of type {kind!r} is neither a feature nor a geometry: it is no GeoJSON"
+            f"an object of type {kind!r} is neither a feature nor a geometry: it is not GeoJSON"
         )
 
 
@@ -282,7 +282,7 @@ def _ring(points: Any) -> np.ndarray | None:
     if ring.dtype.kind not in "iuf" or ring.ndim != 2 or ring.shape[1] != 2:
         if ring.dtype.kind == "O" and any(value is None for value in ring.ravel()):
             raise _LeftOut("with coordinates that are not finite")
-        raise TypeError("its coordinates are no pairs of numbers")
+        raise TypeError("its coordinates are not pairs of numbers")
     ring = ring.astype(np.float64)
     if not (np.abs(ring) < MOST_PX).all():
         raise _LeftOut("with coordinates that are not finite")

@@ -85,7 +85,7 @@ def mistakes(
 ) -> list[str]:
     """Return what a schema says against a value, a line for each mistake with its place.
 
-    NaN and infinities are no numbers, whatever the schema; 1.0 is no integer.
+    NaN and infinities are not numbers, whatever the schema; 1.0 is no integer.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def mistakes(
 
 
 def _other_keys(value: Any, path: tuple = ()) -> Iterator[tuple[str, str]]:
-    """Give where a key stands that is no text, such as 1, true or null, and the key."""
+    """Give where a key stands that is not text, such as 1, true or null, and the key."""
     if isinstance(value, dict):
         for key, part in value.items():
             if not isinstance(key, str):
@@ -126,9 +126,9 @@ def said(error: ValidationError) -> str:
     """Return the words of one mistake; the value in it is cut where it is long."""
     given = error.instance
     if error.validator == "format":
-        return f"{shown(given)} is no regular expression for genes ({error.cause})"
+        return f"{shown(given)} is not a regular expression for genes ({error.cause})"
     if isinstance(given, float) and not math.isfinite(given):
-        return f"{given} is no number"
+        return f"{given} is not a number"
     if isinstance(given, dict | list):
         # The library's words hold the whole value.
         whole = repr(given)

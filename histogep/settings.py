@@ -87,7 +87,7 @@ def check_study_name(study: str) -> None:
 def refuse_repeated_keys(path: str | Path) -> None:
     """Raise InputError when a YAML file gives a key twice (YAML keeps the last one, silently).
 
-    Also where it is no YAML, or no UTF-8.
+    Also where it is not YAML, or no UTF-8.
     """
     try:
         with given_file(path, "a configuration"):

@@ -485,7 +485,7 @@ def _raw_counts(data: Any, path: Path) -> tuple[sparse.csr_matrix, pd.DataFrame]
         if not sparse.issparse(matrix):
             matrix = np.asarray(matrix)
         if matrix.dtype.kind not in "iuf":
-            problems.append(f"{name} holds values that are no numbers")
+            problems.append(f"{name} holds values that are not numbers")
             continue
         matrix = sparse.csr_matrix(matrix)
         if not (wrong := wrong_counts(matrix.data)):
@@ -608,7 +608,7 @@ def _whole(values: pd.Series, column: str, path: Path) -> pd.Series:
         at = int(off.to_numpy().argmax())
         raise InputError(
             f"{path}: {column} {values.iloc[at]:g} ({_place(values.to_frame(), off == off.max())}) is "
-            "no row or column of an array: they are whole numbers, or nearly so where they were "
+            "not a row or column of an array: they are whole numbers, or nearly so where they were "
             "refined on the image"
         )
     if (off > 0).any():

@@ -126,7 +126,7 @@ def grid_indices(raw: RawSection, kind: str) -> tuple[np.ndarray, np.ndarray]:
     if len(row) and (min(row.min(), col.min()) < 0 or max(row.max(), col.max()) > _MAX_INDEX):
         raise InputError(
             f"{raw.source}: rows {row.min()} to {row.max()} and columns {col.min()} to {col.max()} "
-            f"are no places of an array; they must be whole numbers from 0 to {_MAX_INDEX}"
+            f"are not places of an array; they must be whole numbers from 0 to {_MAX_INDEX}"
         )
     return row.astype(np.int32), col.astype(np.int32)
 

@@ -101,7 +101,7 @@ class Stages:
         }
         # Also of cohorts that are no longer in the sheet, of which there is no stage.
         return [
-            f"{path}: of an earlier run and no part of this one; delete it, or mend why it is left out"
+            f"{path}: of an earlier run, not part of this one: delete it, or change what its stage is left out for"
             for path in sorted(there - planned)
         ]
 

@@ -239,7 +239,7 @@ def sample_prefix(matrix: Path) -> str:
 def read_scalefactors(folder: Path, positions: Path, *, prefix: str = "") -> dict[str, float]:
     """Return the scale factors beside the positions or in the folder; empty if there are none.
 
-    What is no number above 0 is left out.
+    What is not a number above 0 is left out.
     """
     for parent in (positions.parent, folder / "spatial", folder):
         names = ("scalefactors_json.json", "scalefactors_json.json.gz")
@@ -247,7 +247,7 @@ def read_scalefactors(folder: Path, positions: Path, *, prefix: str = "") -> dic
         if path is None:
             continue
         if path.stat().st_size > _MOST_HEADER:
-            raise InputError(f"{path}: {path.stat().st_size} bytes are no list of scale factors")
+            raise InputError(f"{path}: {path.stat().st_size} bytes are not a list of scale factors")
         with given_file(path, "a JSON file of numbers"), open_file(path, "rb") as handle:
             content = json.loads(handle.read(_MOST_HEADER))
         if not isinstance(content, dict):
@@ -420,13 +420,13 @@ def _read_matrix_market(
         n_bytes = os.path.getsize(path) * (_MOST_EXPANSION if is_gzip(path) else 1)
         if n_entries > n_rows * n_columns or n_entries * _LEAST_ENTRY > n_bytes + 16:
             raise InputError(
-                f"{path}: its header tells of {n_entries} entries, more than the matrix of {n_rows} x "
+                f"{path}: its header declares {n_entries} entries, more than the matrix of {n_rows} x "
                 f"{n_columns} or the file of {os.path.getsize(path)} bytes can hold; it is damaged"
             )
         with open_file(path, "rb") as handle:
             entries = sparse.coo_matrix(io.mmread(handle))
     if entries.nnz != n_entries:
-        raise InputError(f"{path}: {entries.nnz} entries, but its header tells of {n_entries}")
+        raise InputError(f"{path}: {entries.nnz} entries, but its header declares {n_entries}")
     place = entries.row.astype(np.int64) * n_columns + entries.col
     if len(np.unique(place)) < len(place):
         raise InputError(f"{path}: one place of the matrix is given twice; the file is damaged")

@@ -52,7 +52,7 @@ def whole_levels(path: str | Path) -> dict[tuple[int, int], int]:
     """Return the number of the first tiled image of each size (width, height) that has all its tiles.
 
     Images with tiles that were never written (0 bytes) are left out: readers fill them differently.
-    Empty for a file that is no TIFF, or none that can be read.
+    Empty for a file that is not TIFF, or none that can be read.
     """
     found: dict[tuple[int, int], int] = {}
     try:

@@ -108,7 +108,7 @@ def spot_tiles(
     ):
         raise InputError(
             f"{spots} lies on a {kind} lattice of {pitch:g} um, but the study's is "
-            f"{lattice.kind} of {lattice.pitch_um:g} um: mend `lattice` in the configuration"
+            f"{lattice.kind} of {lattice.pitch_um:g} um: correct `lattice` in the configuration"
         )
     table.index = table.index.astype(str)
     if "in_tissue" in table:

@@ -222,7 +222,7 @@ def read_annotation(path: str | Path) -> pd.Series:
         if (x.isna() | y.isna()).any():
             raise InputError(
                 f"{path}: x or y of row {int((x.isna() | y.isna()).argmax()) + 1} "
-                "is no number: they are the array coordinates of the spot"
+                "is not a number: they are the array coordinates of the spot"
             )
         barcode = x.round().astype(int).astype(str) + "x" + y.round().astype(int).astype(str)
         others = [column for key, column in columns.items() if key not in ("x", "y")]

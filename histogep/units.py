@@ -68,7 +68,7 @@ def time_problem(values: pd.Series, *, unit: str, column: str, plain: bool = Fal
     if unit == "days":
         whole = np.isclose(known, known.round(), atol=1e-6).mean()
         if whole < 0.5:
-            return f"{told} and most are no whole numbers: {remedy('months')}"
+            return f"{told} and most are not whole numbers: {remedy('months')}"
         if longest < 250:
             return f"{told}: {remedy('months')}"
     return ""

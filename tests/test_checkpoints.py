@@ -164,7 +164,7 @@ def test_a_state_of_other_settings_is_not_used(study, tmp_path):
     changed = SETTINGS | {"lr": 1e-3}
     job = Job(study, tmp_path / "job", settings=changed)
     assert job.run()[0] == 0
-    assert "training starts anew" in job.log()
+    assert "training starts from the beginning" in job.log()
     assert not (job.out / "checkpoints").exists()
     fresh = Job(study, tmp_path / "fresh", settings=changed)
     fresh.run()
@@ -234,7 +234,7 @@ def test_a_damaged_file_is_passed_over(tmp_path, monkeypatch, caplog):
     kept.path.write_bytes(content[: len(content) // 2])
     trained, steps = stopped_after(monkeypatch, 0, checkpoint=kept)
     assert len(steps) == 24
-    assert "training starts anew" in caplog.text
+    assert "training starts from the beginning" in caplog.text
     assert same(trained, train())
 
 

@@ -95,7 +95,7 @@ def test_windows_1252_is_read_and_said_damaged_utf8_refused(tmp_path, caplog):
     path = tmp_path / "t.csv"
     path.write_bytes("patient;ort\nP1;Köln\nP2;5 €\n".encode("cp1252"))
     assert open_delimited(path).text()["ort"].tolist() == ["Köln", "5 €"]
-    assert "is no UTF-8: read as Windows-1252 (such as Köln" in caplog.text
+    assert "is not UTF-8: read as Windows-1252 (such as Köln" in caplog.text
     path.write_bytes("patient;ort\nP1;Köln\nP2;Größe\n".encode() + b"P3;K\xc3\n")
     with pytest.raises(InputError, match="line 4: damaged UTF-8"):
         open_delimited(path)
@@ -194,7 +194,7 @@ def test_numbers_are_read_as_such_or_refused_with_their_place(tmp_path):
     path = tmp_path / "t.tsv"
     path.write_text("gene\tA\tB\nNA\t1\tNA\nx\t1e-3\t\n")
     table = open_delimited(path)
-    with pytest.raises(InputError, match=r"line 2, column 'B': 'NA' is no number.*: B \(2 in 1"):
+    with pytest.raises(InputError, match=r"line 2, column 'B': 'NA' is not a number.*: B \(2 in 1"):
         table.numbers(labels=["gene"])
     numbers = table.numbers(labels=["gene"], missing=("", "NA"))
     assert numbers["gene"].tolist() == ["NA", "x"]
@@ -217,9 +217,9 @@ def test_decimal_commas_are_read_unless_they_may_be_thousands():
         read("1,234", "2")
     with pytest.raises(ValueError, match="decimal commas beside decimal points"):
         read("1,5", "2.5")
-    with pytest.raises(ValueError, match="line 2, column 'a': '1.234,5' is no number"):
+    with pytest.raises(ValueError, match="line 2, column 'a': '1.234,5' is not a number"):
         read("1.234,5", "2")
-    with pytest.raises(ValueError, match="'nan' is no number"):
+    with pytest.raises(ValueError, match="'nan' is not a number"):
         read("nan", "2")
 
 

@@ -123,8 +123,8 @@ def test_gmt_files(tmp_path, caplog):
     path.write_text("A\tabout\tX\n", encoding="utf-8-sig")
     assert read_gmt(path) == {"A": ["X"]}
     for text, message in (
-        ("A X Y\n", "line 1 is no GMT"),
-        ("A\tabout\n", "line 1 is no GMT"),
+        ("A X Y\n", "line 1 is not GMT"),
+        ("A\tabout\n", "line 1 is not GMT"),
         ("A\t\tX\nA\t\tY\n", "line 2: gene set 'A' stands twice, with different genes"),
         ("", "holds no gene set"),
         ("A\t\tX\nB\t\t7157\t672\n", "line 2: the genes of 'B' are numbers, such as 7157"),
@@ -133,7 +133,7 @@ def test_gmt_files(tmp_path, caplog):
         with pytest.raises(InputError, match=message):
             read_gmt(path)
     path.write_text("A\td\tX\tY\nEMPTY\td\nA\td\tY\tX\nB\td\t1-Mar\n\x0c\td\tZ\n")
-    with pytest.raises(InputError, match="line 5 is no GMT"):
+    with pytest.raises(InputError, match="line 5 is not GMT"):
         read_gmt(path)
     path.write_text("A\td\tX\tY\nEMPTY\td\nA\td\tY\tX\nB\td\t1-Mar\n")
     assert read_gmt(path) == {"A": ["X", "Y"], "B": ["1-Mar"]}
@@ -143,7 +143,7 @@ def test_gmt_files(tmp_path, caplog):
     path.write_text("A\t\tX\nno set\n")
     assert read_gmt(path, n_lines=1) == {"A": ["X"]}
     path.write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(InputError, match="is no text file"):
+    with pytest.raises(InputError, match="is not a text file"):
         read_gmt(path)
 
 

@@ -222,7 +222,7 @@ def test_a_file_that_is_older_than_its_remade_input_is_named(run):
     record["endtime"] = time.time()
     (run / METADATA / name).write_text(json.dumps(record))
     os.utime(run / "results/folds/s.tsv", (record["endtime"], record["endtime"]))
-    assert f"{COX}: made before its input results/folds/s.tsv was made anew" in changes(run)
+    assert f"{COX}: made before its input results/folds/s.tsv was made again" in changes(run)
 
 
 def test_changed_code_and_settings_are_named(run, monkeypatch):

@@ -99,7 +99,7 @@ def test_patients_of_tcga_brca_are_those_of_the_clinical_table(shared_data, requ
 @pytest.mark.parametrize(
     ("text", "scale", "message"),
     [
-        ("gene,A,B\nX,1,high\n", "log2", "cells that are no numbers: B"),
+        ("gene,A,B\nX,1,high\n", "log2", "cells that are not numbers: B"),
         ("gene,A,B\nX,1,-2\n", "log1p", "values below 0"),
         ("gene,A,B\nX,1,\n", "log2", "no gene that was measured in every patient"),
     ],
@@ -184,7 +184,7 @@ def test_a_workbook_of_expression(tmp_path):
         ("gene_id\tgene_name\tgene_type\tunstranded\tstranded_first\tstranded_second\t"
          "tpm_unstranded\nENSG1.1\tX\tp\t1\t1\t1\t1\n", "is one sample's file of the GDC"),
         ("gene\tS1\tS1\nX\t1\t2\n", "S1 stands twice"),
-        ("gene,S1\nX,1.234.5\n", "line 2, column 'S1': '1.234.5' is no number"),
+        ("gene,S1\nX,1.234.5\n", "line 2, column 'S1': '1.234.5' is not a number"),
     ],
 )  # fmt: skip
 def test_tables_that_are_cut_or_of_one_sample_are_refused(tmp_path, text, message):

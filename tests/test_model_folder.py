@@ -214,7 +214,7 @@ def test_a_file_that_lies_elsewhere_is_refused(copied, tmp_path, slide, before, 
         assert same(predicted(copied, slide), before)
         return
     with pytest.raises(
-        InputError, match="settings.json|leads out|not those that were packed|no file"
+        InputError, match="settings.json|leads out|not those that were packed|is not a file"
     ):
         load_model(copied)
     if kind == "link out":

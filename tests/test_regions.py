@@ -217,7 +217,7 @@ def test_cells_and_detections_of_every_version_are_no_annotations(tmp_path, kind
     detected["properties"] = {**kind["properties"], "classification": {"name": "Ignore*"}}
     path = tmp_path / "r.geojson"
     assert _limited(path, [old, detected]) == 5000
-    with pytest.raises(InputError, match="1 detections, cells or tiles, which are no annotations"):
+    with pytest.raises(InputError, match="1 detections, cells or tiles, which are not annotations"):
         _limited(path, [detected])
 
 

@@ -173,7 +173,7 @@ def test_what_an_earlier_run_left_of_a_stage_that_is_left_out_is_named(tmp_path)
     (tmp_path / "results/response/h").mkdir(parents=True)
     stages = plan_stages(CONFIG, slides, _patients(12, time=1.0, event=1.0))
     (said,) = stages.leftovers(tmp_path)
-    assert said.startswith("results/response/h: of an earlier run and no part of this one")
+    assert said.startswith("results/response/h: of an earlier run, not part of this one")
     # What is left of a cohort that is no longer in the sheet has no stage at all.
     (tmp_path / "results/patients").mkdir()
     (tmp_path / "results/patients/gone.parquet").touch()

@@ -201,7 +201,7 @@ def test_spots_of_cottrazm_as_r_writes_them(tmp_path, writer):
         ("barcode\tlabel\n0x0\tTumor\n0x0\tstroma\n", "0x0 two annotations"),
         ("spot\tlabel\n0x0\tTumor\n", "neither a column barcode nor x and y"),
         ("barcode\tfirst\tsecond\n0x0\tTumor\tb\n", "first, second"),
-        ("x\ty\tlabel\none\t2\tTumor\n", "row 1 is no number"),
+        ("x\ty\tlabel\none\t2\tTumor\n", "row 1 is not a number"),
     ],
 )
 def test_unclear_annotations_are_refused(tmp_path, text, message):
