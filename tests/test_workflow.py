@@ -584,6 +584,16 @@ def test_files_that_are_missing_and_problems_of_the_sheets_are_listed_at_once(st
     assert "Traceback" not in done.said
 
 
+def test_what_a_plan_warns_of_is_marked_as_a_warning(study, tmp_path):
+    (tmp_path / "patients.tsv").write_text("patient\tage\tsmoker\np1\t50\tyes\np2\t60\tno\n")
+    done = study(*GOOD, extra="patients: patients.tsv\n")
+    assert done.returncode == 0, done.said
+    said = [line for line in done.said.splitlines() if "not used: smoker" in line]
+    assert len(said) == 1
+    assert said[0].startswith("warning: ")
+    assert any(line.startswith("left out: ") for line in done.said.splitlines())
+
+
 def test_all_problems_of_a_sheet_are_listed_at_once(study):
     done = study("../x\tp\tc\ta.svs\t\t", "Z\tp\tc\tnone.svs\t\t")
     assert "2 problems" in done.said
