@@ -149,7 +149,9 @@ def keep_genes(
 def clean_names(names: Iterable[object]) -> np.ndarray:
     """Return names as text without outer blanks; "" for what tools write for a missing one."""
     text = [
-        "" if name is None or (isinstance(name, float) and name != name) else str(name).strip()
+        ""
+        if name is None or (isinstance(name, float) and name != name)
+        else (name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)).strip()
         for name in names
     ]
     return np.array(["" if name.lower() in _MISSING else name for name in text], dtype=object)

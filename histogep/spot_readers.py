@@ -71,6 +71,18 @@ _TYPE_COLUMNS = ("feature_types", "feature_type", "modality", "feature_biotype")
 _GENOME_COLUMNS = ("genome", "genomes", "feature_reference")
 _TRUE = ("1", "1.0", "true", "t", "yes", "y", "in tissue", "in_tissue")
 _FALSE = ("0", "0.0", "false", "f", "no", "n", "off tissue", "out of tissue")
+#: Columns of obs with x and y in level-0 pixels, and how a table in obsm names x and y.
+_PIXEL_COLUMNS = ("pxl_col_in_fullres", "pxl_row_in_fullres")
+_AXIS_NAMES = (
+    _PIXEL_COLUMNS,
+    *(("x_px", "y_px"), ("pixel_x", "pixel_y"), ("imagecol", "imagerow"), ("x", "y")),
+    *(("col", "row"), ("x_centroid", "y_centroid")),
+)
+#: Layers that hold raw counts by their name, the likeliest first.
+_COUNT_LAYERS = (
+    *("counts", "raw_counts", "counts_raw", "raw_count", "count", "raw"),
+    *("umi", "umis", "umi_counts", "unnormalized"),
+)
 #: What is commonly given for counts, and the way in.
 _OTHER_FORMATS = {
     ".h5mu": "a MuData file: save its genes with mudata.read(path).mod['rna'].write_h5ad('x.h5ad')",
@@ -168,9 +180,11 @@ def read_section(
         if tenx.find_one(counts, ("matrix.mtx", "matrix.mtx.gz")):
             return _read_space_ranger(counts.parent, positions, gene_positions, data=counts)
         return _read_space_ranger(tenx.bin_folder(counts, pitch_um), positions, gene_positions)
-    if name.endswith(".h5ad"):
-        return _read_h5ad(counts, gene_positions)
-    if name.endswith((".h5", ".hdf5")):
+    if name.endswith((".h5ad", ".h5", ".hdf5")):
+        if tenx.is_gzip(counts):
+            raise InputError(f"counts {counts} are compressed with gzip: unpack them")
+        if name.endswith(".h5ad"):
+            return _read_h5ad(counts, gene_positions)
         return _read_space_ranger(counts.parent, positions, gene_positions, data=counts)
     if name.endswith(_TABLE_SUFFIXES):
         return _read_st(counts, positions, gene_positions)
@@ -336,24 +350,23 @@ def _read_h5ad(path: Path, gene_positions: str | Path | None) -> RawSection:
     import anndata
 
     with open_given(path, "an .h5ad") as file:
+        if "matrix" in file and "obs" not in file:
+            raise InputError(
+                f"{path} is a matrix of 10x, not an AnnData: give it a name that ends in .h5"
+            )
         _check_sparse_groups(file, path)
         data = anndata.read_h5ad(path)
         obs = data.obs
         grid = not {"array_row", "array_col"} <= set(obs)
         axes = ("row", "col") if grid else ("array_row", "array_col")
         missing = [axis for axis in axes if axis not in obs]
-        place = next((key for key in ("spatial", "X_spatial") if key in data.obsm), "")
-        if missing or not place:
+        pixels = _pixels(data, path)
+        if missing or pixels is None:
             raise InputError(
                 f"{path}: needs obs array_row and array_col (or row and col) and obsm['spatial'] in "
                 f"level-0 pixels; obs has {', '.join(map(str, obs.columns)) or 'nothing'}, obsm has "
                 f"{', '.join(data.obsm) or 'nothing'}"
             )
-        pixels = np.asarray(data.obsm[place], np.float64)
-        if pixels.ndim != 2 or pixels.shape[1] < 2:
-            raise InputError(f"{path}: obsm['{place}'] is of shape {pixels.shape}, not n x 2")
-        if not np.isfinite(pixels[:, :2]).all():
-            raise InputError(f"{path}: obsm['{place}'] holds values that are not numbers")
         names = pd.Series(clean_names(obs.index), index=obs.index)
         if (names == "").any():
             raise InputError(f"{path}: spot {int((names == '').argmax()) + 1} of obs has no name")
@@ -383,6 +396,49 @@ def _read_h5ad(path: Path, gene_positions: str | Path | None) -> RawSection:
         grid=grid,
         scales=scales,
     )
+
+
+def _pixels(data: Any, path: Path) -> np.ndarray | None:
+    """Return x and y of the spots of an AnnData; None if it holds no pixels.
+
+    `pxl_col_in_fullres` and `pxl_row_in_fullres` of obs say by their name which axis and which image
+    they are of; `obsm["spatial"]` is x, y of the full image by convention only.
+    """
+    named = None
+    if set(_PIXEL_COLUMNS) <= set(data.obs):
+        named = np.column_stack([_numbers(data.obs, name, path) for name in _PIXEL_COLUMNS])
+    place = next((key for key in ("spatial", "X_spatial") if key in data.obsm), "")
+    if not place:
+        return named
+    values = data.obsm[place]
+    if isinstance(values, pd.DataFrame):
+        lower = {str(column).strip().lower(): column for column in values.columns}
+        axes = next((pair for pair in _AXIS_NAMES if set(pair) <= set(lower)), None)
+        if axes is not None:
+            values = values[[lower[axis] for axis in axes]]
+        elif values.shape[1] != 2:
+            raise InputError(
+                f"{path}: obsm['{place}'] has the columns {', '.join(map(str, lower))}: which are x "
+                "and y is unknown; name them x and y"
+            )
+    try:
+        pixels = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: obsm['{place}'] holds values that are not numbers") from None
+    if pixels.ndim != 2 or pixels.shape[1] < 2:
+        raise InputError(f"{path}: obsm['{place}'] is of shape {pixels.shape}, not n x 2")
+    pixels = pixels[:, :2]
+    if not np.isfinite(pixels).all():
+        raise InputError(f"{path}: obsm['{place}'] holds values that are not numbers")
+    if named is not None and np.abs(named - pixels).max(initial=0) > 1:
+        swapped = np.abs(named - pixels[:, ::-1]).max(initial=0) <= 1
+        log.warning(
+            "%s: obsm['%s'] differs from %s of obs, by %.4g px%s; those of obs are used",
+            *(path, place, " and ".join(_PIXEL_COLUMNS), np.abs(named - pixels).max()),
+            " (its x and y are exchanged)" if swapped else "",
+        )
+        return named
+    return pixels
 
 
 def _check_sparse_groups(file: h5py.File, path: Path) -> None:
@@ -435,7 +491,13 @@ def _describe(matrix: sparse.csr_matrix, var: pd.DataFrame) -> Features:
 def _scales_of(data: Any) -> dict[str, float]:
     """Return the scale factors in `uns["spatial"]` of one section; empty if there are none."""
     libraries = data.uns.get("spatial")
-    if not isinstance(libraries, Mapping) or len(libraries) != 1:
+    if not isinstance(libraries, Mapping):
+        return {}
+    if len(libraries) > 1:
+        # Those of other sections stay behind when one is cut out.
+        used = {str(v) for c in _SECTION_COLUMNS if c in data.obs for v in data.obs[c].unique()}
+        libraries = {key: value for key, value in libraries.items() if str(key) in used}
+    if len(libraries) != 1:
         return {}
     library = next(iter(libraries.values()))
     scales = library.get("scalefactors") if isinstance(library, Mapping) else None
@@ -470,15 +532,23 @@ def _refuse_several_sections(data: Any, table: pd.DataFrame, path: Path) -> None
 
 
 def _raw_counts(data: Any, path: Path) -> tuple[sparse.csr_matrix, pd.DataFrame]:
-    """Return the counts of an AnnData: the layer `counts`, else X, else raw."""
-    places = [("layers['counts']", data.layers.get("counts"), data.var), ("X", data.X, data.var)]
+    """Return the counts of an AnnData: a layer named for them, else raw, else X.
+
+    Of several places with whole numbers the first counts, unless raw has genes that it has not: X and
+    layers often keep the most variable genes only. That raw goes before X is by its convention: it is
+    what was before X was changed, as by rounding or to yes and no.
+    """
+    layers = {str(name).lower(): name for name in data.layers}
+    chosen = [layers[name] for name in _COUNT_LAYERS if name in layers]
+    places = [(f"layers[{name!r}]", data.layers[name], data.var) for name in chosen]
     if data.raw is not None:
         # raw keeps a table of its own, often with less in it than var.
         var = data.raw.var.copy()
         for name in data.var.columns.difference(var.columns):
             var[name] = data.var[name].reindex(var.index) if data.var.index.is_unique else None
         places.append(("raw", data.raw.X, var.dropna(axis=1, how="all")))
-    problems = []
+    places.append(("X", data.X, data.var))
+    problems, found = [], []
     for name, matrix, var in places:
         if matrix is None:
             continue
@@ -488,15 +558,37 @@ def _raw_counts(data: Any, path: Path) -> tuple[sparse.csr_matrix, pd.DataFrame]
             problems.append(f"{name} holds values that are not numbers")
             continue
         matrix = sparse.csr_matrix(matrix)
-        if not (wrong := wrong_counts(matrix.data)):
-            matrix.check_format(full_check=True)
-            log.info("%s: counts are taken from %s", path, name)
-            return matrix, var
-        problems.append(f"{name} holds {wrong}")
-    raise InputError(
-        f"{path}: neither layers['counts'], X nor raw hold whole numbers; raw counts are needed "
-        f"({'; '.join(problems) or 'there is none of them'})"
-    )
+        if wrong := wrong_counts(matrix.data):
+            problems.append(f"{name} holds {wrong}")
+            continue
+        matrix.check_format(full_check=True)
+        found.append((name, matrix, var))
+    if not found:
+        others = [repr(str(name)) for name in data.layers if name not in chosen]
+        if others:
+            problems.append(
+                f"the layers {', '.join(others)} are not tried: name the one with counts 'counts'"
+            )
+        raise InputError(
+            f"{path}: neither layers['counts'], X nor raw hold whole numbers; raw counts are needed "
+            f"({'; '.join(problems) or 'there is none of them'})"
+        )
+    name, matrix, var = found[0]
+    for other, values, table in found[1:]:
+        if other == "raw" and values.shape[1] > matrix.shape[1]:
+            name, matrix, var = other, values, table
+    log.info("%s: counts of %d genes are taken from %s", path, matrix.shape[1], name)
+    unlike = [
+        other
+        for other, values, _ in found
+        if values.shape == matrix.shape and (values != matrix).nnz
+    ]
+    if unlike:
+        log.warning(
+            "%s: %s holds whole numbers too, but others: check that those of %s are the raw counts",
+            *(path, " and ".join(unlike), name),
+        )
+    return matrix, var
 
 
 def _join(
@@ -574,8 +666,9 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         if n_rows > 1000 * os.path.getsize(path):
             raise InputError(f"{path} declares {n_rows} rows, more than its bytes can hold")
         table = pd.read_parquet(path)
-    if "barcode" not in table and table.index.name == "barcode":
-        table = table.reset_index()
+    if "barcode" not in table and not pd.api.types.is_numeric_dtype(table.index):
+        # The row names of pandas and R, whatever they are called.
+        table = table.rename_axis("barcode").reset_index()
     table.index = pd.RangeIndex(1, len(table) + 1, name="row")
     return table
 

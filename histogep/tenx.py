@@ -139,6 +139,11 @@ def read_10x_mtx(folder: str | Path, *, gene_positions: str | Path | None = None
     barcodes = _read_names(paths["barcodes"], "a list of barcodes")[0].to_numpy(object)
     matrix = _read_matrix_market(matrix_path, len(features), len(barcodes), folder)
     columns = features.shape[1]
+    if columns == 1 and features[0].str.contains("[,;]|\\s", regex=True).mean() > 0.5:
+        raise InputError(
+            f"{paths['features']}: line 1 ({features[0].iloc[0][:60]!r}) is not separated by tabs: "
+            "give the file as the tool wrote it (id, symbol, type)"
+        )
     return _finish(
         Features(
             matrix,
@@ -194,6 +199,12 @@ def find_matrix(folder: Path) -> Path:
             )
         if named:
             return named[0]
+    for place in (folder, folder / "segmented_outputs"):
+        if (place / "filtered_feature_cell_matrix.h5").is_file():
+            raise InputError(
+                f"{place} holds the counts of segmented cells, which lie on no lattice: give the "
+                "`binned_outputs` of the same run"
+            )
     raise InputError(
         f"{folder} holds no filtered_feature_bc_matrix.h5 (nor the folder of that name, nor a raw "
         "one): `counts` must be Space Ranger's `outs` folder or the folder above it"
@@ -223,7 +234,21 @@ def find_positions(folder: Path, *, matrix: Path) -> Path:
     for parent in (folder / "spatial", folder, folder.parent / "spatial", *inside):
         if parent.is_dir() and (found := find_one(parent, names, prefix=sample_prefix(matrix))):
             return found
-    raise InputError(f"{folder} holds none of spatial/{', spatial/'.join(names)}")
+    others = sorted(
+        path.name
+        for parent in (folder / "spatial", folder, *inside)
+        if parent.is_dir()
+        for name in names
+        for path in parent.glob(f"*{name}")
+    )
+    hint = (
+        f"; {others[0]} is of another sample by its name: if it is not, name it in `positions`"
+        if others
+        else ""
+    )
+    raise InputError(
+        f"{(matrix if inside else folder)} holds none of spatial/{', spatial/'.join(names)}{hint}"
+    )
 
 
 def sample_prefix(matrix: Path) -> str:
@@ -362,6 +387,10 @@ def _only_genome(file: h5py.File, path: Path) -> str:
         key for key in file if isinstance(file[key], h5py.Group) and "gene_names" in file[key]
     ]
     if not genomes:
+        if "obs" in file and "var" in file:
+            raise InputError(
+                f"{path} is an AnnData, not a matrix of 10x: give it a name that ends in .h5ad"
+            )
         groups = [key for key in file if isinstance(file[key], h5py.Group)]
         raise InputError(
             f"{path}: not a 10x matrix (no group 'matrix'; groups: {', '.join(groups) or 'none'})"

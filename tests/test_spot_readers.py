@@ -253,3 +253,180 @@ def test_bad_positions_are_refused(tmp_path, text, complaint):
     (tmp_path / "p.tsv").write_text(text)
     with pytest.raises(InputError, match=complaint):
         read_positions(tmp_path / "p.tsv")
+
+
+def _h5ad(path, *, change=None, obs=(), names=("A", "B", "C")):
+    """Write an AnnData of 12 spots; return its counts, and the pixels of its spots."""
+    import anndata
+
+    row, col, x, y = _places(4, 3)
+    counts = np.random.default_rng(1).poisson(20.0, (len(row), len(names))).astype(np.float32)
+    table = pd.DataFrame(
+        {"array_row": row, "array_col": col, **dict(obs)},
+        index=[f"AAA{i:02d}-1" for i in range(12)],
+    )
+    data = anndata.AnnData(counts, obs=table, var=pd.DataFrame(index=list(names)))
+    data.obsm["spatial"] = np.c_[x, y]
+    if change is not None:
+        data = change(data) or data
+    data.write_h5ad(path)
+    return counts, np.c_[x, y]
+
+
+def _raw_of_all(data):
+    part = data[:, :2].copy()
+    part.raw = data
+    return part
+
+
+def _layer_of_few(data):
+    part = data[:, :2].copy()
+    part.layers["counts"] = part.X.copy()
+    part.X = np.log1p(part.X)
+    part.raw = data
+    return part
+
+
+def _rounded(data):
+    data.raw = data.copy()
+    data.X = np.round(np.log1p(data.X))
+
+
+def _yes_or_no(data):
+    data.raw = data.copy()
+    data.X = (data.X > 20).astype(np.float32)
+
+
+def _layer(name):
+    def change(data):
+        data.layers[name] = data.X.copy()
+        data.X = np.log1p(data.X)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_raw_of_all, _layer_of_few, _rounded, _yes_or_no, *map(_layer, ("raw_counts", "RAW", "UMI"))],
+)
+def test_an_h5ad_gives_the_raw_counts_of_all_its_genes(tmp_path, change):
+    counts, _ = _h5ad(tmp_path / "a.h5ad", change=change)
+    section = read_section(tmp_path / "a.h5ad")
+    assert list(section.genes) == ["A", "B", "C"]
+    np.testing.assert_array_equal(section.counts.toarray(), counts)
+
+
+def test_a_layer_of_another_name_is_named(tmp_path):
+    _h5ad(tmp_path / "a.h5ad", change=_layer("spliced"))
+    with pytest.raises(InputError, match="the layers 'spliced' are not tried"):
+        read_section(tmp_path / "a.h5ad")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("x", "y"),
+        ("y", "x"),
+        ("pxl_row_in_fullres", "pxl_col_in_fullres"),
+        ("imagerow", "imagecol"),
+    ],
+)
+def test_the_names_of_a_table_of_places_tell_x_from_y(tmp_path, columns):
+    def change(data):
+        places = pd.DataFrame(data.obsm["spatial"], index=data.obs_names, columns=["x", "y"])
+        if columns[0] != "x":
+            places = places[["y", "x"]]
+        data.obsm["spatial"] = places.set_axis(list(columns), axis=1)
+
+    _, pixels = _h5ad(tmp_path / "a.h5ad", change=change)
+    table = read_section(tmp_path / "a.h5ad").table
+    np.testing.assert_allclose(table[["x_px", "y_px"]], pixels)
+
+
+@pytest.mark.parametrize("places", ["none", "same", "exchanged", "of a smaller image"])
+def test_pixels_of_the_full_image_in_obs_are_believed(tmp_path, places, caplog):
+    _, _, x, y = _places(4, 3)
+
+    def change(data):
+        if places == "none":
+            del data.obsm["spatial"]
+        elif places == "exchanged":
+            data.obsm["spatial"] = data.obsm["spatial"][:, ::-1]
+        elif places == "of a smaller image":
+            data.obsm["spatial"] = data.obsm["spatial"] * 0.08
+
+    obs = {"pxl_row_in_fullres": y, "pxl_col_in_fullres": x}
+    _, pixels = _h5ad(tmp_path / "a.h5ad", change=change, obs=obs)
+    table = read_section(tmp_path / "a.h5ad").table
+    np.testing.assert_allclose(table[["x_px", "y_px"]], pixels)
+    assert ("those of obs are used" in caplog.text) == (places not in ("none", "same"))
+    assert ("exchanged" in caplog.text) == (places == "exchanged")
+
+
+def test_the_scale_of_the_section_that_was_cut_out_is_taken(tmp_path):
+    def change(data):
+        data.uns["spatial"] = {
+            name: {"scalefactors": {"spot_diameter_fullres": width}}
+            for name, width in (("S1", 60.0), ("S2", 70.0))
+        }
+
+    _h5ad(tmp_path / "a.h5ad", change=change, obs={"library_id": "S2"})
+    assert read_section(tmp_path / "a.h5ad").scales == {"spot_diameter_fullres": 70.0}
+
+
+def test_counts_in_a_file_of_the_wrong_name_are_known(tmp_path):
+    _space_ranger(tmp_path / "a")
+    matrix = tmp_path / "a" / "filtered_feature_bc_matrix.h5"
+    (tmp_path / "a" / "b.h5ad").write_bytes(matrix.read_bytes())
+    with pytest.raises(InputError, match=r"b\.h5ad is a matrix of 10x"):
+        read_section(tmp_path / "a" / "b.h5ad")
+    _h5ad(tmp_path / "c.h5ad")
+    content = (tmp_path / "c.h5ad").read_bytes()
+    (tmp_path / "c.h5").write_bytes(content)
+    with pytest.raises(InputError, match=r"c\.h5 is an AnnData"):
+        read_section(tmp_path / "c.h5")
+    (tmp_path / "d.h5ad.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(InputError, match="compressed with gzip: unpack"):
+        read_section(tmp_path / "d.h5ad.gz")
+
+
+@pytest.mark.parametrize("form", ["bytes", "row names", "categories"])
+def test_positions_in_parquet_name_spots_in_any_type(tmp_path, form):
+    _space_ranger(tmp_path / "a")
+    spatial = tmp_path / "a" / "spatial"
+    expected = read_section(tmp_path / "a").table
+    table = pd.read_csv(spatial / "tissue_positions.csv")
+    if form == "bytes":
+        table["barcode"] = [name.encode() for name in table["barcode"]]
+    elif form == "row names":
+        table = table.set_index("barcode").rename_axis(None)
+    else:
+        table = table.assign(
+            barcode=table["barcode"].astype("category"), in_tissue=table["in_tissue"].astype(bool)
+        )
+    (spatial / "tissue_positions.csv").unlink()
+    table.to_parquet(spatial / "tissue_positions.parquet")
+    pd.testing.assert_frame_equal(read_section(tmp_path / "a").table, expected)
+
+
+def test_features_that_are_not_separated_by_tabs_are_refused(tmp_path):
+    _space_ranger(tmp_path / "a", form="mtx")
+    path = tmp_path / "a" / "filtered_feature_bc_matrix" / "features.tsv.gz"
+    text = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(text.replace(b"\t", b",")))
+    with pytest.raises(InputError, match=r"line 1 \('ENSG1,A,Gene.*not separated by tabs"):
+        read_section(tmp_path / "a")
+
+
+def test_segmented_cells_and_positions_of_another_sample_are_named(tmp_path):
+    (tmp_path / "a" / "segmented_outputs").mkdir(parents=True)
+    (tmp_path / "a" / "segmented_outputs" / "filtered_feature_cell_matrix.h5").write_bytes(b"x")
+    with pytest.raises(InputError, match="segmented cells, which lie on no lattice"):
+        read_section(tmp_path / "a")
+    _space_ranger(tmp_path / "b", form="mtx")
+    inside = tmp_path / "b" / "filtered_feature_bc_matrix"
+    for path in list(inside.iterdir()):
+        path.rename(inside / f"GSM1_{path.name}")
+    (tmp_path / "b/spatial/tissue_positions.csv").rename(inside / "GSM2_tissue_positions.csv")
+    with pytest.raises(InputError, match="GSM2_tissue_positions.csv is of another sample"):
+        read_section(inside)
