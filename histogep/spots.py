@@ -45,6 +45,8 @@ _SMALLER_IMAGES = {
 }
 #: Share of an image, in either direction, that the spots of its array span at least.
 _LEAST_SPAN = 0.2
+#: By how much more spots must lie on tissue before another way to place them is named.
+_BETTER_SHARE = 0.1
 #: Farthest row or column of any array; beyond it numbers are no indices.
 _MAX_INDEX = 100_000
 
@@ -133,8 +135,8 @@ def grid_indices(raw: RawSection, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 def align_spots(
     raw: RawSection,
-    slide: Slide,
-    mask: TissueMask,
+    slide: Slide | None,
+    mask: TissueMask | None,
     *,
     lattice: Lattice,
     settings: Mapping[str, Any],
@@ -150,9 +152,10 @@ def align_spots(
     raw
         What `histogep.spot_readers.read_section` read.
     slide
-        The slide whose level-0 pixels the positions are in.
+        The slide whose level-0 pixels the positions are in; None to look at the counts alone: nothing
+        is then held against an image, and the pitch of the spots gives the pixel size.
     mask
-        Its tissue.
+        Its tissue; None if there is none, and every spot counts as on tissue.
     lattice
         The lattice of the study.
     settings
@@ -177,7 +180,8 @@ def align_spots(
     """
     _check_counts(raw)
     raw = _in_tissue(raw, settings)
-    raw = put_on_smaller_image(raw, slide)
+    if slide is not None:
+        raw = put_on_smaller_image(raw, slide)
     _check_kind(raw, lattice)
     row, col = grid_indices(raw, lattice.kind)
     table = raw.table
@@ -201,28 +205,31 @@ def align_spots(
             "col": col,
             "in_tissue": True,
             "total_counts": np.asarray(counts.sum(axis=1)).ravel().astype(np.float32),
-            "on_tissue": mask.contains(x_px, y_px),
+            "on_tissue": True if mask is None else mask.contains(x_px, y_px),
         },
         index=pd.Index(table.index.to_numpy(object), name=None),
     )
     spots = anndata.AnnData(
         X=counts.astype(np.float32), obs=obs, var=var, obsm={"spatial": np.c_[x_px, y_px]}
     )
-    spot_px = raw.spot_px or SPOT_SHARE * lattice.pitch_um / slide.mpp
+    mpp = slide.mpp if slide is not None else estimates.get("spots", np.nan)
+    name = slide.slide if slide is not None else ""
     spots.uns = {
-        "spatial": {slide.slide: _squidpy_image(slide, spot_px)},
-        "slide": slide.slide,
+        "slide": name,
         "patient": patient,
         "source": raw.source,
         "lattice": lattice.to_settings(),
-        "mpp": slide.mpp,
+        "mpp": mpp,
         "mpp_estimates": estimates,
         "lattice_fit": asdict(fit),
         "joins": "; ".join(raw.notes),
     }
+    if slide is not None:
+        spot_px = raw.spot_px or SPOT_SHARE * lattice.pitch_um / mpp
+        spots.uns["spatial"] = {name: _squidpy_image(slide, spot_px)}
     log.info(
         "slide %s: %d spots, %d genes, median %d counts; pitch %.2f px, turned by %.1f degrees",
-        *(slide.slide, spots.n_obs, spots.n_vars, np.median(obs["total_counts"])),
+        *(name, spots.n_obs, spots.n_vars, np.median(obs["total_counts"])),
         *(fit.pitch_px, fit.rotation_deg),
     )
     return spots
@@ -305,8 +312,17 @@ def check_alignment(
             f"slide {slide.slide}: it has {slide.mpp:.4g} um per px, but by lattice.pitch_um "
             f"{pitch_um:g} and the distance of its spots it has {estimate:.4g}: set lattice.pitch_um to "
             "the array's (100 for Visium, 200 for legacy ST), or mpp in the slide sheet to the image's"
+            f"{_other_scale(slide, estimate)}"
         )
     share = float(spots.obs["on_tissue"].mean())
+    if spots.uns["lattice_fit"]["mirrored"]:
+        exchanged = float(mask.contains(y_px, x_px).mean())
+        if exchanged > share + _BETTER_SHARE:
+            raise BadSlide(
+                f"slide {slide.slide}: the slide shows the array mirrored, {share:.0%} of {spots.n_obs} "
+                f"spots lie on tissue, and with x and y exchanged {exchanged:.0%} would: exchange the "
+                "columns of the positions (obsm['spatial'] holds x, then y)"
+            )
     log.info("slide %s: %.1f %% of the spots lie on tissue", slide.slide, 100 * share)
     if share < min_on_tissue:
         raise BadSlide(
@@ -418,18 +434,22 @@ def _check_fit(raw: RawSection, lattice: Lattice) -> LatticeFit:
             "another section, or sorted apart from their barcodes"
         )
     if fit.mirrored:
-        log.warning("%s: the slide shows the array mirrored; was the image flipped?", raw.source)
+        log.warning(
+            "%s: the slide shows the array mirrored; was the image flipped, or are x and y of the "
+            "spots exchanged?",
+            raw.source,
+        )
     return fit
 
 
 def _pixel_sizes(
-    slide: Slide, fit: LatticeFit, lattice: Lattice, *, tolerance: float
+    slide: Slide | None, fit: LatticeFit, lattice: Lattice, *, tolerance: float
 ) -> dict[str, float]:
     """Return the estimates of um per px; warn when the spots tell another size than the slide."""
-    estimates = {"slide": slide.mpp}
+    estimates = {} if slide is None else {"slide": slide.mpp}
     if np.isfinite(fit.pitch_px) and fit.pitch_px > 0:
         estimates["spots"] = lattice.pitch_um / fit.pitch_px
-        if abs(estimates["spots"] / slide.mpp - 1) > tolerance:
+        if slide is not None and abs(estimates["spots"] / slide.mpp - 1) > tolerance:
             log.warning(
                 "slide %s: %.4g um per px, but a pitch of %.4g px says %.4g; check mpp in the "
                 "slide sheet and lattice.pitch_um",
@@ -453,7 +473,17 @@ def _better_turn(
     }
     found = {name: float(mask.contains(*place).mean()) for name, place in tries.items()}
     name = max(found, key=found.get)
-    return f" ({name} {found[name]:.0%} would)" if found[name] > share + 0.1 else ""
+    return f" ({name} {found[name]:.0%} would)" if found[name] > share + _BETTER_SHARE else ""
+
+
+def _other_scale(slide: Slide, estimate: float) -> str:
+    """Return a clause for places that are no level-0 pixels of the slide, "" if they may be."""
+    if not 0.97 < estimate < 1.03:
+        return ""
+    return (
+        "; or the places of the spots are um, not pixels: divide them by the pixel size "
+        f"({slide.mpp:.4g})"
+    )
 
 
 def _squidpy_image(slide: Slide, spot_px: float) -> dict[str, Any]:

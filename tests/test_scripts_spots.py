@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from histogep import tumour
+from histogep.bad_slides import refuse_failed_spots
 from histogep.files import read_tsv, write_json
 from histogep.geometry import describe_slide
-from histogep.jobs import InputError
+from histogep.jobs import BadSlide, InputError
 
 ST = {"kind": "st", "pitch_um": 200, "tile_um": 112}
 SPOTS = {"min_counts": 100, "min_on_tissue": 0.8, "mpp_tolerance": 0.1}
@@ -124,3 +125,28 @@ def test_spots_of_a_shifted_image_are_refused_with_an_overlay(
     assert "on tissue" in (tmp_path / "job.log").read_text()
     assert (tmp_path / "job.png").stat().st_size > 10_000
     assert not (tmp_path / "A1.h5ad").exists()
+
+
+def test_damaged_counts_cost_their_slide_and_not_the_study(
+    run_script, shared_data, prepared_a1, tmp_path
+):
+    her2st = shared_data / "her2st"
+    counts = tmp_path / "A1.tsv"
+    counts.write_text("\tA\tB\n10x10\t1.5\t2\n")
+    task = {
+        "input": {"counts": counts, "positions": her2st / "spots" / "A1.tsv", "slide": prepared_a1},
+        "output": {"spots": tmp_path / "A1.h5ad", "overlay": tmp_path / "A1.png"},
+        "params": {"lattice": ST, "spots": SPOTS, "tissue": {}},
+        "wildcards": {"slide": "A1"},
+    }
+    with pytest.raises(BadSlide, match=r"slide A1: .*A1\.tsv.*on_bad_slide: skip"):
+        run_script("align_spots.py", **task)
+    run_script("align_spots.py", resources={"skip_bad_slides": 1}, **task)
+    with pytest.raises(BadSlide, match="not whole"):
+        refuse_failed_spots(tmp_path / "A1.h5ad")
+    # What concerns every slide still stops the study.
+    task["input"]["counts"] = her2st / "counts" / "A1.tsv.gz"
+    task["params"]["lattice"] = {"kind": "visium", "pitch_um": 100, "tile_um": 112}
+    with pytest.raises(InputError, match=r"lattice\.kind") as caught:
+        run_script("align_spots.py", resources={"skip_bad_slides": 1}, **task)
+    assert not isinstance(caught.value, BadSlide)

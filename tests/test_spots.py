@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from histogep.jobs import InputError
+from histogep.jobs import BadSlide, InputError
 from histogep.lattice import Lattice
 from histogep.spot_readers import RawSection, read_section
 from histogep.spots import align_spots, check_alignment, collapse_symbols, fit_lattice
@@ -313,3 +313,34 @@ def test_the_full_image_is_never_scaled():
     spots = align_spots(raw, other, EVERYWHERE, lattice=VISIUM, settings=SETTINGS)
     with pytest.raises(InputError, match="lie outside the image"):
         check_alignment(spots, other, EVERYWHERE, min_on_tissue=0.8)
+
+
+def test_without_a_slide_the_pitch_alone_gives_the_pixel_size():
+    spots = align_spots(_raw(), None, None, lattice=VISIUM, settings=SETTINGS)
+    expected = _align(_raw())
+    assert spots.uns["mpp"] == pytest.approx(MPP)
+    assert set(spots.uns["mpp_estimates"]) == {"spots"}
+    pd.testing.assert_frame_equal(spots.obs, expected.obs)
+    np.testing.assert_array_equal(spots.obsm["spatial"], expected.obsm["spatial"])
+    with pytest.raises(InputError, match="normalised"):
+        align_spots(_raw(counts=_raw().counts * 0.3), None, None, lattice=VISIUM, settings=SETTINGS)
+
+
+def test_exchanged_x_and_y_are_named_though_enough_spots_lie_on_tissue():
+    raw = _raw()
+    x, y = raw.table["x_px"], raw.table["y_px"] + 300
+    mask = FakeMask(box=(0, 250, 700, 900))
+    right = _align(replace(raw, table=raw.table.assign(y_px=y)), mask=mask)
+    check_alignment(right, FakeSlide(), mask, min_on_tissue=0.3)
+    spots = _align(replace(raw, table=raw.table.assign(x_px=y, y_px=x)), mask=mask)
+    assert 0.3 < spots.obs["on_tissue"].mean() < 0.9
+    with pytest.raises(BadSlide, match="mirrored.*with x and y exchanged 100%"):
+        check_alignment(spots, FakeSlide(), mask, min_on_tissue=0.3)
+
+
+def test_places_in_um_are_named():
+    raw = _raw()
+    table = raw.table.assign(x_px=raw.table["x_px"] * MPP, y_px=raw.table["y_px"] * MPP)
+    spots = _align(replace(raw, table=table))
+    with pytest.raises(BadSlide, match=r"the places of the spots are um.*pixel size \(2\)"):
+        check_alignment(spots, FakeSlide(), EVERYWHERE, min_on_tissue=0.8)

@@ -9,7 +9,7 @@ import anndata
 from histogep import plots
 from histogep.bad_slides import record_failure
 from histogep.files import complete
-from histogep.jobs import BadSlide, job_log
+from histogep.jobs import BadSlide, InputError, job_log
 from histogep.lattice import Lattice
 from histogep.plots_slides import draw_failure
 from histogep.plots_spots import draw_spots
@@ -24,15 +24,18 @@ if TYPE_CHECKING:
 with job_log(snakemake.log[0]) as log:
     lattice = Lattice.from_settings(snakemake.params.lattice)
     settings = snakemake.params.spots
-    raw = read_section(
-        snakemake.input.counts,
-        positions=snakemake.input.get("positions"),
-        pitch_um=lattice.pitch_um,
-        gene_positions=snakemake.input.get("gene_positions"),
-    )
     # Snakemake deletes the outputs of a job that fails, but not what lies beside its log.
     beside_log = Path(snakemake.log[0]).with_suffix(".png")
     try:
+        try:
+            raw = read_section(
+                snakemake.input.counts,
+                positions=snakemake.input.get("positions"),
+                pitch_um=lattice.pitch_um,
+                gene_positions=snakemake.input.get("gene_positions"),
+            )
+        except InputError as error:  # counts and positions are of this slide alone
+            raise BadSlide(f"slide {snakemake.wildcards.slide}: {error}") from error
         with Slide.from_json(snakemake.input.slide) as slide:
             mask = tissue_mask(slide, snakemake.params.tissue)
             spots = align_spots(raw, slide, mask, lattice=lattice, settings=settings)
