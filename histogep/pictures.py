@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,10 @@ MOST_BYTES_PER_BYTE = 1100
 #: Values of white, with the largest value that an image of that scale has at least: a bright-field
 #: image has glass, and glass is bright.
 _SCALES = ((1.0, 0.25), (255.0, 64.0), (65535.0, 16384.0))
+
+
+#: How libtiff and libvips say that they know a form of storage but were built without it.
+_UNSUPPORTED = re.compile(r"not supported|not configured|unsupported", re.IGNORECASE)
 
 
 def open_picture(
@@ -144,6 +149,11 @@ def write_pyramid(
                 keep="none",
             )
     except pyvips.Error as error:
+        if _UNSUPPORTED.search(str(error)):
+            raise BadSlide(
+                f"slide {slide}: {source} is stored in a form that cannot be read here "
+                f"({_one_line(error)}): save it as 8-bit RGB, with JPEG or without compression"
+            ) from error
         raise BadSlide(
             f"slide {slide}: {source} is truncated or damaged ({_one_line(error)}): fetch it again"
         ) from error

@@ -36,6 +36,8 @@ _BESIDE = re.compile(r"\b(label|macro|thumbnail|thumb|overview|barcode|preview)\
 _COLOURS = ("red", "green", "blue")
 #: OME's colours of channels: red, green, blue and alpha in 32 bits, signed.
 _OME_COLOURS = {"-16776961": "red", "16711935": "green", "65535": "blue"}
+#: Compressions of plain TIFF that OpenSlide reads: none, LZW, JPEG, deflate, PackBits.
+_READ_BY_OPENSLIDE = (1, 5, 7, 8, 32773, 32946)
 #: Bytes that are unpacked at once.
 _PIECE_BYTES = 2**22
 #: Bytes of pixels that a byte of a file can stand for, by TIFF's number of the compression.
@@ -164,6 +166,7 @@ def choose_image(slide: str, path: Path) -> TiffImage:
             and bool(first.is_tiled)
             and (first.samplesperpixel, first.bitspersample, int(first.sampleformat)) == (3, 8, 1)
             and int(first.photometric) in (2, 6)
+            and int(first.compression) in _READ_BY_OPENSLIDE
             and _value(tags, 274, 1) == 1,
             scale=_declared_scale(first, described),
             estimates=told | estimates,

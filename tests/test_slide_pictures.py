@@ -438,3 +438,29 @@ def test_a_damaged_svs_is_still_refused(tmp_path, shared_data):
     (tmp_path / "a.svs").write_bytes(content)
     with pytest.raises(BadSlide, match=r"a\.svs"):
         _pixels(tmp_path / "a.svs", mpp=None)
+
+
+@BLOCKS
+def test_a_compression_that_only_libvips_reads(tmp_path, tile):
+    picture = pyvips.Image.new_from_array(RGB).copy(interpretation="srgb")
+    picture.tiffsave(str(tmp_path / "a.tif"), compression="webp", Q=95, tile=tile is not None)
+    _is_the_picture(tmp_path / "a.tif")
+
+
+@BLOCKS
+def test_a_form_of_storage_that_is_not_read_is_no_damage(tmp_path, tile):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", compression="lzma", tile=tile)
+    with pytest.raises(BadSlide, match="stored in a form that cannot be read here.*save it"):
+        _pixels(tmp_path / "a.tif")
+
+
+def test_planes_of_16_bits_in_tiles_are_no_damage(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        PLANES.astype(np.uint16) * 257,
+        photometric="rgb",
+        planarconfig="separate",
+        tile=(256, 256),
+    )
+    with pytest.raises(BadSlide, match="stored in a form that cannot be read here"):
+        _pixels(tmp_path / "a.tif")
