@@ -23,11 +23,18 @@ COLUMNS = ("gene", "chromosome", "start", "end")
 SEX_CHROMOSOMES = ("chrX", "chrY")
 
 _ALIASES = {
-    "gene": ("gene", "symbol", "gene_name", "gene_symbol", "hgnc_symbol", "name"),
-    "chromosome": ("chromosome", "chr", "chrom", "seqname", "chromosome_name"),
-    "start": ("start", "start_position", "gene_start", "chromstart"),
-    "end": ("end", "end_position", "stop", "gene_end", "chromend"),
-    "gene_id": ("gene_id", "ensembl", "ensembl_id", "ensembl_gene_id", "id"),
+    "gene": ("gene", "symbol", "gene_name", "gene_symbol", "hgnc_symbol", "gene name", "name"),
+    # The names with blanks are those of Ensembl's BioMart.
+    "chromosome": (
+        *("chromosome", "chr", "chrom", "seqname", "chromosome_name"),
+        "chromosome/scaffold name",
+    ),
+    "start": ("start", "start_position", "gene_start", "gene start (bp)", "chromstart"),
+    "end": ("end", "end_position", "stop", "gene_end", "gene end (bp)", "chromend"),
+    "gene_id": (
+        *("gene_id", "ensembl", "ensembl_id", "ensembl_gene_id", "gene stable id"),
+        *("gene stable id version", "id"),
+    ),
 }
 #: What `recognise_genome` returns, and what a user may say instead.
 HUMAN, OTHER = "human", "other"

@@ -110,6 +110,7 @@ def read_annotations(path: str | Path) -> list[Annotation]:
                 "export it again from QuPath"
             ) from error
     found, objects = [], 0
+    planes: dict[tuple[Any, ...], str] = {}
     left_out: dict[str, list[str]] = {}
     repaired: list[str] = []
     for number, feature in enumerate(features, start=1):
@@ -131,6 +132,13 @@ def read_annotations(path: str | Path) -> list[Annotation]:
         if crossing:
             repaired.append(label)
         found.append(Annotation(label, _class_text(feature), polygons))
+        planes.setdefault(_plane(feature), label)
+    if len(planes) > 1:
+        first, second, *_ = planes.items()
+        raise InputError(
+            f"{path}: {first[1]} and {second[1]} are drawn on different planes of a stack (z, t "
+            f"{first[0]} and {second[0]}), and a slide has one: export the annotations of one plane"
+        )
     log.info(
         "%s: %d objects, of which %d are annotated areas and %d detections, cells or tiles",
         *(path, len(features), len(found), objects),
@@ -182,6 +190,16 @@ def _features(content: Any) -> Iterator[dict[str, Any]]:
         raise InputError(
             f"an object of type {kind!r} is neither a feature nor a geometry: it is not GeoJSON"
         )
+
+
+def _plane(feature: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return z and t of the plane on which QuPath drew a feature, 0 where it does not say."""
+    geometry = feature.get("geometry")
+    for holder in (geometry, feature, _properties(feature)):
+        plane = holder.get("plane") if isinstance(holder, Mapping) else None
+        if isinstance(plane, Mapping):
+            return tuple(plane.get(axis) or 0 for axis in "zt")
+    return 0, 0
 
 
 def _properties(feature: Mapping[str, Any]) -> Mapping[str, Any]:

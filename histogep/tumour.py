@@ -60,6 +60,11 @@ RANKED_SHARE = 0.25
 #: Share of the spots, most epithelial first, whose mean copy-number profile is looked for.
 EPITHELIAL_SHARE = 0.2
 _TEXT_COLUMNS = ("label", "annotation", "pathologist", "classification", "category", "location")
+#: What the column of barcodes is called, where it is not called so.
+_BARCODE_COLUMNS = (
+    *("barcodes", "barcode_id", "spot_barcode", "spot_id", "spot", "spots", "spot_name"),
+    *("cell_id", "cell", "cells", "index", "id"),
+)
 _CNV_OPTIONS = (
     *("window", "step", "dynamic_threshold", "exclude_chromosomes", "min_reference", "min_genes"),
     "genome",
@@ -154,7 +159,8 @@ def map_texts(
     InputError
         If a text is listed by no label; `path` is named.
     """
-    meaning = {"": "undetermined"}
+    # What R and Python write for a missing text.
+    meaning = dict.fromkeys(("", "na", "nan", "<na>", "n/a"), "undetermined")
     for label, key in LABELS.items():
         for text in settings.get(key, ()):
             meaning[str(text).strip().lower()] = label
@@ -212,8 +218,11 @@ def read_annotation(path: str | Path) -> pd.Series:
     table = read.text(strip=False).reset_index(drop=True)
     columns = {column.strip().lower(): column for column in table.columns}
     nameless = {"", "unnamed: 0"} & set(columns)  # row names of R's write.csv
-    if nameless and not ({"barcode"} <= set(columns) or {"x", "y"} <= set(columns)):
-        columns["barcode"] = columns.pop(nameless.pop())
+    if not ({"barcode"} <= set(columns) or {"x", "y"} <= set(columns)):
+        named = next((name for name in _BARCODE_COLUMNS if name in columns), None)
+        named = named or (nameless.pop() if nameless else None)
+        if named is not None:
+            columns["barcode"] = columns.pop(named)
     if "barcode" in columns:
         barcode = table[columns["barcode"]].str.strip()
         others = [column for key, column in columns.items() if key != "barcode"]
@@ -227,7 +236,10 @@ def read_annotation(path: str | Path) -> pd.Series:
         barcode = x.round().astype(int).astype(str) + "x" + y.round().astype(int).astype(str)
         others = [column for key, column in columns.items() if key not in ("x", "y")]
     else:
-        raise InputError(f"{path} has neither a column barcode nor x and y: name the spots")
+        raise InputError(
+            f"{path} has neither a column barcode nor x and y among {', '.join(table.columns[:8])}: "
+            "name the spots"
+        )
     known = [columns[key] for key in _TEXT_COLUMNS if columns.get(key) in others]
     # Cottrazm keeps the labels of its last but one round as `Label`: only `Location` is its verdict.
     if "cnvlabel" in columns:

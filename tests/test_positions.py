@@ -257,3 +257,15 @@ def test_positions_are_whole_base_pairs(tmp_path, end):
     path.write_text(f"gene\tchromosome\tstart\tend\nTP53\tchr17\t1\t{end}\n")
     with pytest.raises(InputError, match="must be a number of base pairs"):
         read_gene_positions(path)
+
+
+def test_the_columns_of_biomart_are_known(tmp_path):
+    text = (
+        "Gene stable ID\tGene name\tChromosome/scaffold name\tGene start (bp)\tGene end (bp)\n"
+        "ENSG1\tAAA\t1\t1000\t2000\nENSG2\tBBB\tX\t10\t60\n"
+    )
+    table = read_gene_positions(_table(tmp_path, text))
+    assert table.to_numpy().tolist() == [
+        ["AAA", "chr1", 1000, 2000, "ENSG1"],
+        ["BBB", "chrX", 10, 60, "ENSG2"],
+    ]

@@ -199,7 +199,7 @@ def test_spots_of_cottrazm_as_r_writes_them(tmp_path, writer):
         ("barcode\tlabel\n0x0\tmystery\n", "'mystery'.*labels.malignant"),
         ("barcode\tlabel\nACGT-1\tTumor\n", "annotates no spot of slide S.*ACGT-1"),
         ("barcode\tlabel\n0x0\tTumor\n0x0\tstroma\n", "0x0 two annotations"),
-        ("spot\tlabel\n0x0\tTumor\n", "neither a column barcode nor x and y"),
+        ("place\tlabel\n0x0\tTumor\n", "neither a column barcode nor x and y"),
         ("barcode\tfirst\tsecond\n0x0\tTumor\tb\n", "first, second"),
         ("x\ty\tlabel\none\t2\tTumor\n", "row 1 is not a number"),
     ],
@@ -547,3 +547,27 @@ def test_ranked_spots_show_the_gain_of_erbb2_where_no_spot_is_labelled(shared_da
     # The gain on chromosome 17 stands above 99.9 % of all other windows (C3, C4: above all).
     assert profile[on_17].max() > np.quantile(profile[~on_17], 0.999)
     assert arms.set_index("arm").loc["17q", "value"] > 0
+
+
+@pytest.mark.parametrize(
+    "column", ["Barcode", "barcodes", "Barcodes", "spot_id", "Spot", "cell_id", "index", "id", ""]
+)
+def test_the_column_of_barcodes_has_many_names(tmp_path, column):
+    spots, _ = _spots(2, 2)
+    text = f"{column},label\n0x0,Tumor\n1x0,stroma\n0x1,NA\n1x1,nan\n"
+    labels = tumour.label_annotated(spots, _write(tmp_path / "a.csv", text), TEXTS)
+    assert labels["label"].tolist() == ["malignant", "non-malignant"] + ["undetermined"] * 2
+
+
+@pytest.mark.parametrize("place", ["geometry", "feature"])
+def test_areas_on_several_planes_of_a_stack_are_refused(tmp_path, place):
+    spots, _ = _spots(2, 2)
+    first = _feature("Tumor", [_box(0, 0, 200, 200)])
+    second = _feature("stroma", [_box(0, 0, 200, 150)])
+    holder = second["geometry"] if place == "geometry" else second
+    holder["plane"] = {"c": -1, "z": 2, "t": 0}
+    path = _write(tmp_path / "a.geojson", json.dumps([first, second]))
+    with pytest.raises(InputError, match=r"feature 1 and feature 2 .* different planes"):
+        tumour.label_annotated(spots, path, TEXTS)
+    _write(path, json.dumps([second]))
+    assert tumour.label_annotated(spots, path, TEXTS)["label"].iloc[0] == "non-malignant"
