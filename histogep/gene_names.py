@@ -30,11 +30,14 @@ _GENE_TYPES = re.compile(
     r"|sense(intronic|overlapping)|noncoding|.*pseudogene|(ig|tr)[a-z]{1,2}gene"
 )
 #: Words in a feature's name that only antibodies bear.
-_ANTIBODY = re.compile(r"(?i)(^|[_.:\- ])(totalseq[abc]?|adt|antibody|isotype)([_.:\- ]|$)")
+_ANTIBODY = re.compile(
+    r"(?i)(^|[_.:\- ])(totalseq[abc]?|adt|antibody|isotype|hto|hashtag\d*)([_.:\- ]|$)"
+)
 #: Spike-ins, and the lines of htseq and STAR for reads of no gene.
 _NO_GENE = re.compile(
     r"ERCC-\d{5}|__(no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)(\[.*)?"
     r"|N_(unmapped|multimapping|noFeature|ambiguous)"
+    r"|NegControl(Probe|Codeword)_.+|UnassignedCodeword_\d+|BLANK_\d+"
 )
 #: Genome assemblies, as 10x and others put them before the names of genes.
 _PREFIX = re.compile(

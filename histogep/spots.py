@@ -479,7 +479,13 @@ def _better_turn(
 def _other_scale(slide: Slide, estimate: float) -> str:
     """Return a clause for places that are no level-0 pixels of the slide, "" if they may be."""
     if not 0.97 < estimate < 1.03:
-        return ""
+        times = estimate / slide.mpp
+        return (
+            f"; or the places of the spots are in the pixels of an image {times:.3g} times smaller: "
+            "multiply them by that"
+            if times > 1
+            else ""
+        )
     return (
         "; or the places of the spots are um, not pixels: divide them by the pixel size "
         f"({slide.mpp:.4g})"

@@ -54,7 +54,16 @@ def test_antibodies_never_add_to_a_gene_of_the_same_name(caplog):
     ids = ["ENSG1", "ENSG2", "CD3E", "CD45", "ENSG3", "GFP"]
     assert _kept(names, ids) == ["CD3E", "EPCAM", "PTPRC", "GFP"]
     # And without ids the names that only antibodies bear.
-    names = ["CD3E", "ADT_CD3E", "CD3E_TotalSeqB", "CD4.TotalSeqC", "antibody:CD8A", "ADTRP"]
+    names = [
+        "CD3E",
+        "ADT_CD3E",
+        "CD3E_TotalSeqB",
+        "CD4.TotalSeqC",
+        "antibody:CD8A",
+        "HTO_1",
+        "Hashtag3_TotalA",
+        "ADTRP",
+    ]
     assert _kept(names) == ["CD3E", "ADTRP"]
 
 
@@ -65,7 +74,15 @@ def test_without_any_gene_the_types_are_named():
 
 
 def test_spike_ins_and_reads_of_no_gene_are_left_out():
-    names = ["TP53", "ERCC1", "ERCC-00002", "__no_feature", "__ambiguous[A+B]", "N_unmapped"]
+    names = [
+        "TP53",
+        "ERCC1",
+        "ERCC-00002",
+        "__no_feature",
+        "__ambiguous[A+B]",
+        "N_unmapped",
+        "BLANK_0069",
+    ]
     assert _kept(names) == ["TP53", "ERCC1"]
 
 

@@ -344,3 +344,11 @@ def test_places_in_um_are_named():
     spots = _align(replace(raw, table=table))
     with pytest.raises(BadSlide, match=r"the places of the spots are um.*pixel size \(2\)"):
         check_alignment(spots, FakeSlide(), EVERYWHERE, min_on_tissue=0.8)
+
+
+def test_places_on_a_smaller_image_are_named():
+    raw = _raw()
+    table = raw.table.assign(x_px=raw.table["x_px"] / 8, y_px=raw.table["y_px"] / 8)
+    spots = _align(replace(raw, table=table))
+    with pytest.raises(BadSlide, match="pixels of an image 8 times smaller: multiply"):
+        check_alignment(spots, FakeSlide(), EVERYWHERE, min_on_tissue=0.8)
