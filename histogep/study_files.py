@@ -81,7 +81,7 @@ def check_gene_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
 
 
 def check_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
-    """Read the positions of the spots that the slide sheet names."""
+    """Read the positions of the spots that the slide sheet names; a bad file costs its own slide."""
     from histogep.spot_readers import read_positions  # reads counts too: its imports take a second
 
     for slide, path in files.column("positions").items():
@@ -92,7 +92,7 @@ def _of_slide(slide: str, column: str, read: Callable[[str], Any], path: str) ->
     try:
         return read(path)
     except InputError as error:
-        raise type(error)(f"slide {slide}, {column}: {error}") from None
+        raise BadSlide(f"slide {slide}, {column}: {error}") from None
 
 
 def check_labels_and_regions(files: StudyFiles) -> Iterator[Callable[[], Any]]:

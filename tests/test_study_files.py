@@ -20,6 +20,8 @@ from histogep.study_files import (
     measured_patients,
 )
 
+SETTINGS = {"measured": {}, "labels": {}}
+
 
 def test_all_files_are_read_whole_and_one_message_holds_what_is_wrong(tmp_path):
     sets = [f"SET{i}\td\tG{i}\tG{i + 1}" for i in range(20)]
@@ -37,7 +39,7 @@ def test_all_files_are_read_whole_and_one_message_holds_what_is_wrong(tmp_path):
         check_study_files(files)
     said = str(caught.value)
     assert "dup.gmt, line 21: gene set 'SET3' stands twice, with different genes" in said
-    assert "tpm.tsv: line 4, column 'B': '1,2,3' is not a number" in said
+    assert "tpm.tsv: line 4, column 'B': '1,2,3' is no number" in said
     (tmp_path / "tpm.tsv").write_text("gene\tA\tB\nX\t1,5\t2\nY\t900\t1000\n")
     with pytest.raises(InputError, match="which are no log2 values: set scale: linear"):
         check_study_files(StudyFiles(no_slides(), settings, measured=files.measured))
@@ -54,12 +56,8 @@ def test_a_check_is_a_function_in_one_place_and_bad_slides_can_be_skipped(monkey
 
     monkeypatch.setattr("histogep.study_files.CHECKS", (*CHECKS, reads))
     with pytest.raises(InputError, match="slide S: bad"):
-        check_study_files(
-            StudyFiles(no_slides(), {"measured": {}, "labels": {}, "on_bad_slide": "stop"})
-        )
-    check_study_files(
-        StudyFiles(no_slides(), {"measured": {}, "labels": {}, "on_bad_slide": "skip"})
-    )
+        check_study_files(StudyFiles(no_slides(), SETTINGS | {"on_bad_slide": "stop"}))
+    check_study_files(StudyFiles(no_slides(), SETTINGS | {"on_bad_slide": "skip"}))
     assert "slide S: bad" in caplog.text
 
 
@@ -99,3 +97,14 @@ def test_warnings_are_collected_once_each_in_place_of_being_printed(caplog):
         logging.getLogger("histogep.clinical").info("no matter")
     assert lines == ["columns: x"]
     assert "columns" not in caplog.text
+
+
+def test_bad_positions_cost_their_slide_and_not_the_study(tmp_path, caplog):
+    path = tmp_path / "p.tsv"
+    path.write_text("x\ty\tpixel_x\tpixel_y\n1\t2\tq\t4\n")
+    slides = no_slides().reindex(["S1"]).fillna("")
+    slides["positions"] = str(path)
+    with pytest.raises(InputError, match=r"slide S1, positions: .*p\.tsv: line 2"):
+        check_study_files(StudyFiles(slides, SETTINGS | {"on_bad_slide": "stop"}))
+    check_study_files(StudyFiles(slides, SETTINGS | {"on_bad_slide": "skip"}))
+    assert "slide S1, positions" in caplog.text
