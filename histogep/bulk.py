@@ -7,6 +7,7 @@ matrices of cBioPortal and UCSC Xena.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histogep.bulk_genes import ensembl_id, is_second_copy, split_bar
 from histogep.clinical import PATIENT_NAMES
 from histogep.delimited import Delimited, lay_out, read_bytes
-from histogep.gene_names import are_dates
+from histogep.gene_names import are_dates, are_ensembl, split_bar, strip_version
 from histogep.jobs import InputError
 from histogep.sheet_ids import refuse_formulas
 from histogep.tables import is_workbook, open_table
@@ -31,8 +31,10 @@ _RNA = "_rnaseq"
 #: Columns of symbols, the likeliest first, and of all else that is said of a gene.
 _SYMBOLS = (
     *("hugo_symbol", "gene_name", "gene_symbol", "gene symbol", "genesymbol", "hgnc_symbol"),
-    *("external_gene_name", "symbol", "description"),
+    *("external_gene_name", "symbol", "pr_gene_symbol", "description"),
 )
+#: Of these, what is a few words where the name of the row is the symbol.
+_WORDS = ("pr_gene_symbol", "description")
 _OF_GENES = {
     *_SYMBOLS,
     *("entrez_gene_id", "entrez", "entrezid", "cytoband", "gene_type", "gene_biotype", "biotype"),
@@ -190,6 +192,11 @@ def _lay_out(path: str | Path, *, n_lines: int | None = None) -> _Layout:
         data, kinds = _without_kinds(data)
         table = lay_out(path, data, what=what, repeated=True, row_names=True)
     names = [name.casefold() for name in table.names]
+    if len(names) == 1 and re.search(r"\S\s+\S", table.names[0]):
+        raise InputError(
+            f"{path} line {table.header_line}: the columns are separated by blanks; save it as tab- or "
+            "comma-separated text"
+        )
     if set(names) >= _ONE_SAMPLE:
         raise InputError(
             f"{path} is one sample's file of the GDC: put one of its columns (tpm_unstranded) of all "
@@ -207,8 +214,12 @@ def _lay_out(path: str | Path, *, n_lines: int | None = None) -> _Layout:
             others = [at for at in range(len(names)) if at != sample_column and table.names[at]]
             return _Layout(table, sample_column, samples=tuple(rna or others))
     samples = [at for at in range(1, len(names)) if names[at] not in _OF_GENES and names[at]]
+    while samples and not declared and _is_text(table, samples[0]):
+        del samples[0]  # what is said of the genes, whatever it is called
     if declared:
-        described = declared[2] if len(declared) > 2 else 1
+        # GTEx puts a column `id` before the two of GCT 1.2.
+        plain = 1 + (names[:3] == ["id", "name", "description"])
+        described = declared[2] if len(declared) > 2 else plain
         samples = list(range(1 + described, len(names)))
         if len(samples) != declared[1]:
             raise InputError(
@@ -235,9 +246,16 @@ def _refuse_twice(table: Delimited, columns: Any) -> None:
         )
 
 
+def _is_text(table: Delimited, column: int) -> bool:
+    """Return whether the first rows of a column are words all of them, so that it is no sample."""
+    cells = table.text([table.columns[column]]).iloc[:50, 0]
+    cells = cells[~cells.isin(_MISSING)]
+    return bool(len(cells) and cells.str.match(r"[A-Za-z][A-Za-z _-]+$").all())
+
+
 def _lies_across(table: Delimited) -> bool:
     """Return whether genes lie in columns though no column is called one of patients."""
-    across = len(_COMMON & {name.removesuffix(_RNA).upper() for name in table.names[1:]})
+    across = len(_COMMON & {split_bar(name.removesuffix(_RNA)).upper() for name in table.names[1:]})
     if across < 2:
         return False
     down = {split_bar(cell).upper() for cell in table.text([0]).iloc[:, 0]}
@@ -280,18 +298,28 @@ def _gene_names(
     labels: pd.DataFrame, titles: list[str], symbols: Mapping[str, str] | None, path: str | Path
 ) -> pd.Series:
     """Return the symbol of each row, "" for those that are left out; what is lost is logged."""
-    ids = labels.iloc[:, 0].astype(str).str.strip()
-    names = ids.map(split_bar)
     lowered = [title.casefold() for title in titles]
+    first = int(lowered[:3] == ["id", "name", "description"])
+    ids = labels.iloc[:, first].astype(str).str.strip()
+    names = ids.map(split_bar)
     column = next((lowered.index(s) for s in _SYMBOLS if s in lowered[1:]), None)
     # GCT's description is the symbol where the name is an id, else a few words.
-    by_id = ids.map(lambda name: bool(ensembl_id(name)) or name.endswith("_at")).mean() > 0.5
-    if column and (lowered[column] != "description" or by_id):
+    by_id = (are_ensembl(ids) | ids.str.endswith("_at") | ids.str.isdigit()).mean() > 0.5
+    if column and (lowered[column] not in _WORDS or by_id):
         told = labels.iloc[:, column].astype(str).str.strip()
         names = told.where((told != "") & ~told.isin(("NA", "-", "?", "---")), names)
-    second = ids.map(is_second_copy)
+    # GENCODE's second copy of a gene on both sex chromosomes.
+    second = ids.str.endswith("_PAR_Y")
     no_gene = ids.str.startswith(_NO_GENE)
-    ensembl = names.map(ensembl_id)
+    for kind, of_kind, remedy in (
+        ("numbers (Entrez ids?)", names.str.isdigit(), "give their symbols or Ensembl ids"),
+        ("transcripts", names.str.match(r"ENS[A-Z]*T\d"), "sum those of each gene first"),
+    ):
+        if of_kind.mean() > 0.5:
+            raise InputError(
+                f"{path}: its rows go by {kind}, such as {names[of_kind].iloc[0]}, not by genes: {remedy}"
+            )
+    ensembl = pd.Series(np.where(are_ensembl(names), strip_version(names), ""), names.index)
     if (ensembl != "").any():
         found = ensembl.map(dict(symbols or {})).fillna("")
         names = names.mask(ensembl != "", found.where(found != "", ensembl))

@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 
 #: Gene ids of Ensembl, of any species, with or without version.
 ENSEMBL_ID = re.compile(r"(ENS[A-Z]*G\d+)(?:\.\d+)?(?:_PAR_Y)?")
+#: Symbol and id in one name, and a symbol with an id in brackets.
+_SYMBOL_ID = re.compile(rf"(.+?)[_|;:]{ENSEMBL_ID.pattern}")
+_ID_SYMBOL = re.compile(rf"{ENSEMBL_ID.pattern}[_|;:](.+)")
+_BRACKETED = re.compile(rf"(\S+) \((?:\d+|{ENSEMBL_ID.pattern})\)")
 #: Names of the types of feature that are counts of genes; GENCODE's biotypes among them.
 _GENE_TYPES = re.compile(
     r"geneexpression|genes?(counts?)?|expression|gex|transcript(ome|s)?|spatial|proteincoding.*"
@@ -170,6 +174,49 @@ def strip_version(ids: Iterable[str]) -> np.ndarray:
 def are_ensembl(names: Iterable[str]) -> np.ndarray:
     """Return which names are Ensembl ids of genes."""
     return np.array([ENSEMBL_ID.fullmatch(str(name)) is not None for name in names], dtype=bool)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the symbol and the Ensembl id, without version, that a name is made of; "" for none.
+
+    CELLxGENE makes symbols unique with the id; others join the two with a bar.
+    """
+    if match := _SYMBOL_ID.fullmatch(name):
+        return match[1], match[2]
+    if match := _ID_SYMBOL.fullmatch(name):
+        return match[2], match[1]
+    if match := ENSEMBL_ID.fullmatch(name):
+        return "", match[1]
+    return name, ""
+
+
+def split_bar(name: str) -> str:
+    """Return the symbol of a row of a bulk table, or its Ensembl id without one.
+
+    `TP53|7157` of Firehose (`?|10357` names none: ""), `ENSG…|TP53|protein_coding` of UCSC Xena,
+    `TP53 (7157)` of DepMap, and what `split_name` takes apart.
+    """
+    if match := _BRACKETED.fullmatch(name):
+        return match[1]
+    if "|" not in name:
+        symbol, gene_id = split_name(name)
+        return symbol or gene_id
+    parts = [part.strip() for part in name.split("|")]
+    named = [p for p in parts if p and p != "?" and not p.isdigit() and split_name(p)[0]]
+    return named[0] if named else next((split_name(p)[1] for p in parts if split_name(p)[1]), "")
+
+
+def gene_symbols(positions: str | Path | None) -> dict[str, str]:
+    """Return Ensembl id -> symbol of a file of gene positions; nothing where there is none."""
+    if positions is None:
+        return {}
+    table = read_gene_positions(positions)
+    ids = table["gene_id"].astype(str)
+    return {
+        gene_id: str(symbol)
+        for gene_id, symbol in zip(strip_version(ids), table["gene"], strict=True)
+        if gene_id
+    }
 
 
 def are_dates(names: Sequence[str]) -> np.ndarray:
@@ -368,16 +415,8 @@ def _name_ids(features: Features, source: str, gene_positions: str | Path | None
     """Name features by their symbol where the name holds, or is, an Ensembl id."""
     names, ids = features.names.copy(), strip_version(features.ids)
     for place, name in enumerate(names):
-        # CELLxGENE makes symbols unique with the id; others join the two with a bar.
-        if match := re.fullmatch(rf"(.+?)[_|;:]{ENSEMBL_ID.pattern}", name):
-            names[place], identity = match[1], match[2]
-        elif match := re.fullmatch(rf"{ENSEMBL_ID.pattern}[_|;:](.+)", name):
-            names[place], identity = match[2], match[1]
-        elif match := ENSEMBL_ID.fullmatch(name):
-            names[place] = identity = match[1]
-        else:
-            continue
-        ids[place] = ids[place] or identity
+        symbol, identity = split_name(name)
+        names[place], ids[place] = symbol or identity, ids[place] or identity
     no_name = (names == "") | (are_dates(names) & are_ensembl(ids))
     if (are_dates(names) & are_ensembl(ids)).any():
         log.warning(
@@ -390,11 +429,9 @@ def _name_ids(features: Features, source: str, gene_positions: str | Path | None
         return replace(features, names=names, ids=ids)
     mapped = 0
     if gene_positions:
-        table = read_gene_positions(gene_positions)
-        table = table[table["gene_id"].astype(str) != ""]
-        symbol = dict(zip(strip_version(table["gene_id"].astype(str)), table["gene"], strict=True))
+        symbol_of = gene_symbols(gene_positions)
         for place in np.flatnonzero(unnamed):
-            if new := symbol.get(names[place]):
+            if new := symbol_of.get(names[place]):
                 names[place] = str(new)
                 mapped += 1
     if unnamed.mean() > 0.5 or mapped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 from histogep.delimited import read_lines
@@ -13,6 +14,12 @@ from histogep.sheet_ids import refuse_formulas
 log = logging.getLogger(__name__)
 
 _MAX_BYTES = 512 << 20
+#: Some collections give a weight behind the symbol: `GENE,1.0`.
+_WEIGHT = re.compile(r",\s*[+-]?[\d.]+(?:[eE][+-]?\d+)?\s*$")
+#: What stands between the genes of a list, and in no name of one.
+_LIST = re.compile(r"[,;|\s]|//")
+#: What R and pandas write where a shorter set has no more genes.
+_MISSING = {"NA", "NaN", "nan", "<NA>", "None", "NULL", "#N/A"}
 
 
 def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[str]]:
@@ -43,15 +50,25 @@ def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[
     sets: dict[str, list[str]] = {}
     empty: list[str] = []
     repeated: list[str] = []
-    first_empty = 0
+    odd: list[str] = []
+    first_empty = missing = 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         cells = line.split("\t")
         name = cells[0].strip().strip('"')
-        # Some collections give a weight behind the symbol: `GENE,1.0`.
-        genes = [cell.split(",")[0].strip().strip('"') for cell in cells[2:]]
-        genes = list(dict.fromkeys(gene for gene in genes if gene))
+        genes = [_WEIGHT.sub("", cell).strip().strip('"') for cell in cells[2:]]
+        padding = {gene for gene in _MISSING.intersection(genes) if genes.count(gene) > 1}
+        missing += sum(gene in padding for gene in genes)
+        odd += sorted(_MISSING.intersection(genes) - padding)
+        genes = list(dict.fromkeys(gene for gene in genes if gene and gene not in padding))
+        lists = [gene for gene in genes if _LIST.search(gene)]
+        if lists and len(lists) == len(genes):
+            raise InputError(
+                f"{path}, line {number}: {lists[0][:80]!r} of {name!r} is a list of genes, not one: "
+                "a GMT file has a tab between two genes"
+            )
+        odd += lists
         if len(cells) < 2 or not name:
             raise InputError(_no_gmt(path, number))
         if not genes:
@@ -78,6 +95,14 @@ def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[
             log.warning(
                 "%s: %d gene sets %s are left out: %s", path, len(names), told, ", ".join(names[:5])
             )
+    if missing:
+        log.warning(
+            "%s: %d cells that say NA, as a shorter set is filled up, are left out", path, missing
+        )
+    if odd:
+        log.warning(
+            "%s: names that are no gene's: %s", path, ", ".join(list(dict.fromkeys(odd))[:5])
+        )
     genes = list(dict.fromkeys(gene for members in sets.values() for gene in members))
     refuse_formulas([*sets, *genes], path)
     if dates := [gene for gene, odd in zip(genes, are_dates(genes), strict=True) if odd]:

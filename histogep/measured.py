@@ -46,7 +46,7 @@ def summarise_measured(
     sample_types
         TCGA sample types that count.
     symbols
-        Ensembl gene id -> symbol (`histogep.bulk_genes.gene_symbols`).
+        Ensembl gene id -> symbol (`histogep.gene_names.gene_symbols`).
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Tables of others: delimited text, plain or packed, or the first sheet of an Excel workbook."""
+"""Tables of others: delimited text, plain or packed, or a workbook's first sheet in sight."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _MAX_ROWS = 1 << 20
 _UNIT = "\x1f"
 _LINE_ENDS = re.compile(r"[\r\n\x1f]+")
 #: A formula whose value was never computed, as programs write it that are no spreadsheet.
+_MERGED = re.compile(rb"<(?:\w+:)?mergeCell ")
 _NO_VALUE = re.compile(rb"(?:</f>|<f[^>]*/>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>")
 
 
@@ -41,7 +42,7 @@ def open_table(path: str | Path, **options: Any) -> Delimited:
     refuse_special_files(path, error=error)
     if not zipfile.is_zipfile(path):
         raise error(
-            f"{path} is not an Excel workbook though its name says so: if it is text, rename it to .csv or "
+            f"{path} is no table of Excel though its name says so: if it is text, rename it to .csv or "
             ".tsv; if it is locked with a password, save it without"
         )
     with given_file(path, "an Excel workbook", error=error):
@@ -57,24 +58,24 @@ def is_workbook(path: str | Path) -> bool:
 
 
 def _workbook_text(path: Path, error: type[InputError]) -> bytes:
-    """Return the first sheet as lines, one for each row up to the last, cells by `_UNIT`."""
+    """Return the first sheet in sight as lines, one for each row up to the last, cells by `_UNIT`."""
     from openpyxl import load_workbook
 
     with zipfile.ZipFile(path) as archive:
         sheets = [item for item in archive.infolist() if item.filename.endswith(".xml")]
         if sum(item.file_size for item in sheets) > _MAX_WORKBOOK:
-            raise error(
-                f"{path} unpacks to more than {_MAX_WORKBOOK / 1e6:.0f} MB: it is not a table"
-            )
-        uncomputed = any(
-            _NO_VALUE.search(archive.read(item))
-            for item in sheets
-            if item.filename.startswith("xl/worksheets/")
-        )
+            raise error(f"{path} unpacks to more than {_MAX_WORKBOOK / 1e6:.0f} MB: it is no table")
+        pages = [
+            archive.read(item) for item in sheets if item.filename.startswith("xl/worksheets/")
+        ]
+    uncomputed, merged = (any(map(found.search, pages)) for found in (_NO_VALUE, _MERGED))
+    del pages
+    if merged:
+        _refuse_merged(path, error)
     book = load_workbook(path, read_only=True, data_only=True)
     try:
-        sheet = book.worksheets[0]
-        others = [other.title for other in book.worksheets[1:]]
+        sheet = _in_sight(book)
+        others = [other.title for other in book.worksheets if other is not sheet]
         if others:
             log.info("%s: its sheet %r is read, not %s", path, sheet.title, ", ".join(others))
         sheet.reset_dimensions()  # what a file declares need not be so
@@ -88,9 +89,7 @@ def _workbook_text(path: Path, error: type[InputError]) -> bytes:
             lines.append(_UNIT.join(cells))
             held += len(lines[-1])
             if held > _MAX_WORKBOOK:
-                raise error(
-                    f"{path} holds more than {_MAX_WORKBOOK / 1e6:.0f} MB: it is not a table"
-                )
+                raise error(f"{path} holds more than {_MAX_WORKBOOK / 1e6:.0f} MB: it is no table")
     finally:
         book.close()
     if uncomputed:
@@ -107,13 +106,32 @@ def _workbook_text(path: Path, error: type[InputError]) -> bytes:
     return "\n".join(filled).encode("utf-8", "replace")
 
 
+def _in_sight(book: Any) -> Any:
+    """Return the first sheet that is not hidden: whoever opens the workbook sees that one."""
+    sheets = book.worksheets
+    return next((sheet for sheet in sheets if sheet.sheet_state == "visible"), sheets[0])
+
+
+def _refuse_merged(path: Path, error: type[InputError]) -> None:
+    """Raise an InputError for merged cells: all but the first of them are empty in the file."""
+    from openpyxl import load_workbook
+
+    found = sorted(_in_sight(load_workbook(path)).merged_cells.ranges, key=lambda r: r.min_row)
+    if found:
+        told = ", ".join(merged.coord for merged in found[:5])
+        raise error(
+            f"{path}, line {found[0].min_row}: cells are merged ({told}), and only the first of them "
+            "has the value: unmerge them and write the value into each"
+        )
+
+
 def _refuse_formulas(path: Path, lines: list[str], error: type[InputError]) -> None:
     """Raise an InputError for formulas of the first sheet without the value that they have."""
     from openpyxl import load_workbook
 
     book = load_workbook(path, read_only=True)
     try:
-        sheet = book.worksheets[0]
+        sheet = _in_sight(book)
         sheet.reset_dimensions()
         for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
             values = lines[number - 1].split(_UNIT)

@@ -501,6 +501,24 @@ def test_a_quote_in_free_text_loses_nobody(raw_cdr, tmp_path):
     )
 
 
+def test_the_sheet_in_sight_is_read_and_merged_cells_are_refused(tmp_path):
+    from openpyxl import Workbook
+
+    path = tmp_path / "merged.xlsx"
+    book = Workbook()
+    book.active.append(["old"])
+    book.active.sheet_state = "hidden"
+    sheet = book.create_sheet("now")
+    for row in (["patient", "stage"], ["A", "II"], ["B", None], ["C", "I"]):
+        sheet.append(row)
+    book.save(path)
+    assert read_clinical(path)["stage"].tolist() == ["II", "", "I"]
+    sheet.merge_cells("B2:B3")  # B has stage II for whoever reads it
+    book.save(path)
+    with pytest.raises(InputError, match=r"line 2: cells are merged \(B2:B3\).*unmerge them"):
+        read_clinical(path)
+
+
 def test_a_formula_without_a_value_and_a_far_cell_are_refused(tmp_path):
     from openpyxl import Workbook
 

@@ -140,6 +140,14 @@ def test_gmt_files(tmp_path, caplog):
     assert "1 gene sets without genes are left out: EMPTY" in caplog.text
     assert "1 gene sets that stand twice alike are left out: A" in caplog.text
     assert "Excel turned into a date: 1-Mar" in caplog.text
+    path.write_text("A\td\tX\tY Z\tNA\tNA\nB\td\tX,1.0\tNA\nC\td\tNA\tNA\n")
+    assert read_gmt(path) == {"A": ["X", "Y Z"], "B": ["X", "NA"]}
+    assert "4 cells that say NA" in caplog.text
+    assert "names that are no gene's: Y Z, NA" in caplog.text
+    for genes in ("X,Y,Z", "X;Y", "X Y", "X /// Y", "X|Y"):
+        path.write_text(f"A\td\tX\tY\nB\td\t{genes}\n")
+        with pytest.raises(InputError, match="line 2: .* is a list of genes, not one"):
+            read_gmt(path)
     path.write_text("A\t\tX\nno set\n")
     assert read_gmt(path, n_lines=1) == {"A": ["X"]}
     path.write_bytes(b"\x89PNG\xff\xfe")

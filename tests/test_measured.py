@@ -136,6 +136,11 @@ STAR = (
     "ENSG00000141510.18\tTP53\tprotein_coding\t1\t2\nENSG00000002586.20\tCD99\tprotein_coding\t5\t7\n"
     "ENSG00000002586.20_PAR_Y\tCD99\tprotein_coding\t0\t0\n"
 )
+GTEX = (
+    "#1.2\n2\t2\nid\tName\tDescription\tS1\tS2\n0\tENSG00000141510.16\tTP53\t1\t2\n"
+    "1\tENSG00000146648.1\tEGFR\t3\t4\n"
+)
+LINCS = "#1.3\n2\t2\t1\t0\nid\tpr_gene_symbol\tS1\tS2\n7157\tTP53\t1\t2\n1956\tEGFR\t3\t4\n"
 XENA = "sample\tTCGA-AA-0001-01\tTCGA-AA-0002-01\nTP53\t1.5\t2.5\nEGFR\t0\t3\n"
 
 
@@ -152,6 +157,12 @@ XENA = "sample\tTCGA-AA-0001-01\tTCGA-AA-0002-01\nTP53\t1.5\t2.5\nEGFR\t0\t3\n"
         ("r.csv", '"","S1","S2"\n"TP53",1,2\n', ["S1", "S2"], "TP53", [1, 2]),
         ("excel.csv", "Gen;S1;S2\nTP53;1,5;2\nEGFR;0,25;3\n", ["S1", "S2"], "TP53", [1.5, 2]),
         ("tab.tsv", "Gen\tS1\tS2\nTP53\t1,5\t2\n", ["S1", "S2"], "TP53", [1.5, 2]),
+        ("gtex.gct", GTEX, ["S1", "S2"], "TP53", [1, 2]),
+        ("lincs.gct", LINCS, ["S1", "S2"], "TP53", [1, 2]),
+        ("depmap.csv", ",TP53 (7157),EGFR (1956)\nS1,1,5\nS2,2,5\n", ["S1", "S2"], "TP53", [1, 2]),
+        ("joined.tsv", "gene\tS1\tS2\nENSG00000141510.16_TP53\t1\t2\n", ["S1", "S2"], "TP53", [1, 2]),
+        ("toil.tsv", "sample\tS1\nENSG00000141510.16|TP53|protein_coding\t1\n", ["S1"], "TP53", [1]),
+        ("said.tsv", "gene\tlocus_group\tS1\nTP53\tprotein-coding gene\t1\n", ["S1"], "TP53", [1]),
         ("across.csv", ",TP53,EGFR\nS1,1,5\nS2,2,5\n", ["S1", "S2"], "TP53", [1, 2]),
         ("fc.txt", "Geneid\tChr\tStart\tEnd\tStrand\tLength\tS1\tS2\nTP53\t17\t1\t9\t+\t8\t1\t2\n",
          ["S1", "S2"], "TP53", [1, 2]),
@@ -183,6 +194,9 @@ def test_a_workbook_of_expression(tmp_path):
         (GCT_12.replace("3\t3", "three", 1), "line 2: a GCT file has the numbers"),
         ("gene_id\tgene_name\tgene_type\tunstranded\tstranded_first\tstranded_second\t"
          "tpm_unstranded\nENSG1.1\tX\tp\t1\t1\t1\t1\n", "is one sample's file of the GDC"),
+        ("Entrez_Gene_Id\tS1\n7157\t1\n1956\t2\n", "go by numbers .* such as 7157.*: give their"),
+        ("id\tS1\nENST00000269305.9|ENSG00000141510|TP53-201|TP53|\t1\n", "transcripts, such as ENST"),
+        ("S1 S2\nTP53 1 2\n", "line 1: the columns are separated by blanks"),
         ("gene\tS1\tS1\nX\t1\t2\n", "S1 stands twice"),
         ("gene,S1\nX,1.234.5\n", "line 2, column 'S1': '1.234.5' is not a number"),
     ],

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.bulk_genes import gene_symbols
 from histogep.clinical import read_clinical
 from histogep.files import complete, write_tsv
+from histogep.gene_names import gene_symbols
 from histogep.jobs import job_log
 from histogep.measured import summarise_measured
 from histogep.pages import Table, write_page
