@@ -10,16 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_BARCODE = re.compile(r"^(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-(\d{2})[A-Z]?)?(?=-|$)", re.IGNORECASE)
+_BARCODE = re.compile(
+    r"^(TCGA([-.])[A-Z0-9]{2}\2[A-Z0-9]{4})(?:\2(\d{2})[A-Z]?)?(?=\2|$)", re.IGNORECASE
+)
 _SLIDE = re.compile(r"-(DX|TS|MS|BS)[A-Z0-9]?(?=[.\-_]|$)", re.IGNORECASE)
 #: Usual tumour samples: what a cohort's statistics are about unless told otherwise.
 PRIMARY = ("01",)
 
 
 def patient_of(barcode: str) -> str:
-    """Return the patient (12 characters) of a TCGA barcode, any other id as it is."""
+    """Return the patient (12 characters) of a TCGA barcode, any other id as it is.
+
+    R writes the points of `TCGA.3C.AALI.01A` for the hyphens where barcodes become column names.
+    """
     match = _BARCODE.match(barcode)
-    return match[1].upper() if match else barcode
+    return match[1].upper().replace(".", "-") if match else barcode
 
 
 def patient_key(barcode: str) -> str:
@@ -30,7 +35,7 @@ def patient_key(barcode: str) -> str:
 def sample_type_of(barcode: str) -> str:
     """Return the two digits of the sample type; "" where the id tells none."""
     match = _BARCODE.match(barcode)
-    return (match[2] or "") if match else ""
+    return (match[3] or "") if match else ""
 
 
 def slide_kind_of(barcode: str) -> str:

@@ -229,7 +229,7 @@ class _Raw:
                 )
         if not odd.any():
             return numbers
-        texts = sorted(set(cells[odd]))
+        texts = sorted(set(cells[odd]), key=lambda text: (bool(_COMMA.fullmatch(text)), text))
         lines = ", ".join(map(str, cells.index[odd][:5]))
         if all(map(_COMMA.fullmatch, texts)):
             try:
@@ -238,7 +238,7 @@ class _Raw:
                 )[name]
             except ValueError as error:
                 raise InputError(f"{self.path}: {error}") from None
-        why = "are not numbers"
+        why = "are no numbers: write them as 1234.5, without thousands or units"
         if all(map(_DATE.fullmatch, texts)):
             why = "are dates, not times: give the time from diagnosis to the event or last contact"
         elif {text.lower() for text in texts} <= _NOT_NUMBERS:
@@ -544,6 +544,13 @@ def _vital(raw: _Raw, patients: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         )
         for names in (_DEATH, _FOLLOW_UP)
     )
+    # Last contact may be later than a death; who is alive has no day of death.
+    both = (event == 0) & death.notna().any(axis=1)
+    if both.any():
+        raise InputError(
+            f"{raw.path}: alive by vital_status, but with a day of death: "
+            + ", ".join(dict.fromkeys(patients[both]))[:150]
+        )
     died = death.max(axis=1).groupby(patients)
     if (died.nunique() > 1).any():
         raise InputError(

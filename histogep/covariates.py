@@ -25,7 +25,13 @@ _STAGE_TEXT = re.compile(
 STAGES = {"I": 1.0, "II": 2.0, "III": 3.0, "IV": 4.0}
 _SEX = {
     **dict.fromkeys(("f", "female", "w", "woman", "fem", "females", "women"), 0.0),
-    **dict.fromkeys(("weiblich", "frau", "femme", "feminin", "feminine", "femenino", "mujer"), 0.0),
+    **dict.fromkeys(("vrouw", "vrouwelijk", "donna", "femmina", "mulher", "feminino"), 0.0),
+    **dict.fromkeys(("kobieta", "kvinna", "kvinde", "kvinne"), 0.0),
+    **dict.fromkeys(("mannelijk", "uomo", "maschio", "maschile", "homem", "varon"), 1.0),
+    **dict.fromkeys(("mezczyzna", "mand"), 1.0),
+    **dict.fromkeys(
+        ("weiblich", "frau", "femme", "feminin", "feminine", "femenino", "mujer", "femminile"), 0.0
+    ),
     **dict.fromkeys(("m", "male", "man", "males", "men"), 1.0),
     **dict.fromkeys(("maennlich", "mannlich", "mann", "homme", "h", "masculin", "masculine"), 1.0),
     **dict.fromkeys(("masculino", "hombre"), 1.0),

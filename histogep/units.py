@@ -114,6 +114,14 @@ def age_problem(ages: pd.Series, *, unit: str, column: str) -> list[str]:
     ]
 
 
+def _are_zscores(x: np.ndarray) -> bool:
+    """Return whether nearly all genes have mean 0 and variance 1, as only a standardisation makes."""
+    spread = x.std(axis=0)
+    varying = spread > 0
+    even = (np.abs(x.mean(axis=0)) < 0.3) & (np.abs(spread - 1) < 0.3)
+    return bool(varying.sum() >= 10 and even[varying].mean() > 0.9)
+
+
 def scale_problem(values: pd.DataFrame, *, scale: str, scales: list[str]) -> str:
     """Return what contradicts the declared scale of an expression table, "" for nothing.
 
@@ -150,6 +158,10 @@ def scale_problem(values: pd.DataFrame, *, scale: str, scales: list[str]) -> str
         return f"{told}, but log2(TPM + 0.001) is never below -9.97: set scale: zscore {known}"
     if scale == "log2_tpm" and low == 0 and (x == 0).mean() > 0.005:
         return f"{told}, zeros among them, as log2(x + 1) has: set scale: log2 {known}"
+    if scale == "log2_tpm" and len(x) >= _COHORT and _are_zscores(x):
+        return f"{told}, every gene with mean 0 and variance 1: set scale: zscore {known}"
+    if scale == "zscore" and -9.97 < low < -9.96 and (x < -9.96).mean() > 0.005:
+        return f"{told}, the lowest as log2(0 + 0.001) is: set scale: log2_tpm {known}"
     if scale == "zscore" and low >= 0:
         right = "linear" if high > 32 else "log2"
         return f"{told}, but z-scores lie on both sides of 0: set scale: {right} {known}"

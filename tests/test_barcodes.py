@@ -20,6 +20,8 @@ NORMAL = "TCGA-3C-AALI-11A-01-TS1.33"
         ("TCGA-3C-AALI", "TCGA-3C-AALI", "", ""),
         ("TCGA-3C-AALI-06", "TCGA-3C-AALI", "06", ""),
         ("tcga-3c-aali-01a-11r-a41b-07", "TCGA-3C-AALI", "01", ""),
+        ("TCGA.3C.AALI.11A.11R", "TCGA-3C-AALI", "11", ""),
+        ("TCGA-3C.AALI", "TCGA-3C.AALI", "", ""),
         ("P10264", "P10264", "", ""),
         ("TCGA-LIKE", "TCGA-LIKE", "", ""),
         ("study-01-DX1", "study-01-DX1", "", ""),

@@ -129,7 +129,7 @@ def test_an_own_sheet_stays_as_strict_as_it_is(tmp_path):
     [
         ("case_id,OS,OS.time\nA,1,-3\nB,0,4\n", "negative times: A"),
         ("case_id,OS,OS.time\nA,2,3\n", "events other than 0 and 1: A"),
-        ("case_id,OS,OS.time\nA,1,soon\n", r"column 'OS.time': \['soon'\] are not numbers"),
+        ("case_id,OS,OS.time\nA,1,soon\n", r"column 'OS.time': \['soon'\] are no numbers"),
         ("case_id,response\nA,maybe\n", "neither R nor NR.*A 'maybe'"),
         ("case_id,OS,OS.time\nA,1,3\nA,0,3\n", "several rows with different outcomes: A"),
         ("id,OS,OS.time\nA,1,3\n", "no column of patients; known names"),
@@ -148,7 +148,7 @@ def test_no_workbook_and_an_archive_of_two_files_are_refused(tmp_path):
 
     path = tmp_path / "clinical.xlsx"
     path.write_text("no workbook")
-    with pytest.raises(InputError, match="is not an Excel workbook"):
+    with pytest.raises(InputError, match="is no table"):
         read_clinical(path)
     with zipfile.ZipFile(tmp_path / "two.csv.zip", "w") as archive:
         archive.writestr("a.csv", "patient\n")
@@ -423,11 +423,11 @@ def test_ages_that_are_no_years_are_refused(tmp_path, ages, message):
     ("time", "message"),
     [
         ("inf", "are infinite"),
-        ("1e400", "are not numbers"),
+        ("1e400", "are no numbers"),
         ("2020-01-31", "are dates, not times"),
         ("31.01.2020", "are dates, not times"),
         ("-1", "negative"),
-        ("1.234,5", "are not numbers"),
+        ("1.234,5", "are no numbers: write them as 1234.5, without thousands or units"),
     ],
 )
 def test_times_that_are_none_are_refused(tmp_path, time, message):
@@ -499,6 +499,40 @@ def test_a_quote_in_free_text_loses_nobody(raw_cdr, tmp_path):
     np.testing.assert_allclose(
         sheet.loc[cdr["bcr_patient_barcode"], "time"], (cdr["OS.time"] / 30.44).round(2)
     )
+
+
+def test_alive_with_a_day_of_death_is_refused(tmp_path):
+    path = tmp_path / "clinical.tsv"
+    path.write_text(
+        "case_submitter_id\tvital_status\tdays_to_death\tdays_to_last_follow_up\n"
+        "A\tAlive\t'--\t900\nB\tAlive\t300\t200\n"
+    )
+    with pytest.raises(InputError, match="alive by vital_status, but with a day of death: B"):
+        read_clinical(path)
+
+
+@pytest.mark.parametrize(
+    ("female", "male"),
+    [
+        ("weiblich", "männlich"), ("w", "m"), ("Femme", "Homme"), ("F", "H"), ("Mujer", "Varón"),
+        ("Donna", "Uomo"), ("vrouw", "man"), ("feminino", "masculino"), ("Kobieta", "Mężczyzna"),
+    ],
+)  # fmt: skip
+def test_words_of_sex_end_as_one_coding(tmp_path, female, male):
+    from histogep.covariates import clinical_numbers
+
+    path = tmp_path / "patients.tsv"
+    path.write_text(f"patient\tsex\nA\t{female}\nB\t{male}\nC\t\n", encoding="utf-8")
+    sex = clinical_numbers(read_clinical(path))["sex"]
+    assert sex[["A", "B"]].tolist() == [0, 1]
+    assert np.isnan(sex["C"])
+
+
+def test_a_title_above_the_names_of_the_columns_is_named(tmp_path):
+    path = tmp_path / "patients.tsv"
+    path.write_text("Our study\npatient\tage\nA\t60\n")
+    with pytest.raises(InputError, match="is it a title"):
+        read_clinical(path)
 
 
 def test_the_sheet_in_sight_is_read_and_merged_cells_are_refused(tmp_path):

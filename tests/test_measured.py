@@ -248,6 +248,7 @@ def bulk_values(kind, seed=0):
         ("linear", "log1p", "log2"), ("counts", "linear", "linear"), ("zscore", "linear", "linear"),
         ("zscore", "log2", "log2"), ("log2", "zscore", "zscore"), ("linear", "zscore", "zscore"),
         ("counts", "log2", "linear"), ("log2", "log2_tpm", "log2_tpm"),
+        ("zscore", "log2_tpm", "set scale: log2_tpm"), ("log2_tpm", "zscore", "set scale: zscore"),
     ],
 )  # fmt: skip
 def test_values_of_another_scale_are_refused_with_the_right_one(tmp_path, declared, true, right):
