@@ -20,6 +20,7 @@ _STAGE_TEXT = re.compile(
     r"(?:(?:ajcc|uicc|figo|pathologic|pathological|clinical|tumor|tumour|anatomic|p|c)[\s_-]*)*"
     r"(?:stage|stadium|stade|st\.)?[\s:_-]*"
     r"(iv|iii|ii|i|[1-4])(?:\.0)?\s*[abcd]?\s*(?:[0-9]|i{1,3})?"
+    r"(?:\s*\(\s*[pcy]{0,2}t[^()]*\))?"  # `IIA (T2N0)`
 )
 #: Stages as numbers.
 STAGES = {"I": 1.0, "II": 2.0, "III": 3.0, "IV": 4.0}

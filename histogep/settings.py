@@ -85,23 +85,23 @@ def check_study_name(study: str) -> None:
 
 
 def refuse_repeated_keys(path: str | Path) -> None:
-    """Raise InputError when a YAML file gives a key twice (YAML keeps the last one, silently).
+    """Raise InputError for what YAML takes for something else without a word.
 
-    Also where it is not YAML, or no UTF-8.
+    It keeps the last of two keys alike, and reads 010 as 8 and 12:30 as 750. Also where it is no YAML, or no UTF-8.
     """
     try:
         with given_file(path, "a configuration"):
             yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
     except InputError as error:
-        if isinstance(error.__cause__, _RepeatedKeyError):
-            raise InputError(f"{path}: {error.__cause__}; keep one of them") from None
+        if isinstance(error.__cause__, _MisreadError):
+            raise InputError(f"{path}: {error.__cause__}") from None
         if isinstance(error.__cause__, yaml.YAMLError):
             told = " ".join(str(error.__cause__).split())
             raise InputError(cut(f"{path}: not readable as YAML ({told})")) from None
         raise
 
 
-class _RepeatedKeyError(Exception):
+class _MisreadError(Exception):
     pass
 
 
@@ -117,11 +117,27 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, 
             continue  # a list or an object: no key that a configuration has
         if key.value in seen:
             name = shown(key.value)
-            raise _RepeatedKeyError(f"key {name} on line {seen[key.value]} and line {line}")
+            raise _MisreadError(
+                f"key {name} on line {seen[key.value]} and line {line}; keep one of them"
+            )
         seen[key.value] = line
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
+def _plain_number(loader: _StrictLoader, node: yaml.ScalarNode) -> float:
+    whole = node.tag.endswith(":int")
+    number = (loader.construct_yaml_int if whole else loader.construct_yaml_float)(node)
+    if ":" in node.value or (whole and re.match(r"[-+]?0[0-9xob_]", node.value)):
+        line = node.start_mark.line + 1
+        raise _MisreadError(
+            f"line {line}: YAML reads {shown(node.value)} as {number}: write the number plainly, or "
+            "text in quotes"
+        )
+    return number
+
+
+for _tag in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _plain_number)
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _strict_mapping)
 
 
@@ -184,6 +200,10 @@ def _remedy(given: Any, kinds: str | list[str]) -> str:
         return " (YAML reads 1e-3 as text: write 1.0e-3 or 0.001)"
     if "integer" in kinds and isinstance(given, float) and given.is_integer():
         return f" (write {int(given)})" if abs(given) < 1e15 else ""
+    if isinstance(given, bool) and "string" in kinds:
+        return " (YAML reads yes, no, on and off as true and false: put it in quotes)"
+    if not isinstance(given, (str, list, dict)) and given is not None and "string" in kinds:
+        return " (put it in quotes)"
     if "array" in kinds:
         return " (a list: write [...], or lines that begin with '- ')"
     if "object" in kinds:

@@ -91,6 +91,11 @@ def age_problem(ages: pd.Series, *, unit: str, column: str) -> list[str]:
         return []
     years = known / DAYS_PER_YEAR if unit == "days" else known
     middle = float(years.median())
+    if middle < 0:
+        return [
+            f"column {column!r} has negative ages, as days from diagnosis back to birth are written: give "
+            "the days without the minus, in a column age_days"
+        ]
     if unit == "years" and middle > 130:
         if middle > 1500:
             return [

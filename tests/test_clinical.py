@@ -67,6 +67,7 @@ def test_stages_of_tcga_cdr_fold_to_four_or_none(cdr, raw_cdr):
 @pytest.mark.parametrize(
     ("text", "stage"),
     [
+        ("IIA (T2N0)", "II"), ("Stage IIIB (pT3 N1 M0)", "III"), ("II (III)", ""),
         ("Stage IIIC1", "III"), ("Stage IA2", "I"), ("IIb", "II"), ("STAGE IVC", "IV"), ("I", "I"),
         ("Stage 0", ""), ("IS", ""), ("Stage IS", ""), ("I/II NOS", ""), ("Stage X", ""), ("", ""),
     ],
@@ -526,6 +527,16 @@ def test_words_of_sex_end_as_one_coding(tmp_path, female, male):
     sex = clinical_numbers(read_clinical(path))["sex"]
     assert sex[["A", "B"]].tolist() == [0, 1]
     assert np.isnan(sex["C"])
+
+
+@pytest.mark.parametrize("column", ["age", "age_days", "age_at_diagnosis"])
+def test_days_back_to_birth_are_named(tmp_path, column):
+    path = tmp_path / "patients.tsv"
+    path.write_text(f"patient\t{column}\n" + "".join(f"P{i}\t-2{i:04}\n" for i in range(30)))
+    with pytest.raises(
+        InputError, match=f"column '{column}' has negative ages, .*without the minus"
+    ):
+        read_clinical(path)
 
 
 def test_a_title_above_the_names_of_the_columns_is_named(tmp_path):

@@ -98,6 +98,28 @@ def test_a_key_given_twice_is_refused(tmp_path):
         refuse_repeated_keys(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("seed: 010", "'010' as 8"), ("genes: {max_genes: 0200}", "'0200' as 128"),
+     ("seed: 12:30", "'12:30' as 750"), ("seed: 0x1F", "'0x1F' as 31"), ("t: 1:30.5", "as 90.5")],
+)  # fmt: skip
+def test_numbers_that_yaml_reads_as_others_are_refused(tmp_path, text, value):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"study: x\n{text}\n")
+    with pytest.raises(InputError, match=f"line 2: YAML reads .*{value}: write the number plainly"):
+        refuse_repeated_keys(path)
+    path.write_text("study: '010'\nseed: 1_000\nlow: -0.5\nnone: 0\n")
+    refuse_repeated_keys(path)
+
+
+@pytest.mark.parametrize(
+    ("study", "remedy"), [(False, "yes, no, on and off"), (8, "put it in quotes")]
+)
+def test_text_that_yaml_reads_as_something_else_is_told_to_be_quoted(study, remedy):
+    with pytest.raises(InputError, match=f"study: .*{remedy}"):
+        complete_settings({"study": study}, SCHEMA)
+
+
 # ------------------------------------------------------------------- numbers, patterns, bombs
 
 
