@@ -238,7 +238,7 @@ class _Raw:
                 )[name]
             except ValueError as error:
                 raise InputError(f"{self.path}: {error}") from None
-        why = "are no numbers: write them as 1234.5, without thousands or units"
+        why = "are not numbers: write them as 1234.5, without thousands or units"
         if all(map(_DATE.fullmatch, texts)):
             why = "are dates, not times: give the time from diagnosis to the event or last contact"
         elif {text.lower() for text in texts} <= _NOT_NUMBERS:

@@ -159,7 +159,7 @@ class Delimited:
         Raises
         ------
         InputError
-            Cells that are no numbers, with line and column of the first.
+            Cells that are not numbers, with line and column of the first.
         """
         taken = set(labels)
         values = [c for c in (self.columns if columns is None else columns) if c not in taken]
@@ -438,7 +438,7 @@ def read_bytes(
         with open(path, "rb") as handle:
             head = handle.read(512)
         if told := _foreign(head):
-            raise error(f"{path} is no table but {told}")
+            raise error(f"{path} is not a table but {told}")
         if head.startswith((_GZIP, _ZIP)) and n_lines is None:
             for _ in _blocks(path, head, most, error):
                 pass  # counted before any of it is kept
@@ -456,7 +456,7 @@ def read_bytes(
         raise error(f"{path} cannot be read as {what}: {problem}") from None
     data = b"".join(kept)
     if told := _foreign(data[:512]):
-        raise error(f"{path} is no table: what it unpacks to is {told}")
+        raise error(f"{path} is not a table: what it unpacks to is {told}")
     data = _as_utf8(path, data, what, error, cut=n_lines is not None)
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -465,16 +465,18 @@ def read_bytes(
     start = data[:300].lstrip().decode("utf-8", "ignore").lower()
     if _PAGE.match(start):
         raise error(
-            f"{path} is no table but a web page, such as that of a login or an error: fetch the "
+            f"{path} is not a table but a web page, such as that of a login or an error: fetch the "
             "file itself again"
         )
     if start.startswith(("<?xml", "{")):
         kind = "XML" if start.startswith("<") else "JSON"
-        raise error(f"{path} is no table but {kind}: save it as delimited text")
+        raise error(f"{path} is not a table but {kind}: save it as delimited text")
     if start.startswith("version https://git-lfs"):
-        raise error(f"{path} is no table but a pointer of Git LFS: fetch the file (git lfs pull)")
+        raise error(
+            f"{path} is not a table but a pointer of Git LFS: fetch the file (git lfs pull)"
+        )
     if start.startswith("/annex/objects/"):
-        raise error(f"{path} is no table but a pointer of git-annex: fetch the file itself")
+        raise error(f"{path} is not a table but a pointer of git-annex: fetch the file itself")
     return data
 
 
@@ -509,7 +511,7 @@ def decimal_numbers(
     Raises
     ------
     ValueError
-        Cells that are no numbers, with line and column of the first; commas that may be decimal
+        Cells that are not numbers, with line and column of the first; commas that may be decimal
         ones or thousands.
     """
     words = set(missing)
@@ -534,7 +536,7 @@ def decimal_numbers(
     count = int(other.to_numpy().sum())
     columns = [str(name) for name in table.columns[other.any()]]
     raise ValueError(
-        f"{_first_place(table, other)} is no number; cells that are no numbers: {', '.join(columns[:5])} "
+        f"{_first_place(table, other)} is not a number; cells that are not numbers: {', '.join(columns[:5])} "
         f"({count} in {len(columns)} columns): write numbers such as 1234.5, without thousands or units"
     )
 
@@ -575,11 +577,11 @@ def _blocks(path: Path, head: bytes, most: int, error: type[InputError]) -> Iter
                 )
             if lines > MAX_LINES:
                 raise error(
-                    f"{path} has more than {MAX_LINES / 1e6:.0f} million lines: it is no table"
+                    f"{path} has more than {MAX_LINES / 1e6:.0f} million lines: it is not a table"
                 )
             if line > MAX_LINE:
                 raise error(
-                    f"{path} has a line of more than {MAX_LINE / 1e6:.0f} MB: it is no table of rows"
+                    f"{path} has a line of more than {MAX_LINE / 1e6:.0f} MB: it is not a table of rows"
                 )
             yield block
 
@@ -628,12 +630,12 @@ def _as_utf8(path: Path, data: bytes, what: str, error: type[InputError], *, cut
                 data.decode("utf-8")
     except UnicodeDecodeError as wrong:
         if encoding or b"\0" in data:
-            raise error(f"{path} is no text in {encoding or 'UTF-8'} ({wrong.reason})") from None
+            raise error(f"{path} is not text in {encoding or 'UTF-8'} ({wrong.reason})") from None
         return _from_cp1252(path, data, what, error)
     if b"\0" in data:
         line = data[: data.find(b"\0")].count(b"\n") + 1
         raise error(
-            f"{path}, line {line}: a NUL byte: it is no text, or UTF-16 without a byte order mark; "
+            f"{path}, line {line}: a NUL byte: it is not text, or UTF-16 without a byte order mark; "
             "save it as UTF-8"
         )
     return data
@@ -652,10 +654,10 @@ def _from_cp1252(path: Path, data: bytes, what: str, error: type[InputError]) ->
     if whole >= broken:
         raise error(f"{path}, line {line}: damaged UTF-8: save {what} as UTF-8 again")
     if re.search(r"[\x00-\x08\x0e-\x1a]", text[: 1 << 16]):
-        raise error(f"{path} is no text: {what} is delimited text")
+        raise error(f"{path} is not text: {what} is delimited text")
     words = dict.fromkeys(re.findall(r"\w*[^\W\x00-\x7f]\w*", text[: 1 << 20]))
     log.warning(
-        "%s is no UTF-8: read as Windows-1252%s",
+        "%s is not UTF-8: read as Windows-1252%s",
         path,
         f" (such as {', '.join(list(words)[:3])})" if words else "",
     )
@@ -703,7 +705,7 @@ def _unused(path: Path, data: bytes, error: type[InputError]) -> bytes:
     for unit in _UNIT:
         if unit not in data:
             return unit
-    raise error(f"{path} is no text: it holds control characters of every kind")
+    raise error(f"{path} is not text: it holds control characters of every kind")
 
 
 def _without_quotes(

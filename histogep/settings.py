@@ -87,7 +87,7 @@ def check_study_name(study: str) -> None:
 def refuse_repeated_keys(path: str | Path) -> None:
     """Raise InputError for what YAML takes for something else without a word.
 
-    It keeps the last of two keys alike, and reads 010 as 8 and 12:30 as 750. Also where it is no YAML, or no UTF-8.
+    It keeps the last of two keys alike, and reads 010 as 8 and 12:30 as 750. Also where it is not YAML, or no UTF-8.
     """
     try:
         with given_file(path, "a configuration"):

@@ -42,7 +42,7 @@ def open_table(path: str | Path, **options: Any) -> Delimited:
     refuse_special_files(path, error=error)
     if not zipfile.is_zipfile(path):
         raise error(
-            f"{path} is no table of Excel though its name says so: if it is text, rename it to .csv or "
+            f"{path} is not an Excel workbook though its name says so: if it is text, rename it to .csv or "
             ".tsv; if it is locked with a password, save it without"
         )
     with given_file(path, "an Excel workbook", error=error):
@@ -64,7 +64,9 @@ def _workbook_text(path: Path, error: type[InputError]) -> bytes:
     with zipfile.ZipFile(path) as archive:
         sheets = [item for item in archive.infolist() if item.filename.endswith(".xml")]
         if sum(item.file_size for item in sheets) > _MAX_WORKBOOK:
-            raise error(f"{path} unpacks to more than {_MAX_WORKBOOK / 1e6:.0f} MB: it is no table")
+            raise error(
+                f"{path} unpacks to more than {_MAX_WORKBOOK / 1e6:.0f} MB: it is not a table"
+            )
         pages = [
             archive.read(item) for item in sheets if item.filename.startswith("xl/worksheets/")
         ]
@@ -89,7 +91,9 @@ def _workbook_text(path: Path, error: type[InputError]) -> bytes:
             lines.append(_UNIT.join(cells))
             held += len(lines[-1])
             if held > _MAX_WORKBOOK:
-                raise error(f"{path} holds more than {_MAX_WORKBOOK / 1e6:.0f} MB: it is no table")
+                raise error(
+                    f"{path} holds more than {_MAX_WORKBOOK / 1e6:.0f} MB: it is not a table"
+                )
     finally:
         book.close()
     if uncomputed:

@@ -130,7 +130,7 @@ def test_an_own_sheet_stays_as_strict_as_it_is(tmp_path):
     [
         ("case_id,OS,OS.time\nA,1,-3\nB,0,4\n", "negative times: A"),
         ("case_id,OS,OS.time\nA,2,3\n", "events other than 0 and 1: A"),
-        ("case_id,OS,OS.time\nA,1,soon\n", r"column 'OS.time': \['soon'\] are no numbers"),
+        ("case_id,OS,OS.time\nA,1,soon\n", r"column 'OS.time': \['soon'\] are not numbers"),
         ("case_id,response\nA,maybe\n", "neither R nor NR.*A 'maybe'"),
         ("case_id,OS,OS.time\nA,1,3\nA,0,3\n", "several rows with different outcomes: A"),
         ("id,OS,OS.time\nA,1,3\n", "no column of patients; known names"),
@@ -149,7 +149,7 @@ def test_no_workbook_and_an_archive_of_two_files_are_refused(tmp_path):
 
     path = tmp_path / "clinical.xlsx"
     path.write_text("no workbook")
-    with pytest.raises(InputError, match="is no table"):
+    with pytest.raises(InputError, match="is not an Excel workbook"):
         read_clinical(path)
     with zipfile.ZipFile(tmp_path / "two.csv.zip", "w") as archive:
         archive.writestr("a.csv", "patient\n")
@@ -424,11 +424,11 @@ def test_ages_that_are_no_years_are_refused(tmp_path, ages, message):
     ("time", "message"),
     [
         ("inf", "are infinite"),
-        ("1e400", "are no numbers"),
+        ("1e400", "are not numbers"),
         ("2020-01-31", "are dates, not times"),
         ("31.01.2020", "are dates, not times"),
         ("-1", "negative"),
-        ("1.234,5", "are no numbers: write them as 1234.5, without thousands or units"),
+        ("1.234,5", "are not numbers: write them as 1234.5, without thousands or units"),
     ],
 )
 def test_times_that_are_none_are_refused(tmp_path, time, message):

@@ -377,7 +377,9 @@ def test_refined_array_coordinates_are_rounded_never_cut_off(tmp_path, counts, p
         where = _positions(tmp_path, places.assign(array_row=rows))
         np.testing.assert_array_equal(read_positions(where)["array_row"], places["array_row"])
     for rows in (places["array_row"] * 1.37, places["array_row"] + 0.5, places["array_row"] * 1e12):
-        with pytest.raises(InputError, match="no row or column of an array|no place of an array"):
+        with pytest.raises(
+            InputError, match="not a row or column of an array|no place of an array"
+        ):
             read_section(
                 _h5ad(tmp_path / "x.h5ad", counts, places, obs={"array_row": rows.to_numpy()})
             )
