@@ -189,6 +189,9 @@ def _fitting(
     ValueError
         They are not all there, or not such as the network has.
     """
+    # Files of PyTorch before 0.4.1 lack the counters of batch normalisation, which only training reads.
+    counters = [k for k in wanted.keys() - state.keys() if k.endswith(".num_batches_tracked")]
+    state = {**state, **{key: torch.zeros((), dtype=torch.int64) for key in counters}}
     missing = wanted.keys() - state.keys()
     if missing:
         raise ValueError(f"no {_some(missing)}")

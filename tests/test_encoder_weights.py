@@ -237,3 +237,15 @@ def test_weights_of_lite0_may_be_those_that_timm_saved_and_no_others(tmp_path):
     torch.save({key: unordered[key] for key in keys}, tmp_path / "lite0.pth")
     with pytest.raises(InputError, match="do not follow those of EfficientNet-Lite0"):
         load_encoder({"name": "lite0", "weights": str(tmp_path / "lite0.pth")})
+
+
+def test_counters_that_only_training_reads_may_be_absent(folder, network):
+    # As in files of PyTorch before 0.4.1.
+    _change(
+        folder,
+        lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+    )
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = network.forward_head(network.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(_load(folder).network.network(x), expected)
