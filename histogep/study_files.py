@@ -97,7 +97,7 @@ def _of_slide(slide: str, column: str, read: Callable[[str], Any], path: str) ->
 
 def check_labels_and_regions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
     """Read every annotation and region, and look up what its classes mean."""
-    yield lambda: check_annotations(files.slides, files.settings["labels"], made=files.made)
+    yield lambda: check_annotations(files.slides, files.settings.get("labels", {}), made=files.made)
 
 
 #: Each gives the reads that it makes; what they raise is collected. BadSlides are the slides' own
