@@ -159,10 +159,10 @@ def test_sparse_arrays_that_do_not_fit_are_refused_before_they_are_used(
         ("shape", np.array([-6, -40]), "-6 genes"),
         ("shape", np.array([6.0, 40.0]), "not a number of genes"),
         ("data", np.array([1, 2, 3]), "3 values but 240 indices"),
-        ("data", np.array(["a"] * 240, "S"), "no list of numbers"),
-        ("indices", np.full(240, 0.5), "no list of whole numbers"),
+        ("data", np.array(["a"] * 240, "S"), "not a list of numbers"),
+        ("indices", np.full(240, 0.5), "not a list of whole numbers"),
         ("data", np.full(240, -1), "240 values below 0"),
-        ("data", np.full(240, np.nan), "no finite numbers"),
+        ("data", np.full(240, np.nan), "not finite numbers"),
         ("data", np.full(240, 0.5), "not whole"),
         ("data", np.full(240, 2**30), "above 16777216"),
         ("barcodes", np.array([b"\xff\xfe"] * N_SPOTS), "entry 1 of /matrix/barcodes is not UTF-8"),
@@ -460,7 +460,7 @@ def test_counts_that_are_none_are_named_place_by_place(tmp_path, counts, places)
         for form in (np.asarray, sparse.csr_matrix, sparse.csc_matrix):
             with pytest.raises(InputError, match=f"raw counts are needed .*X holds .*{word}"):
                 read_section(_h5ad(path, counts, places, X=form(wrong)))
-    with pytest.raises(InputError, match="no numbers"):
+    with pytest.raises(InputError, match="not numbers"):
         read_section(_h5ad(path, counts, places, X=matrix > 1))
     for form in (np.asarray, sparse.csc_matrix):
         raw = read_section(_h5ad(path, counts, places, X=form(matrix)))
