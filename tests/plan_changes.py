@@ -2,7 +2,7 @@
 
     python tests/plan_changes.py FOLDER < changes.json > planned.json
 
-The study in FOLDER is made up: its inputs are empty files, and Snakemake is told (`--touch`) that all
+The study in FOLDER is made up: its inputs are empty, or as short as what planning reads may be, and Snakemake is told (`--touch`) that all
 results are up to date. Each change is a dict of `settings` (merged into the configuration), `sheet`
 (lines that are added to or, after a minus, dropped from the slide sheet) and `grown` (a file that
 gets another line: Snakemake compares the bytes of small files, so a new time alone does nothing).
@@ -62,9 +62,10 @@ def write_inputs(folder: Path) -> None:
         (folder / f"H{number:02d}.svs").touch()
     for number in range(1, 5):
         (folder / f"P{number}.svs").touch()
-        (folder / f"labels{number}.tsv").touch()
+        (folder / f"labels{number}.tsv").write_text("barcode\tlabel\n1x1\tmalignant\n")
         (folder / f"counts{number}").mkdir(exist_ok=True)
-    (folder / "genes.gtf").touch()
+    place = ("chr1", "made", "gene", "1", "9", ".", "+", ".", 'gene_id "GENE";')
+    (folder / "genes.gtf").write_text("\t".join(place) + "\n")
     (folder / "sets.gmt").write_text("SET\t\tGENE\n")
     rows = ["patient\ttime\tevent\tage\tresponse"]
     rows += [

@@ -50,7 +50,7 @@ CHANGES = {
 #: Made once, or by a study of another kind: simulated, with `on_bad_slide: skip`, of two cohorts.
 NOT_IN_THE_TABLE = {
     *("simulate_references", "simulate_section", "simulate_slide", "copy_resource"),
-    *("record_software", "check_slides", "transfer_response", "all"),
+    *("record_software", "export_encoder", "check_slides", "transfer_response", "all"),
 }
 PER_SLIDE = {"prepare_slide", "tile_slide", "encode_tiles", "predict_slide", "infer_cnv"}
 

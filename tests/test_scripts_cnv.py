@@ -224,16 +224,26 @@ def _model(genome, folder, encoders):
     blocks = [("descriptors", 4)]
     ridge = fit_ridge(tiles[:2], targets[:2], ["p1", "p2"], blocks=blocks, lattice=LATTICE)
     folder.mkdir()
-    save_file(ridge.to_arrays(), folder / "wide.safetensors")
+    # One model for both panels has one file, under the name of the first.
+    save_file(ridge.to_arrays(), folder / "expression.safetensors")
     shared = {"lattice": LATTICE.to_settings(), "encoders": encoders, "blocks": blocks}
     shared["blocks"] = [list(block) for block in blocks]
     wide = shared | {
         "model": "wide",
         "kind": "ridge",
+        "task": "expression",
+        "panel": "wide",
+        "protocol": "all",
+        "n_parameters": 1,
+        "train_slides": ["t1", "t2"],
+        "train_patients": ["p1", "p2"],
+        "validation_slides": [],
+        "validation_patients": [],
         "genes": genome["gene"].tolist(),
         "choice": ridge.choice,
     }
-    settings = shared | {"format": FORMAT, "models": {"wide": wide}}
+    settings = shared | {"format": FORMAT, "study": "test", "training_slides": ["t1", "t2"]}
+    settings |= {"distant_threshold": 1.0, "models": {"expression": wide, "wide": wide}}
     settings = json.loads(json.dumps(settings, default=float))
     settings["digest"] = folder_digest(folder, settings)
     (folder / "settings.json").write_text(json.dumps(settings))

@@ -148,7 +148,7 @@ def test_paths_that_people_have_are_taken(tmp_path):
         ("Infinity", r"column 'time': \['Infinity'\] are infinite \(line 2\)"),
         ("-inf", r"column 'time': \['-inf'\] are infinite \(line 2\)"),
         ("nan", "line 2: time and event belong together"),
-        ("1e400", r"column 'time': \['1e400'\] are not numbers \(line 2\)"),
+        ("1e400", r"column 'time': \['1e400'\] are not numbers: .* \(line 2\)"),
         ("-1", "line 2: time '-1' is not a time in months"),
     ],
 )

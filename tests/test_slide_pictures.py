@@ -92,10 +92,10 @@ def test_every_depth_ends_in_true_colours(tmp_path, values, options, tile):
     ("change", "message"),
     [
         (lambda v: v * 4095, "values up to 39.*which value is white cannot be told"),
-        (lambda v: v * 2 - 1, "no colours"),
+        (lambda v: v * 2 - 1, "not colours"),
         (lambda v: np.where(np.arange(800)[:, None] == 3, np.nan, v), "not finite"),
         (lambda v: np.where(np.arange(800)[:, None] == 3, np.inf, v), "not finite|up to inf"),
-        (lambda v: v * 0, "no colours"),
+        (lambda v: v * 0, "not colours"),
     ],
     ids=["12-bit", "negative", "nan", "inf", "zero"],
 )
