@@ -6,13 +6,6 @@ from snakemake.utils import min_version
 
 min_version("9.14")
 
-# With a limit of jobs a second Snakemake sets a timer at every look at its queue, and each timer
-# makes it look again: after N jobs it looks N times a second. Its default is 100; another one is the
-# user's, and stays.
-limit = getattr(workflow.scheduling_settings, "max_jobs_per_timespan", None)
-if limit and (limit.max_jobs, limit.timespan) == (100, 1):
-    workflow.scheduling_settings.max_jobs_per_timespan = None
-
 
 report: "report/workflow.rst"
 

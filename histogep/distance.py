@@ -224,7 +224,8 @@ def _describe(parts: Sequence[np.ndarray], components: int) -> Block:
         mean, scale, nothing, nothing, nothing, np.ones(3), np.full(d, np.nan), np.zeros(1)
     )
     standard = block.standard(joined)
-    kept = max(1, min(components, d - 1, n - 1))
+    # Half of the columns at most: what nearly all of them leave over is rounding.
+    kept = max(1, min(components, d // 2, n - 1))
     _, axes = linalg.eigh(standard.T @ standard / n, subset_by_index=[d - kept, d - 1])
     axes = axes[:, ::-1]
     block.components = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(kept)] < 0, -1.0, 1.0)

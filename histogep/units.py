@@ -67,7 +67,7 @@ def time_problem(values: pd.Series, *, unit: str, column: str, plain: bool = Fal
         return f"{told} and the median {middle:.3g}: {remedy('years')}"
     if unit == "days":
         whole = np.isclose(known, known.round(), atol=1e-6).mean()
-        if whole < 0.5:
+        if whole < 0.5 and longest <= bounded:  # as months they would not be too long
             return f"{told} and most are not whole numbers: {remedy('months')}"
         if longest < 250:
             return f"{told}: {remedy('months')}"

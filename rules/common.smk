@@ -260,8 +260,21 @@ def study_stages():
         raise WorkflowError(f"after bad slides were left out: {error}") from None
 
 
+def lift_job_rate():
+    """Take Snakemake's default limit of jobs a second away; one that the user chose stays.
+
+    With a limit the scheduler sets a timer at every look at its queue, and each timer makes it look
+    again: after N jobs it looks N times a second. No option and no profile can leave the limit out.
+    """
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduling_settings.max_jobs_per_timespan = None
+
+
 def study_targets(wildcards):
     """Return the files that the whole study asks for."""
+    # Here, since Snakemake gives its settings after it has parsed, and before it makes the scheduler.
+    lift_job_rate()
     listed = ["results/slides.tsv", "results/similar_slides.tsv"] if len(SLIDES) else []
     return study_stages().targets() + listed + FAILED_SLIDES
 

@@ -40,6 +40,16 @@ def training(rng, n_patients=4, d=60):
     return slides, patients, slide
 
 
+def test_few_columns_leave_more_over_than_rounding():
+    """35 descriptors in 34 or 32 components leave next to nothing over, and any slide has more of that."""
+    rng = np.random.default_rng(8)
+    texture = rng.normal(size=(35, 35)) * np.exp(-0.25 * np.arange(35))[:, None]
+    slides = [(rng.normal(size=(100, 35)) + rng.normal(size=35)) @ texture for _ in range(6)]
+    fitted = FeatureDistance.fit(slides, patients=list("abcdef"), blocks=[("descriptors", 35)])
+    (block,) = fitted.blocks
+    assert np.median(block.measures(slides[0])[:, 1]) > 0.001
+
+
 def test_noise_white_and_shifted_tiles_are_distant():
     rng = np.random.default_rng(3)
     slides, patients, slide = training(rng)
