@@ -307,7 +307,7 @@ def correlate_spots(
     """Return the correlation over spots of measured with predicted arms, each beside its null.
 
     A spot's value is the mean log ratio of the arm less that of all genes. The null is had from as
-    many other genes, runs of neighbours dealt anew over the arms: tumour and stroma differ in the
+    many other genes, runs of neighbours dealt again over the arms: tumour and stroma differ in the
     genes of any arm, and what a prediction knows of that correlates too.
 
     Parameters
@@ -321,7 +321,7 @@ def correlate_spots(
     spots
         Mask of the spots.
     draws
-        Times that the genes are dealt anew.
+        Times that the genes are dealt again.
     seed
         Seed of the draws.
 

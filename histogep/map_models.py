@@ -352,7 +352,7 @@ def hist_scores(
 
     The network is trained on all other folds with `FileOrderLoss`; the C-index of the test fold is
     looked at after every epoch, and the epoch with the largest one is kept. With noise in place of
-    the maps (each tile's channels drawn anew) the same is done `noise_draws` times. The programmes
+    the maps (each tile's channels drawn again) the same is done `noise_draws` times. The programmes
     are those of all patients, as the release selects genes on all sections.
 
     Parameters

@@ -56,7 +56,7 @@ class ResponseResult:
     performance
         One row per model and metric (auroc, auprc): model, metric, value (mean over the repeats),
         ci_low, ci_high (95 %, bootstrap within responders and non-responders), interval (what it
-        counts: `refitted`, every model fitted anew to each sample; `patients`, where nothing is
+        counts: `refitted`, every model fitted again to each sample; `patients`, where nothing is
         learnt; `models fixed`, the network on the maps), p (one-sided permutation), null, null_upper (mean and 95 % quantile of the
         permuted procedure; neither is .5 or the share of responders: out of fold a useless model
         ranks below a half, and few positives lift the average precision of any score), n,

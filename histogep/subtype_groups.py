@@ -97,7 +97,7 @@ def group_clones(
     """Return the subtypes of clones by Ward's method, their number found from the data.
 
     Of the numbers whose silhouette is at least `min_silhouette` and above 95 % of the best ones of a
-    cohort of one profile, that is taken whose groups are found again best when arms are drawn anew
+    cohort of one profile, that is taken whose groups are found again best when arms are drawn again
     (mean adjusted Rand index, at least `min_stability`). The cohort of one profile: each clone has
     its own amount of the mean profile (least squares), and what that leaves is shuffled, arm by
     arm, among the clones. So the shapes of clones of low purity, of which noise is
@@ -174,7 +174,7 @@ def _stabilities(
 ) -> dict[int, float]:
     """Return how well the groups of each number are found again (mean adjusted Rand index).
 
-    They are sought again on arms drawn anew, with replacement.
+    They are sought again on arms drawn again, with replacement.
     """
     from sklearn.metrics import adjusted_rand_score
 

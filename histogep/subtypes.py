@@ -83,7 +83,7 @@ def subtype_cohort(
     of half the purity has half the profile, and a prediction is a shrunken one. Of the numbers whose
     silhouette is at least `min_silhouette` and above 95 % of the best ones of a cohort of one
     profile at the clones' own purities (`histogep.subtype_groups.group_clones`), that is taken
-    whose groups are found again best when arms are drawn anew (mean adjusted Rand index, at least
+    whose groups are found again best when arms are drawn again (mean adjusted Rand index, at least
     `min_stability_subtypes`).
 
     Parameters

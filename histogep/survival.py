@@ -59,7 +59,7 @@ class SurvivalResult:
     concordance
         One row per model and for the paired difference: model, c_index (mean over the repeats of
         the pooled out-of-fold C-index), ci_low, ci_high (95 %), interval (what it counts.
-        `refitted`: patients are drawn anew and every model fitted anew to them; `models fixed`:
+        `refitted`: patients are drawn again and every model fitted again to them; `models fixed`:
         patients alone, the network on the maps being too costly to train for each sample;
         `shuffles`: the range over them), p (one-sided permutation p over the shuffles: the
         covariates' for the clinical model, the images' for the others), null (mean over the
@@ -101,7 +101,7 @@ def fit_survival(
     and the clinical model, on the same bootstrap draws. The image of every patient is then given
     to another one, at random and through the same procedure: `shuffled` and `clinical+shuffled`
     are what images without information score here, and how often they score as high is the p of
-    the image and of its gain. Intervals count the training too: patients are drawn anew and the
+    the image and of its gain. Intervals count the training too: patients are drawn again and the
     whole procedure is repeated on them (`histogep.nested.refit_bootstrap`).
 
     Risks of all folds are pooled: within the folds of a small cohort there are too few pairs.

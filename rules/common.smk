@@ -266,7 +266,7 @@ def lift_job_rate():
     With a limit the scheduler sets a timer at every look at its queue, and each timer makes it look
     again: after N jobs it looks N times a second. No option and no profile can leave the limit out.
     """
-    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    limit = getattr(workflow.scheduling_settings, "max_jobs_per_timespan", None)
     if limit and (limit.max_jobs, limit.timespan) == (100, 1):
         workflow.scheduling_settings.max_jobs_per_timespan = None
 
