@@ -193,7 +193,9 @@ def test_predicted_copy_number_agrees_with_measured_in_held_out_patients(demo):
     tumour = agreement[agreement["contrast"] == "tumour"]
     assert tumour["slide"].nunique() == 7
     assert (tumour["verdict"] == "pass").all()
-    assert (tumour["r"] > tumour["null_genes_q95"]).all()
+    assert (tumour["r"] > 3 * tumour["null_arms_q95"]).all()
+    assert (tumour["arms_shared"] >= 0.7 * tumour["arms_altered"]).all()
+    # Runs of neighbouring genes keep most of the copy number that both profiles share.
     assert (tumour["null_genes_q95"] > tumour["null_arms_q95"]).all()
 
 
@@ -419,7 +421,9 @@ def test_tables_have_the_columns_that_the_documents_list(demo):
         found = [path for path in found if ("sections" in path.parts) == ("sections" in file)]
         if found and "columns `" in content:
             listed = re.findall(r"`([^`]+)`", content.split("columns ", 1)[1].split(". ")[0])
-            header = found[0].read_text().splitlines()[0].split("\t")
+            # The shortest name: `folds/{study}.copies.tsv` lies beside `folds/{study}.tsv`.
+            first = min(found, key=lambda path: len(path.name))
+            header = first.read_text().splitlines()[0].split("\t")
             assert listed[: len(header)] == header, file
             compared += 1
     assert compared > 20
