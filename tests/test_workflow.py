@@ -739,7 +739,7 @@ def cohort(demo, tmp_path):
         )
         return snakemake(tmp_path, "--configfile", tmp_path / "study.yaml", *arguments)
 
-    run.folder, run.good = tmp_path, simulated / "H02-1.tiff"
+    run.folder, run.good = tmp_path, simulated / "H03-1.tiff"
     return run
 
 
