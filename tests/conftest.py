@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,17 @@ class Items(SimpleNamespace):
 def pytest_collection_modifyitems(items):
     """Put first what needs no finished study: it keeps all workers busy before one makes it."""
     items.sort(key=lambda item: "demo" in item.fixturenames)
+
+
+@pytest.fixture(autouse=True)
+def plain_logging():
+    """Undo what a job, a library or a test before has set for the log of this process."""
+    logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.split(".")[0] == "histogep" and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
