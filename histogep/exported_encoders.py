@@ -8,10 +8,8 @@ the number of threads.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +99,7 @@ def export_encoder(settings: Mapping[str, Any], description: str | Path) -> None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export") as folder:
         file = Path(folder) / "network.xml"
         try:
-            with torch.no_grad(), warnings.catch_warnings(), _own_log():
+            with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the tracer, on what never varies here
                 converted = openvino.convert_model(
                     encoder.network, example_input=noise, input=[openvino.PartialShape(shape)]
@@ -140,18 +138,6 @@ def export_encoder(settings: Mapping[str, Any], description: str | Path) -> None
             content[f"sha256_{suffix[1:]}"] = file_sha256(made)
             made.replace(path.with_suffix(suffix))
         write_json(content, path)
-
-
-@contextlib.contextmanager
-def _own_log() -> Iterator[None]:
-    """Keep level and handlers of the root logger, which OpenVINO's converter sets for itself."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        root.handlers[:] = handlers
 
 
 def read_exported(description: str | Path, *, threads: int) -> ExportedEncoder:
