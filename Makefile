@@ -26,9 +26,8 @@ $(INSTALLED): requirements.txt constraints.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -r requirements.txt
 	touch $@
 
-$(TESTABLE): $(INSTALLED) requirements-dev.txt requirements-reference.txt
+$(TESTABLE): $(INSTALLED) requirements-dev.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -r requirements.txt -r requirements-dev.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --target .venv/reference -r requirements-reference.txt
 	touch $@
 
 demo: $(INSTALLED)  ## Run the whole workflow on the simulated study and build report.html
@@ -77,7 +76,7 @@ settings-table: $(INSTALLED)  ## Rewrite the table of settings in config/README.
 
 constraints: $(INSTALLED)  ## Pin the newest set of packages that resolves on Python 3.11 and 3.12
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade \
-	requirements.txt requirements-dev.txt requirements-reference.txt requirements-slurm.txt requirements-cluster-generic.txt -o constraints.txt
+	requirements.txt requirements-dev.txt requirements-slurm.txt requirements-cluster-generic.txt -o constraints.txt
 
 conda-pins: $(patsubst envs/%.yaml,$(PIN_DIR)/%.linux-64.pin.txt,$(wildcard envs/*.yaml))  ## Pin the conda environments of envs/ (needs conda)
 

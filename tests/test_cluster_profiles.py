@@ -100,17 +100,23 @@ def test_the_status_of_a_job_while_the_controller_is_away_is_running(tmp_path, a
     assert done.stdout.split() == [status]
 
 
+def lift_job_rate(function, settings):
+    names = {"workflow": SimpleNamespace(scheduling_settings=settings)}
+    exec(function, names)
+    names["lift_job_rate"]()
+
+
 def test_the_default_rate_limit_goes_and_one_that_the_user_chose_stays():
     """As Snakemake reads it: a workflow has its settings before its Snakefile is read."""
-    start = (ROOT / "Snakefile").read_text()
-    (lines,) = re.findall(r"(?m)^limit = .*\n(?:if .*\n(?: .*\n)+)", start)
+    text = (ROOT / "rules/common.smk").read_text()
+    (function,) = re.findall(r"(?m)^def lift_job_rate\(\):\n(?: .*\n|\n)+", text)
     for given, left in (("100/1s", None), ("5/1s", (5, 1)), ("100/1m", (100, 60))):
         limit = MaxJobsPerTimespan.parse_choice(given)
         settings = SchedulingSettings(max_jobs_per_timespan=limit)
-        exec(lines, {"workflow": SimpleNamespace(scheduling_settings=settings)})
+        lift_job_rate(function, settings)
         kept = settings.max_jobs_per_timespan
         assert (kept and (kept.max_jobs, kept.timespan)) == left
-    exec(lines, {"workflow": SimpleNamespace(scheduling_settings=None)})
+    lift_job_rate(function, None)
 
 
 def test_the_plugins_are_found_by_jobs_that_run_elsewhere():
