@@ -13,8 +13,12 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from histogep.job_records import Job
 
 T = TypeVar("T")
 
@@ -60,15 +64,23 @@ def suggestion(given: object, known: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def job_log(path: str | Path) -> Iterator[logging.Logger]:
+def job_log(path: str | Path, job: Job | None = None) -> Iterator[logging.Logger]:
     """Send all that one job prints, its C libraries included, to its log file.
 
     An exception is written to the log before it goes on; of an `InputError` only the message,
     because its traceback tells a user nothing. SIGTERM (a cancelled, preempted or late job) ends
     the job as an exception does, so that no half-written file stays. A job that ends well leaves
-    its peak memory and CPU time, and the versions of the packages that it loaded
-    (`histogep.lineage` reads them there).
+    its peak memory and CPU time, and the versions of the packages that it loaded.
+
+    Parameters
+    ----------
+    path
+        The log file.
+    job
+        What the job is. If it ends well its record (`histogep.job_records`) is written beside the
+        log, with the suffix .json.
     """
+    from histogep.job_records import recorded
     from histogep.software import format_versions, loaded_versions
 
     saved = [os.dup(1), os.dup(2)]
@@ -87,7 +99,8 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
         main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
-            yield log
+            with recorded(Path(path).with_suffix(".json"), job) if job else nullcontext():
+                yield log
             log.info("peak memory %.0f MB, %.1f s CPU", *_cost())
             log.info("%s", format_versions(loaded_versions()))
         except _Terminated:

@@ -18,8 +18,6 @@ FOLDER = Path(__file__).resolve().parents[1] / "resources"
 def digest_resource(name: str) -> str:
     """Return the SHA-256 of a shipped reference's content.
 
-    In full: 16 digits are a digest of code (`histogep.provenance`), which the lineage looks for.
-
     Parameters
     ----------
     name

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 
 import pandas as pd
 
@@ -21,7 +20,6 @@ _IMPORTED_AS = {
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
 }
-_MARK = "software: "
 
 
 def installed_versions() -> pd.DataFrame:
@@ -66,14 +64,5 @@ def loaded_versions() -> dict[str, str]:
 
 
 def format_versions(versions: Mapping[str, str]) -> str:
-    """Return versions as one line of a log, which `read_versions` finds again."""
-    return _MARK + ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def read_versions(log: str | Path) -> dict[str, str]:
-    """Return the versions that a job wrote to its log; none if it wrote none."""
-    for line in reversed(Path(log).read_text(encoding="utf-8", errors="replace").splitlines()):
-        _, mark, listed = line.partition(_MARK)
-        if mark:
-            return dict(part.split(" ", 1) for part in listed.split(", ") if " " in part)
-    return {}
+    """Return versions as one line of a log."""
+    return "software: " + ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -57,8 +57,8 @@ def of_wide(name):
 
 
 def model_settings(wildcards):
-    """Return the settings of {model}."""
-    return config["models"][wildcards.model]
+    """Return the settings of {model} under its name, as the configuration has them."""
+    return {wildcards.model: config["models"][wildcards.model]}
 
 
 def training_inputs(wildcards):

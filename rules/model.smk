@@ -83,7 +83,7 @@ rule train_model:
         runtime=480,
     params:
         code=code_digest("train_model.py"),
-        settings=model_settings,
+        models=model_settings,
         lattice=LATTICE,
         hist_grid=config["folds"]["hist_grid"],
         seed=config["seed"],

@@ -33,7 +33,7 @@ rule summarise_patients:
         training=training_patients,
         scale=measured_scale,
         columns=config["columns"],
-        settings=summary_settings,
+        summary=summary_settings,
     message:
         "One row per patient of cohort {wildcards.cohort}"
     script:

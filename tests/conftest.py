@@ -55,6 +55,7 @@ def run_script(tmp_path):
             return str(value)
 
         snakemake = SimpleNamespace(
+            rule=Path(name).stem,
             input=Items(**{key: as_text(value) for key, value in input.items()}),
             output=Items(**{key: as_text(value) for key, value in output.items()}),
             params=Items(**(params or {})),

@@ -51,7 +51,7 @@ def watched(*arguments):
 training.assemble = watched
 names = ("input", "output", "params", "wildcards")
 snakemake = SimpleNamespace(
-    **{{name: Items(**job[name]) for name in names}}, resources={{}}, threads=1,
+    **{{name: Items(**job[name]) for name in names}}, resources={{}}, threads=1, rule="train_model",
     log=Items(job=job["log"], epochs=job["log"] + ".epochs.tsv"),
 )
 runpy.run_path({script!r}, {{"snakemake": snakemake}}, "__main__")
@@ -83,7 +83,7 @@ class Job:
             "input": files | tables,
             "output": self.output,
             "params": {
-                "code": "0", "settings": settings, "lattice": LATTICE, "hist_grid": [32, 32],
+                "code": "0", "models": {"cmunet": settings}, "lattice": LATTICE, "hist_grid": [32, 32],
                 "seed": 3,
             },
             "wildcards": {"model": "cmunet", "fold": "honest-1"},
@@ -92,7 +92,7 @@ class Job:
 
     def run(self, *, stop_at=0):
         """Run the job, sending SIGTERM at a step; return its status and how many steps it made."""
-        write_json(self.content, self.folder / "job.json")
+        write_json(self.content, self.folder / "given.json")
         marker = self.folder / "reached"
         marker.unlink(missing_ok=True)
         process = subprocess.Popen(
@@ -100,7 +100,7 @@ class Job:
                 sys.executable,
                 "-c",
                 DRIVER,
-                str(self.folder / "job.json"),
+                str(self.folder / "given.json"),
                 str(marker),
                 str(stop_at),
             ],

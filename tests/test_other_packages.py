@@ -22,8 +22,6 @@ SWITCHES = {
 }
 #: Bindings that are torch's own affair, though some of their names look public, and Snakemake's notes.
 INTERNAL = ("torch.ops.mkldnn", "torch._C", ".snakemake/")
-#: To go: the lineage is to be joined from records of the jobs' own.
-KNOWN = {"lineage_records.py": [".snakemake/metadata"]}
 
 
 def _is_private(name):
@@ -131,7 +129,7 @@ def own():
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.name)
 def test_the_library_leaves_other_packages_as_they_are(path, own):
-    assert faults(path.read_text(), own) == KNOWN.get(path.name, [])
+    assert faults(path.read_text(), own) == []
 
 
 @pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)

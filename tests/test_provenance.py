@@ -56,7 +56,7 @@ def test_digest_follows_resources_but_not_what_is_not_reached(project):
 def test_every_script_is_one_job_log_around_library_calls(script):
     path = ROOT / "workflow_scripts" / script
     text = path.read_text()
-    assert "with job_log(snakemake.log[0])" in text
+    assert "with job_log(snakemake.log[0], snakemake)" in text
     assert "from __future__" not in text
     assert "snakemake.config" not in text
     assert len(text.splitlines()) <= 60

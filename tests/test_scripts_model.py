@@ -72,7 +72,7 @@ def train(study, run_script):
             input={**files, **study.files, **more},
             output=output,
             params={
-                "code": "0", "settings": MODELS[model], "lattice": LATTICE,
+                "code": "0", "models": {model: MODELS[model]}, "lattice": LATTICE,
                 "hist_grid": [32, 32], "seed": 3,
             },
             wildcards={"model": model, "fold": fold},

@@ -72,7 +72,7 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
             "slides": [path.stem for path in study["slides"]],
             "slide_patients": [f"{i:03d}" for i in range(30)],
             "training": [],
-            "settings": {"min_tumour_tiles": 5, "tumour_threshold": 0.5, "endpoint": "OS"},
+            "summary": {"min_tumour_tiles": 5, "tumour_threshold": 0.5, "endpoint": "OS"},
         },
     )  # fmt: skip
     patients = pd.read_parquet(table)

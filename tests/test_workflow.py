@@ -388,8 +388,7 @@ def test_editing_a_module_reruns_only_what_reaches_it(demo, tmp_path):
 
 
 def test_every_file_of_the_study_traces_to_what_made_it(demo):
-    from histogep.lineage import find_changes
-    from histogep.lineage_records import Lineage
+    from histogep.lineage import Lineage, find_changes
 
     files = table(demo, "provenance/lineage.tsv", index_col="file")
     for path in (demo / "results").rglob("*"):

@@ -21,7 +21,7 @@ from histogep.tissue import tissue_mask
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     lattice = Lattice.from_settings(snakemake.params.lattice)
     settings = snakemake.params.spots
     # Snakemake deletes the outputs of a job that fails, but not what lies beside its log.

@@ -12,7 +12,7 @@ from histogep.pages_leakage import write_leakage_page
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     genes = {"dtype": {"gene": str}, "keep_default_na": False}
     verdict = audit(
         read_tsv(snakemake.input.folds, dtype=str, keep_default_na=False),

@@ -16,7 +16,7 @@ from histogep.tumour import infer_labels
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     files = snakemake.input
     markers = read_tsv(files.markers, dtype=str)
     given = files.get("gene_positions")

@@ -10,7 +10,7 @@ from histogep.pages import Table, write_page
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     params = snakemake.params
     failed = collect_failures(
         snakemake.input.features,

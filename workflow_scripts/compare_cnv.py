@@ -14,7 +14,7 @@ from histogep.positions import read_gene_positions
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     files = snakemake.input
     positions = read_gene_positions(files.gene_positions)
     folds = read_tsv(files.folds, dtype=str)

@@ -12,7 +12,7 @@ from histogep.matrices import read_h5ad
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     files, params = snakemake.input, snakemake.params
     keypoints = {}
     for path in files.keypoints:

@@ -8,5 +8,5 @@ from histogep.resources import copy_resource
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     copy_resource(snakemake.wildcards.name, snakemake.output.reference)

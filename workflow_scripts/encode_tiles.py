@@ -15,7 +15,7 @@ from histogep.slides import Slide
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     threads, cuda = snakemake.threads, sees_gpu(snakemake.resources.get("gpu"))
     lattice = Lattice.from_settings(snakemake.params.lattice)
     exported = {Path(path).stem: path for path in snakemake.input.get("exported", [])}

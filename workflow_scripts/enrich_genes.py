@@ -16,7 +16,7 @@ from histogep.slide_images import out_of_sample
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     paths = snakemake.input.gene_sets
     collections = dict(zip(snakemake.params.collections, map(read_gmt, paths), strict=True))
     names = ("cox", "response_genes", "spots", "labels", "expression", "patients")

@@ -13,7 +13,7 @@ from histogep.scorecards import COLUMNS, evaluate
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     settings, output = snakemake.params.evaluation, snakemake.output
     sections = read_heldout(snakemake.input.predictions)
     measured = read_measured(snakemake.input.spots, sections)

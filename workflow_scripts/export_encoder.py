@@ -8,5 +8,5 @@ from histogep.jobs import job_log
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     export_encoder(snakemake.params.encoder, snakemake.output.description)

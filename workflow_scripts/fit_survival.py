@@ -11,7 +11,7 @@ from histogep.survival import fit_survival
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     result = fit_survival(
         read_parquet(snakemake.input.patients),
         settings=snakemake.params.survival,

@@ -12,7 +12,7 @@ from histogep.positions import read_gene_positions
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     shared = {
         "slide": snakemake.wildcards.slide,
         "positions": read_gene_positions(snakemake.input.gene_positions),

@@ -13,7 +13,7 @@ from histogep.positions import read_gene_positions
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     refuse_failed_spots(snakemake.input.spots)
     spots = read_h5ad(snakemake.input.spots)
     annotation = snakemake.input.get("labels")

@@ -10,7 +10,7 @@ from histogep.slide_list import list_slides
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     params = snakemake.params
     listed = list_slides(
         snakemake.input.quality,

@@ -10,7 +10,7 @@ from histogep.packing import package_model
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     files = snakemake.input
     settings = package_model(
         snakemake.output.model,

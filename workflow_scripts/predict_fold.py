@@ -12,7 +12,7 @@ from histogep.jobs import job_log
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     granted = {"gpu": snakemake.resources.get("gpu"), "threads": snakemake.threads}
     files = snakemake.input
     model, settings = read_model(files.weights, files.settings)

@@ -11,7 +11,7 @@ from histogep.response import predict_response
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     result = predict_response(
         read_parquet(snakemake.input.patients),
         settings=snakemake.params.response,

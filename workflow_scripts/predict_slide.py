@@ -16,7 +16,7 @@ from histogep.streaming import predict_into
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     files, output = snakemake.input, snakemake.output
     granted = {"gpu": snakemake.resources.get("gpu"), "threads": snakemake.threads}
     model = load_model(files.model)

@@ -11,7 +11,7 @@ from histogep.jobs import BadSlide, job_log
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     name, image = snakemake.wildcards.slide, snakemake.input.image
     try:
         geometry = describe_slide(

@@ -12,7 +12,7 @@ from histogep.pages import Table, write_page
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     with complete(snakemake.output.configuration) as temporary:
         temporary.write_text(yaml.safe_dump(snakemake.params.configuration, sort_keys=True))
     stages = pd.DataFrame(snakemake.params.stages)

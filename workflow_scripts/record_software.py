@@ -10,7 +10,7 @@ from histogep.software import installed_versions
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     versions = installed_versions()
     write_tsv(versions, snakemake.output.table)
     write_page(snakemake.output.versions, title="Software", tables=[Table(versions)])

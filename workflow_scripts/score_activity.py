@@ -14,7 +14,7 @@ from histogep.slide_images import out_of_sample
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     params = snakemake.params
     names = zip(params.collections, map(read_gmt, snakemake.input.gene_sets), strict=True)
     paths = snakemake.input.slides

@@ -12,7 +12,7 @@ from histogep.normalise import log_cp10k
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     refuse_failed_spots(snakemake.input.spots)
     spots = read_h5ad(snakemake.input.spots)
     settings = snakemake.params.genes

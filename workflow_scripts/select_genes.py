@@ -10,7 +10,7 @@ from histogep.jobs import job_log
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     fold = snakemake.wildcards.fold
     folds = read_tsv(snakemake.input.folds, dtype=str)
     slides, patients = panel_slides(folds, fold)

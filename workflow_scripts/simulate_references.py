@@ -9,7 +9,7 @@ from histogep.simulate_genes import bundled_positions, format_gmt, plant_truth
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     positions = bundled_positions()
     truth = plant_truth(positions, seed=snakemake.params.seed)
     write_tsv(positions, snakemake.output.gene_positions)

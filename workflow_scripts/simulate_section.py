@@ -12,7 +12,7 @@ from histogep.simulate_slides import simulate_section
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     simulate_section(
         snakemake.wildcards.slide,
         snakemake.params.simulation,

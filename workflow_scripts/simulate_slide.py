@@ -9,7 +9,7 @@ from histogep.simulate_slides import simulate_slide
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     simulate_slide(
         snakemake.wildcards.slide,
         snakemake.params.simulation,

@@ -9,7 +9,7 @@ from histogep.jobs import job_log
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     folds = split_folds(
         snakemake.params.sections,
         snakemake.params.patients,

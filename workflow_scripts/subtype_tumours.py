@@ -13,7 +13,7 @@ from histogep.subtypes import DEFAULTS, subtype_cohort
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     slides = zip(
         snakemake.input.cnv, snakemake.params.slides, snakemake.params.patients, strict=True
     )

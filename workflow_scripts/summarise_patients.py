@@ -14,8 +14,8 @@ from histogep.signatures import read_signatures
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
-    settings = dict(snakemake.params.settings)
+with job_log(snakemake.log[0], snakemake):
+    settings = dict(snakemake.params.summary)
     endpoint = settings.pop("endpoint")
     sheet, measured = snakemake.input.get("patients"), snakemake.input.get("measured")
     columns = snakemake.params.get("columns")

@@ -20,7 +20,7 @@ from histogep.tissue import tissue_mask
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     lattice, settings = Lattice.from_settings(snakemake.params.lattice), snakemake.params.tissue
     name, outlines = snakemake.wildcards.slide, snakemake.output.outlines
     spots, drawn = snakemake.input.get("spots"), snakemake.input.get("regions")

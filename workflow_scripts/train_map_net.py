@@ -14,7 +14,7 @@ from histogep.survival import with_outcome
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     torch.set_num_threads(snakemake.threads)
     granted = snakemake.resources.get("gpu") and torch.cuda.is_available()
     params, outcome = snakemake.params, snakemake.wildcards.outcome

@@ -18,12 +18,13 @@ from histogep.weights import read_arrays
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]) as log:
+with job_log(snakemake.log[0], snakemake) as log:
     granted = {"gpu": snakemake.resources.get("gpu"), "threads": snakemake.threads}
     files, params, fold = snakemake.input, snakemake.params, snakemake.wildcards.fold
+    settings = params.models[snakemake.wildcards.model]
     # Beside the outputs, of which Snakemake deletes those of a stopped job, but nothing else.
     checkpoints = Path(snakemake.output.weights).parent / "checkpoints"
-    if params.settings["kind"] == "ensemble":
+    if settings["kind"] == "ensemble":
         records = [read_json(path) for path in files.member_settings]
         weights = [read_arrays(path) for path in files.members]
         model = FittedModel(*fit_ensemble(snakemake.wildcards.model, records, weights))
@@ -32,12 +33,12 @@ with job_log(snakemake.log[0]) as log:
         panel = read_tsv(files.panel, dtype={"gene": str}, keep_default_na=False)
         roles = fold_roles(folds, fold)
         sections, genes = read_training(
-            roles, panel, files, settings=params.settings, lattice=params.lattice
+            roles, panel, files, settings=settings, lattice=params.lattice
         )
         model = fit_model(
             sections,
             name=snakemake.wildcards.model,
-            settings=params.settings,
+            settings=settings,
             protocol=folds.loc[folds["fold"] == fold, "protocol"].iloc[0],
             fold=fold,
             genes=genes,
@@ -47,7 +48,7 @@ with job_log(snakemake.log[0]) as log:
             honest=[read_json(path) for path in files.get("fold_settings") or []],
             checkpoints=checkpoints,
             code=params.code,
-            device=choose_device(needs_torch(params.settings), **granted),
+            device=choose_device(needs_torch(settings), **granted),
         )
     with complete(snakemake.output.weights) as temporary:
         save_file(model.arrays, temporary)

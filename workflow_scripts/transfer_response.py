@@ -11,7 +11,7 @@ from histogep.transfer import transfer_response
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake.log[0], snakemake):
     tables = map(read_parquet, snakemake.input.patients)
     result = transfer_response(
         dict(zip(snakemake.params.cohorts, tables, strict=True)),
