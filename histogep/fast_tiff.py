@@ -15,7 +15,7 @@ import openslide
 import pyvips
 from scipy import ndimage
 
-from histogep.tiff_layout import whole_levels
+from histogep.tiff_images import whole_levels
 
 # libvips tells of every thread it starts.
 logging.getLogger("pyvips").setLevel(logging.WARNING)

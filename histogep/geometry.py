@@ -8,13 +8,13 @@ from typing import Any
 
 import openslide
 
+from histogep.files import given_file
 from histogep.jobs import BadSlide
 from histogep.pictures import open_picture, orientation, write_pyramid
 from histogep.pixel_size import Estimate, density_mpp, metadata_mpp, number, settle_mpp, spot_mpp
 from histogep.slides import bounds_px
 from histogep.sources import dicom_files, dicom_series, source_files, source_sha256
-from histogep.tiff_images import choose_image
-from histogep.tiff_layout import TIFF_STARTS, find_truncation, whole_levels
+from histogep.tiff_images import TIFF_STARTS, choose_image, find_truncation, whole_levels
 
 log = logging.getLogger(__name__)
 
@@ -174,11 +174,12 @@ def check_source(slide: str, source: Path) -> Path:
         raise BadSlide(f"slide {slide}: {source} has zero bytes: fetch it again")
     with open(source, "rb") as handle:
         start = handle.read(8)
-        if start.startswith(TIFF_STARTS):
-            problem = find_truncation(handle)
-            if problem:
-                raise BadSlide(f"slide {slide}: {source} is truncated ({problem}): fetch it again")
-            return source
+    if start.startswith(TIFF_STARTS):
+        with given_file(f"slide {slide}: {source}", "a TIFF", error=BadSlide):
+            problem = find_truncation(source)
+        if problem:
+            raise BadSlide(f"slide {slide}: {source} is truncated ({problem}): fetch it again")
+        return source
     if start.startswith((_JPEG, _PNG)):
         return source
     if openslide.OpenSlide.detect_format(str(source)) is None:

@@ -1,13 +1,15 @@
-"""Which image of a TIFF is the slide, how its pixels are stored, and what it says of its pixel size.
+"""Which image of a TIFF is the slide, whether all of it is there, and what it says of its pixel size.
 
 Files hold thumbnails, labels and overviews beside the slide, in any order, and some keep red, green
-and blue in three pages. Tags and metadata are read with tifffile, no pixel.
+and blue in three pages. OpenSlide and libvips are silent about lost ends and tiles that were never
+written. Tags and metadata are read with tifffile, no pixel.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +25,13 @@ from histogep.pixel_size import Estimate, described_mpp, number
 
 log = logging.getLogger(__name__)
 
+#: First bytes of TIFF files, classic and Big, in both byte orders.
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 #: Most pages that a file may have: those of slides have at most a dozen.
 MOST_PAGES = 4096
 #: Largest tile that is read, in bytes.
 MOST_TILE_BYTES = 2**29
+_TILE_COUNTS = 325
 _UM_PER_UNIT = {2: 25400.0, 3: 1e4}
 _UM_PER_NAME = {
     **dict.fromkeys(("\u00b5m", "\u03bcm", "um", "micron", "microns", "micrometer"), 1.0),
@@ -108,18 +113,21 @@ def choose_image(slide: str, path: Path) -> TiffImage:
     """
     what = f"slide {slide}: {path}"
     with (
-        given_file(path, "a TIFF", error=BadSlide),
+        given_file(what, "a TIFF", error=BadSlide),
         tifffile.TiffFile(path) as file,
     ):
-        if len(file.pages) > MOST_PAGES:
-            raise BadSlide(f"{what} has {len(file.pages)} pages: give the slide alone")
+        images = list(_images(file))
+        if len(images) > MOST_PAGES:
+            raise BadSlide(f"{what} has more than {MOST_PAGES:,} pages: give the slide alone")
         ome = _read_ome(_text(file.pages[0]))
         imagej = dict(file.imagej_metadata or {})
         found = [
             (number_, sub, page)
-            for number_, first in enumerate(file.pages)
-            for sub, page in _with_subifds(file, first)
-            if page.imagewidth > 0 and page.imagelength > 0 and not int(page.subfiletype or 0) & 4
+            for number_, sub, page in images
+            if sub is not None
+            and page.imagewidth > 0
+            and page.imagelength > 0
+            and not int(page.subfiletype or 0) & 4
         ]
         if not found:
             raise BadSlide(f"{what} holds no image")
@@ -175,13 +183,102 @@ def choose_image(slide: str, path: Path) -> TiffImage:
         )
 
 
-def _with_subifds(file: tifffile.TiffFile, page: Any) -> Iterator[tuple[int, Any]]:
-    """Give a page (-1) and the images below it by their numbers."""
-    yield -1, page
-    if page.subifds:
-        below = page.pages
-        for n in range(min(len(below), MOST_PAGES)):
-            yield n, below[n]
+def find_truncation(path: str | Path) -> str | None:
+    """Return what lies beyond the end of a TIFF, or None if all is there.
+
+    Classic files above 4 GiB (Hamamatsu's NDPI) keep the high bits of their offsets elsewhere, and
+    are not checked. Of a file with more than `MOST_PAGES` images the first are.
+
+    Parameters
+    ----------
+    path
+        A file that begins as a TIFF does (`TIFF_STARTS`).
+    """
+    size, number = Path(path).stat().st_size, 0
+    try:
+        with tifffile.TiffFile(path) as file:
+            if not file.is_bigtiff and size >= 2**32:
+                return None
+            for number, (*_, page) in enumerate(_images(file), start=1):
+                if problem := _lost_part(file, page):
+                    return problem.format(number)
+    except (tifffile.TiffFileError, struct.error, IndexError):
+        return f"image directory {number + 1} is damaged, or lies beyond the end of the file"
+    return None
+
+
+def whole_levels(path: str | Path) -> dict[tuple[int, int], int]:
+    """Return the number of the first tiled page of each size (width, height) that has all its tiles.
+
+    Pages with tiles that were never written (0 bytes) are left out: readers fill them differently.
+    Empty for a file that is not a TIFF, or none that can be read: whatever is wrong with it, OpenSlide
+    says it.
+    """
+    found: dict[tuple[int, int], int] = {}
+    try:
+        with tifffile.TiffFile(path) as file:
+            for number_, sub, page in _images(file):
+                counts = page.databytecounts if _TILE_COUNTS in page.tags else ()
+                if sub == -1 and counts and 0 not in counts:
+                    found.setdefault((page.imagewidth, page.imagelength), number_)
+    except Exception:
+        return {}
+    return {size: number_ for size, number_ in found.items() if all(size)}
+
+
+def _images(file: tifffile.TiffFile) -> Iterator[tuple[int, int | None, Any]]:
+    """Give the images of a TIFF, each once: number of its page, which image below that, and itself.
+
+    The page itself is number -1, and None is one that lies deeper. Directories may form loops, and
+    many may name the same list of a million tiles: the length of `file.pages` is not asked for, which
+    follows a loop for hours, at most one more than `MOST_PAGES` images are given, and what they name
+    is held against the size of the file.
+    """
+    seen: set[int] = set()
+    n_named = 0
+    for number_ in range(MOST_PAGES + 1):
+        try:
+            pending: list[tuple[int | None, Any]] = [(-1, file.pages[number_])]
+        except IndexError:
+            return
+        if pending[0][1].offset in seen:
+            return
+        while pending and len(seen) <= MOST_PAGES:
+            sub, page = pending.pop(0)
+            if page.offset in seen:
+                continue
+            seen.add(page.offset)
+            n_named += len(page.dataoffsets) + len(page.databytecounts)
+            # Two bytes at least are taken by each.
+            if 2 * n_named > file.filehandle.size:
+                raise tifffile.TiffFileError("its images name more tiles than it can hold")
+            yield number_, sub, page
+            if page.subifds:
+                below = page.pages
+                n_below = min(len(page.subifds), MOST_PAGES)
+                pending += [(n if sub == -1 else None, below[n]) for n in range(n_below)]
+
+
+def _lost_part(file: tifffile.TiffFile, page: Any) -> str:
+    """Return what of a page lies beyond the end of its file, or nothing.
+
+    tifffile leaves such tags and pages out, and goes on.
+    """
+    handle, tiff, size = file.filehandle, file.tiff, file.filehandle.size
+    handle.seek(page.offset)
+    (n_tags,) = struct.unpack(tiff.tagnoformat, handle.read(tiff.tagnosize))
+    entries = handle.read(n_tags * tiff.tagsize)
+    (following,) = struct.unpack(tiff.offsetformat, handle.read(tiff.offsetsize))
+    if max(following, *(page.subifds or (0,))) >= size:
+        return "the image directory after image {} lies beyond the end of the file"
+    for place in range(0, len(entries), tiff.tagsize):
+        code, kind = struct.unpack_from(tiff.byteorder + "HH", entries, place)
+        if code not in page.tags and kind in tifffile.TIFF.DATA_FORMATS:
+            return f"tag {code} of image {{}} lies beyond the end of the file"
+    pairs = zip(page.dataoffsets, page.databytecounts, strict=False)
+    lost = sum(start + length > size for start, length in pairs)
+    what = "tiles" if page.is_tiled else "strips"
+    return f"{lost} {what} of image {{}} lie beyond the end of the file" if lost else ""
 
 
 def _text(page: Any) -> str:

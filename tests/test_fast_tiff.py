@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from histogep.fast_tiff import FastTiff
 from histogep.slides import Slide
-from histogep.tiff_layout import whole_levels
+from histogep.tiff_images import whole_levels
 
 
 def _picture(height, width):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 
 import numpy as np
 import openslide
@@ -11,9 +12,10 @@ import tifffile
 from PIL import Image
 
 from histogep.files import file_sha256
-from histogep.geometry import describe_slide, find_truncation, settle_mpp
+from histogep.geometry import describe_slide, settle_mpp
 from histogep.jobs import BadSlide, InputError
 from histogep.pixel_size import metadata_mpp
+from histogep.tiff_images import MOST_PAGES, find_truncation, whole_levels
 
 
 def _pixels(height=700, width=900):
@@ -158,12 +160,10 @@ def test_truncation_of_tiled_tiffs(tmp_path, options, byteorder):
     else:
         tifffile.imwrite(path, _pixels(), tile=(256, 256), byteorder=byteorder, **options)
     whole = path.read_bytes()
-    with open(path, "rb") as handle:
-        assert find_truncation(handle) is None
+    assert find_truncation(path) is None
     for lost in (1, len(whole) // 3):
         path.write_bytes(whole[:-lost])
-        with open(path, "rb") as handle:
-            assert find_truncation(handle) is not None
+        assert find_truncation(path) is not None
 
 
 def test_truncated_jpeg_leaves_no_pyramid(tmp_path):
@@ -177,8 +177,83 @@ def test_truncated_jpeg_leaves_no_pyramid(tmp_path):
 
 def test_sound_slides_of_other_makers_pass(shared_data):
     for name in ("boxes.tiff", "test3-DAPI.ndpi", "openslide_python_small.svs"):
-        with open(shared_data / "wsi" / name, "rb") as handle:
-            assert find_truncation(handle) is None, name
+        assert find_truncation(shared_data / "wsi" / name) is None, name
+
+
+def _chain(path, n, *, following):
+    """Write a TIFF of n empty directories; after the last comes that at `following`."""
+    entry = struct.pack("<HHII", 256, 4, 1, 0)
+    content, bytes_each = b"II*\0" + struct.pack("<I", 8), 2 + len(entry) + 4
+    for number in range(n):
+        after = 8 + bytes_each * (number + 1) if number + 1 < n else following
+        content += struct.pack("<H", 1) + entry + struct.pack("<I", after)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("n", [1, 2, 99, 100, 101, 250])
+@pytest.mark.parametrize("back", [0, 1])
+def test_directories_in_a_loop_are_seen_once(tmp_path, n, back):
+    """tifffile alone follows a loop that begins after a hundred directories."""
+    path = tmp_path / "loop.tiff"
+    _chain(path, n, following=8 + 18 * max(0, n - 1 - back))
+    assert find_truncation(path) is None
+    assert whole_levels(path) == {}
+    with pytest.raises(BadSlide, match="holds no image|not readable|damaged|unsupported"):
+        _describe(tmp_path, path)
+
+
+def test_a_file_of_many_images_is_refused_at_once(tmp_path):
+    _chain(tmp_path / "many.tiff", 4 * MOST_PAGES, following=0)
+    with pytest.raises(BadSlide, match="more than 4,096 pages"):
+        _describe(tmp_path, tmp_path / "many.tiff")
+
+
+def test_many_directories_that_name_the_same_tiles_are_refused(tmp_path):
+    """A list of a million tiles that 4,000 directories share would take the memory of 4,000 lists."""
+    n, path = 1_000_000, tmp_path / "shared.tiff"
+    where = 8 + 2 + 2 * 12 + 4
+    directories, lists = b"", 8 + 4000 * (where - 8)
+    for number in range(4000):
+        after = 8 + (where - 8) * (number + 1) if number < 3999 else 0
+        entries = (324, 4, n, lists), (325, 4, n, lists)
+        directories += struct.pack("<H", 2) + b"".join(struct.pack("<HHII", *e) for e in entries)
+        directories += struct.pack("<I", after)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directories + bytes(4 * n))
+    assert "image directory 2 is damaged" in find_truncation(path)
+    assert whole_levels(path) == {}
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_what_a_directory_names_beyond_the_end_is_found(tmp_path, bigtiff):
+    path = tmp_path / "tagged.tiff"
+    tag = (65000, 1, 5000, bytes(5000), False)
+    options = {"tile": (256, 256), "bigtiff": bigtiff, "metadata": None}
+    tifffile.imwrite(path, _pixels(), extratags=[tag], **options)
+    whole = path.read_bytes()
+    with tifffile.TiffFile(path) as file:
+        page, tiff = file.pages[0], file.tiff
+        entry = file.pages[0].tags[65000].offset
+        after = page.offset + tiff.tagnosize + len(page.tags) * tiff.tagsize
+        first_tile = page.tags[324].valueoffset
+    size = struct.pack("<Q" if bigtiff else "<I", len(whole) - 10)
+    patches = {
+        "tag 65000 of image 1": (entry + (12 if bigtiff else 8), size),
+        "directory after image 1": (after, struct.pack("<I", 2**31)),
+        "1 tiles of image 1": (first_tile, size),
+        # Whatever a count asks for is held against the file before it is read.
+        "tag 324 of image 1": (
+            tifffile.TiffFile(path).pages[0].tags[324].offset + 4,
+            struct.pack("<I", 2**31),
+        ),
+    }
+    for expected, (place, value) in patches.items():
+        path.write_bytes(whole[:place] + value + whole[place + len(value) :])
+        assert expected in find_truncation(path), expected
+    # A directory of more tags than there are bytes, and of a kind of value that nobody knows.
+    path.write_bytes(whole[: page.offset] + b"\xff\xff" + whole[page.offset + 2 :])
+    assert "directory 1 is damaged" in find_truncation(path)
+    path.write_bytes(whole[: entry + 2] + struct.pack("<H", 99) + whole[entry + 4 :])
+    assert find_truncation(path) is None
 
 
 # ------------------------------------------------------------------------- evidence on pixel size
