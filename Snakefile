@@ -11,8 +11,6 @@ report: "report/workflow.rst"
 
 
 include: "rules/common.smk"
-include: "rules/common_slides.smk"
-include: "rules/common_model.smk"
 include: "rules/simulate.smk"
 include: "rules/slides.smk"
 include: "rules/spots.smk"
@@ -28,8 +26,11 @@ include: "rules/provenance.smk"
 
 
 if workflow.is_main_process:
-    warnings = [f"warning: {line}" for line in (*NOTES, *STAGES.leftovers(Path(".")))]
-    for line in (*warnings, *STAGES.left_out()):
+    warnings = [
+        f"warning: {line}"
+        for line in (*STUDY.warnings, *STUDY.stages.leftovers(Path(".")))
+    ]
+    for line in (*warnings, *STUDY.stages.left_out()):
         print(line, file=sys.stderr)
 
 

@@ -274,6 +274,30 @@ def read_parquet(path: str | Path) -> pd.DataFrame:
         return pd.read_parquet(path)
 
 
+def files_of(names: Iterable[str], paths: Iterable[str | Path], *, suffix: str) -> list[str]:
+    """Return the file of each slide (or cohort), in the order of the names.
+
+    Parameters
+    ----------
+    names
+        Ids of the slides.
+    paths
+        Their files in any order, one each: folder/ID and then the suffix.
+    suffix
+        What follows the id, such as ".quality.tsv".
+
+    Raises
+    ------
+    ValueError
+        Not each has one file.
+    """
+    names = list(names)
+    found = {Path(path).name.removesuffix(suffix): str(path) for path in paths}
+    if set(found) != set(names):
+        raise ValueError(f"not one file *{suffix} each: {sorted(set(found) ^ set(names))}")
+    return [found[name] for name in names]
+
+
 def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with open(path, "rb") as handle:

@@ -8,8 +8,8 @@ Writes: results/cnv/{slide}.h5ad, results/cnv/{slide}.arms.tsv, results/cnv/{coh
 
 rule infer_cnv:
     input:
-        unpack(cnv_inputs),
-        gene_positions=GENE_POSITIONS or [],
+        unpack(usable(Study.cnv_files)),
+        gene_positions=GENE_POSITIONS,
     output:
         cnv="results/cnv/{slide}.h5ad",
         arms="results/cnv/{slide}.arms.tsv",
@@ -30,9 +30,9 @@ rule infer_cnv:
         runtime=60,
     params:
         code=code_digest("infer_cnv.py"),
-        model=MODEL_DIGEST,
-        cnv=lookup("cnv", within=config),
-        seed=config["seed"],
+        model=STUDY.model_digest,
+        cnv=SETTINGS["cnv"],
+        seed=SETTINGS["seed"],
     message:
         "Infer the copy number of slide {wildcards.slide}"
     script:
@@ -41,7 +41,7 @@ rule infer_cnv:
 
 rule subtype_tumours:
     input:
-        cnv=cohort_cnv,
+        cnv=usable(Study.cohort_files, pattern="results/cnv/{slide}.h5ad"),
     output:
         subtypes="results/cnv/{cohort}/subtypes.tsv",
         patients="results/cnv/{cohort}/patients.tsv",
@@ -76,10 +76,9 @@ rule subtype_tumours:
         runtime=60,
     params:
         code=code_digest("subtype_tumours.py"),
-        slides=cohort_slide_ids,
-        patients=cohort_patient_ids,
-        cnv=lookup("cnv", within=config),
-        seed=config["seed"],
+        patients=usable(Study.cohort_patients),
+        cnv=SETTINGS["cnv"],
+        seed=SETTINGS["seed"],
     message:
         "Tumour subtypes of cohort {wildcards.cohort}"
     script:
@@ -89,14 +88,14 @@ rule subtype_tumours:
 rule compare_cnv:
     input:
         folds="results/folds/{study}.tsv",
-        weights=of_wide("weights.safetensors"),
-        settings=of_wide("settings.json"),
+        weights=usable(Study.wide_files, name="weights.safetensors"),
+        settings=usable(Study.wide_files, name="settings.json"),
         verdict="results/evaluation/{study}/leakage.json",
         features=of_sections("results/features/{slide}.h5"),
         spots=of_sections("results/spots/{slide}.h5ad"),
         labels=of_sections("results/labels/{slide}.tsv"),
         cnv=of_sections("results/cnv/{slide}.h5ad"),
-        gene_positions=GENE_POSITIONS or [],
+        gene_positions=GENE_POSITIONS,
     output:
         agreement="results/cnv/{study}/agreement.tsv",
         arms="results/cnv/{study}/agreement_arms.tsv",
@@ -120,8 +119,8 @@ rule compare_cnv:
         runtime=60,
     params:
         code=code_digest("compare_cnv.py"),
-        cnv=lookup("cnv", within=config),
-        seed=config["seed"],
+        cnv=SETTINGS["cnv"],
+        seed=SETTINGS["seed"],
     message:
         "Compare predicted with measured copy number in held-out patients"
     script:

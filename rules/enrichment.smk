@@ -7,8 +7,8 @@ Writes: results/enrichment/{cohort}/{contrast}/; with enrichment.activity also r
 
 rule enrich_genes:
     input:
-        unpack(ranking_inputs),
-        gene_sets=GENE_SETS,
+        unpack(usable(Study.ranking_files)),
+        gene_sets=list(STUDY.references.gene_sets.values()),
     output:
         ranking="results/enrichment/{cohort}/{contrast}/ranking.tsv",
         gsea="results/enrichment/{cohort}/{contrast}/gsea.tsv",
@@ -43,13 +43,12 @@ rule enrich_genes:
         runtime=60,
     params:
         code=code_digest("enrich_genes.py"),
-        training_patients=config["summary"]["training_patients"],
-        slides=ranking_slide_ids,
-        slide_patients=ranking_patient_ids,
-        collections=GENE_SET_NAMES,
-        enrichment=enrichment_settings,
-        ranking=ranking_settings,
-        seed=config["seed"],
+        training_patients=SETTINGS["summary"]["training_patients"],
+        slide_patients=usable(Study.ranking_patients),
+        collections=STUDY.references.gene_sets,
+        enrichment=of_slide(Study.enrichment_settings),
+        ranking=usable(Study.ranking_settings),
+        seed=SETTINGS["seed"],
     message:
         "Enrichment of {wildcards.contrast} in cohort {wildcards.cohort}"
     script:
@@ -58,8 +57,8 @@ rule enrich_genes:
 
 rule score_activity:
     input:
-        slides=activity_slides,
-        gene_sets=GENE_SETS,
+        slides=usable(Study.activity_files),
+        gene_sets=list(STUDY.references.gene_sets.values()),
     output:
         table="results/activity/{cohort}.tsv",
         maps="results/activity/{cohort}.h5ad",
@@ -84,13 +83,12 @@ rule score_activity:
         runtime=60,
     params:
         code=code_digest("score_activity.py"),
-        training_patients=config["summary"]["training_patients"],
-        slides=activity_slide_ids,
-        slide_patients=activity_patient_ids,
-        collections=GENE_SET_NAMES,
-        enrichment=chosen("enrichment", "min_size", "max_size"),
-        tumour_threshold=config["summary"]["tumour_threshold"],
-        seed=config["seed"],
+        training_patients=SETTINGS["summary"]["training_patients"],
+        slide_patients=usable(Study.activity_patients),
+        collections=STUDY.references.gene_sets,
+        enrichment=STUDY.chosen("enrichment", "min_size", "max_size"),
+        tumour_threshold=SETTINGS["summary"]["tumour_threshold"],
+        seed=SETTINGS["seed"],
     message:
         "Activity of the gene sets in every tile of cohort {wildcards.cohort}"
     script:

@@ -10,7 +10,7 @@ rule predict_slide:
         slide="results/slides/{slide}.json",
         features="results/features/{slide}.h5",
         keypoints="results/keypoints/{slide}.parquet",
-        model=MODEL_FOLDER,
+        model=STUDY.model_folder,
     output:
         expression="results/expression/{slide}.h5ad",
         geojson="results/expression/{slide}.geojson",
@@ -32,7 +32,7 @@ rule predict_slide:
         runtime=60,
     params:
         code=code_digest("predict_slide.py"),
-        model=MODEL_DIGEST,
+        model=STUDY.model_digest,
     message:
         "Predict the expression of slide {wildcards.slide}"
     script:
@@ -41,7 +41,9 @@ rule predict_slide:
 
 rule list_predicted:
     input:
-        expression=expression_of_predicted,
+        expression=usable(
+            Study.predicted_files, pattern="results/expression/{slide}.h5ad"
+        ),
     output:
         table="results/predicted_slides.tsv",
         page=report(
@@ -59,10 +61,8 @@ rule list_predicted:
         runtime=30,
     params:
         code=code_digest("list_predicted.py"),
-        slides=predicted_slides,
-        patients=patients_of_predicted,
-        cohorts=cohorts_of_predicted,
-        tumour_threshold=config["summary"]["tumour_threshold"],
+        slides=usable(Study.predicted_rows),
+        tumour_threshold=SETTINGS["summary"]["tumour_threshold"],
     message:
         "List all predicted slides"
     script:

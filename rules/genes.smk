@@ -21,7 +21,7 @@ rule score_genes:
         runtime=60,
     params:
         code=code_digest("score_genes.py"),
-        genes=lookup("genes", within=config),
+        genes=SETTINGS["genes"],
     message:
         "Moran's I of every gene of section {wildcards.slide}"
     script:
@@ -45,7 +45,7 @@ rule select_genes:
         runtime=10,
     params:
         code=code_digest("select_genes.py"),
-        genes=lookup("genes", within=config),
+        genes=SETTINGS["genes"],
     message:
         "Choose the gene panel of fold {wildcards.fold}"
     script:

@@ -8,7 +8,7 @@ Writes: results/maps/{cohort}/{outcome}.tsv and .hist.tsv, which fit_survival an
 rule train_map_net:
     input:
         patients="results/patients/{cohort}.parquet",
-        expression=predicted_maps,
+        expression=usable(Study.predicted_maps),
     output:
         scores="results/maps/{cohort}/{outcome}.tsv",
         hist="results/maps/{cohort}/{outcome}.hist.tsv",
@@ -24,12 +24,11 @@ rule train_map_net:
         runtime=480,
     params:
         code=code_digest("train_map_net.py"),
-        slides=predicted_slide_ids,
-        slide_patients=predicted_patient_ids,
-        sample_types=config["summary"]["sample_types"],
-        maps=map_settings,
-        outcome_settings=outcome_settings,
-        seed=config["seed"],
+        slide_patients=usable(Study.predicted_patients),
+        sample_types=SETTINGS["summary"]["sample_types"],
+        maps=of_slide(Study.map_settings),
+        outcome_settings=of_slide(Study.outcome_settings),
+        seed=SETTINGS["seed"],
     message:
         "Train a network on the maps of cohort {wildcards.cohort} for {wildcards.outcome}"
     script:

@@ -22,9 +22,8 @@ rule compare_sections:
         runtime=30,
     params:
         code=code_digest("compare_sections.py"),
-        slides=usable_sections,
-        patients=usable_section_patients,
-        seed=config["seed"],
+        patients=usable(Study.section_patients),
+        seed=SETTINGS["seed"],
     message:
         "Look for one section under two patients"
     script:
@@ -47,10 +46,9 @@ rule split_folds:
         runtime=10,
     params:
         code=code_digest("split_folds.py"),
-        sections=usable_sections,
-        patients=usable_section_patients,
-        folds=lookup("folds", within=config),
-        seed=config["seed"],
+        patients=usable(Study.section_patients),
+        folds=SETTINGS["folds"],
+        seed=SETTINGS["seed"],
     message:
         "Split the patients into folds"
     script:
@@ -59,7 +57,7 @@ rule split_folds:
 
 rule train_model:
     input:
-        unpack(training_inputs),
+        unpack(usable(Study.training_files)),
         folds="results/folds/{study}.tsv",
         panel="results/genes/{study}/{fold}.tsv",
         features=of_sections("results/features/{slide}.h5"),
@@ -83,10 +81,10 @@ rule train_model:
         runtime=480,
     params:
         code=code_digest("train_model.py"),
-        models=model_settings,
-        lattice=LATTICE,
-        hist_grid=config["folds"]["hist_grid"],
-        seed=config["seed"],
+        models=of_slide(Study.model_settings),
+        lattice=SETTINGS["lattice"],
+        hist_grid=SETTINGS["folds"]["hist_grid"],
+        seed=SETTINGS["seed"],
     message:
         "Train {wildcards.model} on fold {wildcards.fold}"
     script:
@@ -128,7 +126,7 @@ rule audit_leakage:
         markers=MARKERS,
         panels=of_folds("results/genes/{study}/{fold}.tsv"),
         records=of_folds("results/genes/{study}/{fold}.json"),
-        settings=audited_settings,
+        settings=usable(Study.audited_settings),
     output:
         verdict="results/evaluation/{study}/leakage.json",
         page=report(
@@ -146,7 +144,7 @@ rule audit_leakage:
         runtime=10,
     params:
         code=code_digest("audit_leakage.py"),
-        genes=lookup("genes", within=config),
+        genes=SETTINGS["genes"],
     message:
         "Audit every fold for leaks"
     script:
@@ -157,7 +155,7 @@ rule evaluate_model:
     input:
         verdict="results/evaluation/{study}/leakage.json",
         folds="results/folds/{study}.tsv",
-        predictions=held_out_predictions,
+        predictions=usable(Study.held_out_predictions),
         spots=of_sections("results/spots/{slide}.h5ad"),
     output:
         scorecards="results/evaluation/{study}/scorecards.tsv",
@@ -207,8 +205,8 @@ rule evaluate_model:
         runtime=60,
     params:
         code=code_digest("evaluate_model.py"),
-        evaluation=lookup("evaluation", within=config),
-        seed=config["seed"],
+        evaluation=SETTINGS["evaluation"],
+        seed=SETTINGS["seed"],
     message:
         "Scorecards with their nulls and ceilings"
     script:
@@ -221,12 +219,14 @@ rule package_model:
         calibration="results/evaluation/{study}/calibration.tsv",
         scorecards="results/evaluation/{study}/scorecards.tsv",
         panel="results/genes/{study}/all.tsv",
-        fold_settings=trained_settings,
+        fold_settings=usable(Study.held_out_settings),
         weights=collect(
-            "results/models/{{study}}/all/{model}/weights.safetensors", model=MODELS
+            "results/models/{{study}}/all/{model}/weights.safetensors",
+            model=SETTINGS["models"],
         ),
         settings=collect(
-            "results/models/{{study}}/all/{model}/settings.json", model=MODELS
+            "results/models/{{study}}/all/{model}/settings.json",
+            model=SETTINGS["models"],
         ),
         slides=of_sections("results/slides/{slide}.json"),
         features=of_sections("results/features/{slide}.h5"),
@@ -242,11 +242,10 @@ rule package_model:
         runtime=10,
     params:
         code=code_digest("package_model.py"),
-        sections=usable_sections,
-        patients=usable_section_patients,
-        lattice=LATTICE,
-        deploy=lookup("deploy", within=config),
-        seed=config["seed"],
+        patients=usable(Study.section_patients),
+        lattice=SETTINGS["lattice"],
+        deploy=SETTINGS["deploy"],
+        seed=SETTINGS["seed"],
     message:
         "Pack the model folder that other studies can name"
     script:

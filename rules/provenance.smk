@@ -43,8 +43,8 @@ rule record_configuration:
         "../envs/snakemake.yaml"
     params:
         code=code_digest("record_configuration.py"),
-        configuration=config,
-        stages=stage_rows,
+        configuration=SETTINGS,
+        stages=usable(Study.stage_rows),
     message:
         "Record the configuration"
     script:

@@ -8,7 +8,7 @@ Writes: results/response/{cohort}/, results/transfer/{study}/
 rule predict_response:
     input:
         patients="results/patients/{cohort}.parquet",
-        maps=map_scores("response"),
+        maps=of_slide(Study.map_scores, outcome="response"),
     output:
         performance="results/response/{cohort}/performance.tsv",
         scores="results/response/{cohort}/scores.tsv",
@@ -30,8 +30,8 @@ rule predict_response:
         runtime=60,
     params:
         code=code_digest("predict_response.py"),
-        response=lookup("response", within=config),
-        seed=config["seed"],
+        response=SETTINGS["response"],
+        seed=SETTINGS["seed"],
     message:
         "Response of cohort {wildcards.cohort}"
     script:
@@ -40,7 +40,7 @@ rule predict_response:
 
 rule transfer_response:
     input:
-        patients=responding_patients,
+        patients=usable(Study.response_patients),
     output:
         performance="results/transfer/{study}/performance.tsv",
         scores="results/transfer/{study}/scores.tsv",
@@ -62,11 +62,10 @@ rule transfer_response:
         runtime=60,
     params:
         code=code_digest("transfer_response.py"),
-        cohorts=response_cohorts,
-        response=chosen(
+        response=STUDY.chosen(
             "response", "inner_folds", "penalties", "components", "bootstraps"
         ),
-        seed=config["seed"],
+        seed=SETTINGS["seed"],
     message:
         "Response from one cohort to another in study {wildcards.study}"
     script:

@@ -21,8 +21,8 @@ rule simulate_references:
         "../envs/cnv.yaml"
     params:
         code=code_digest("simulate_references.py"),
-        simulation=lookup("simulation", within=config),
-        seed=config["seed"],
+        simulation=SETTINGS["simulation"],
+        seed=SETTINGS["seed"],
     message:
         "Plant the truth of the simulated cohort"
     script:
@@ -44,7 +44,7 @@ rule simulate_section:
     log:
         "logs/simulate_section/{slide}.log",
     wildcard_constraints:
-        slide=one_of(SECTIONS),
+        slide=one_of(STUDY.sections),
     conda:
         "../envs/slides.yaml"
     resources:
@@ -52,9 +52,9 @@ rule simulate_section:
         runtime=10,
     params:
         code=code_digest("simulate_section.py"),
-        simulation=lookup("simulation", within=config),
-        composition=designed_composition,
-        seed=config["seed"],
+        simulation=SETTINGS["simulation"],
+        composition=of_slide(Study.composition),
+        seed=SETTINGS["seed"],
     message:
         "Simulate section {wildcards.slide}"
     script:
@@ -74,9 +74,9 @@ rule simulate_slide:
         runtime=10,
     params:
         code=code_digest("simulate_slide.py"),
-        simulation=lookup("simulation", within=config),
-        composition=designed_composition,
-        seed=config["seed"],
+        simulation=SETTINGS["simulation"],
+        composition=of_slide(Study.composition),
+        seed=SETTINGS["seed"],
     message:
         "Simulate slide {wildcards.slide}"
     script:

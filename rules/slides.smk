@@ -9,7 +9,7 @@ Writes: results/slides/{slide}.json, results/tiles/{slide}.parquet, results/enco
 
 rule prepare_slide:
     input:
-        unpack(slide_inputs),
+        unpack(of_slide(Study.image_files)),
     output:
         slide="results/slides/{slide}.json",
         # Holds pyramid.tiff when the source cannot be read by region, else nothing.
@@ -24,11 +24,11 @@ rule prepare_slide:
         mem_mb=2000,
         runtime=60,
         # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
-        skip_bad_slides=int(SKIP_BAD_SLIDES),
+        skip_bad_slides=int(STUDY.skips_bad_slides),
     params:
         code=code_digest("prepare_slide.py"),
-        mpp=slide_mpp,
-        most_mm=slide_most_mm,
+        mpp=of_slide(Study.mpp),
+        most_mm=of_slide(Study.most_mm),
     message:
         "Read the geometry of slide {wildcards.slide}"
     script:
@@ -37,9 +37,9 @@ rule prepare_slide:
 
 rule tile_slide:
     input:
-        unpack(tile_inputs),
+        unpack(of_slide(Study.places)),
         slide="results/slides/{slide}.json",
-        image=slide_image,
+        image=of_slide(Study.image),
         pyramid="results/slides/{slide}",
     output:
         tiles="results/tiles/{slide}.parquet",
@@ -62,11 +62,11 @@ rule tile_slide:
         mem_mb=4000,
         runtime=60,
         # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
-        skip_bad_slides=int(SKIP_BAD_SLIDES),
+        skip_bad_slides=int(STUDY.skips_bad_slides),
     params:
         code=code_digest("tile_slide.py"),
-        lattice=LATTICE,
-        tissue=lookup("tissue", within=config),
+        lattice=SETTINGS["lattice"],
+        tissue=SETTINGS["tissue"],
     message:
         "Lay the lattice over slide {wildcards.slide}"
     script:
@@ -76,7 +76,7 @@ rule tile_slide:
 # On a CPU the networks run as these files, converted once, so that a job needs no torch.
 rule export_encoder:
     input:
-        weights=encoder_weights,
+        weights=of_slide(Study.encoder_weights),
     output:
         description="results/encoders/{encoder}.json",
         network="results/encoders/{encoder}.xml",
@@ -86,11 +86,11 @@ rule export_encoder:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=export_memory,
+        mem_mb=lambda wildcards, input: 3000 + round(6 * input.size_mb),
         runtime=60,
     params:
         code=code_digest("export_encoder.py"),
-        encoder=encoder_settings,
+        encoder=of_slide(Study.encoder_settings),
     message:
         "Convert the encoder {wildcards.encoder}"
     script:
@@ -99,16 +99,20 @@ rule export_encoder:
 
 rule encode_tiles:
     input:
-        unpack(given_features),
-        exported=collect("results/encoders/{encoder}.json", encoder=EXPORTED),
+        unpack(of_slide(Study.given_features)),
+        exported=collect(
+            "results/encoders/{encoder}.json", encoder=STUDY.exported_encoders
+        ),
         networks=collect(
-            "results/encoders/{encoder}.{kind}", encoder=EXPORTED, kind=["xml", "bin"]
+            "results/encoders/{encoder}.{kind}",
+            encoder=STUDY.exported_encoders,
+            kind=["xml", "bin"],
         ),
         slide="results/slides/{slide}.json",
-        image=slide_image,
+        image=of_slide(Study.image),
         pyramid="results/slides/{slide}",
         tiles="results/tiles/{slide}.parquet",
-        weights=ENCODER_WEIGHTS,
+        weights=STUDY.weights(),
     output:
         features="results/features/{slide}.h5",
     log:
@@ -122,11 +126,11 @@ rule encode_tiles:
         mem_mb=4000,
         runtime=120,
         # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
-        skip_bad_slides=int(SKIP_BAD_SLIDES),
+        skip_bad_slides=int(STUDY.skips_bad_slides),
     params:
         code=code_digest("encode_tiles.py"),
-        lattice=LATTICE,
-        encoders=ENCODERS,
+        lattice=SETTINGS["lattice"],
+        encoders=SETTINGS["encoders"],
     message:
         "Encode the tiles of slide {wildcards.slide}"
     script:
@@ -136,7 +140,7 @@ rule encode_tiles:
 # Part of a study with `on_bad_slide: skip` only: with `stop` there is nothing to list.
 checkpoint check_slides:
     input:
-        features=collect("results/features/{slide}.h5", slide=SLIDES.index),
+        features=of_slide(Study.slide_files, pattern="results/features/{slide}.h5"),
     output:
         failed="results/failed_slides.tsv",
         page=report(
@@ -154,9 +158,7 @@ checkpoint check_slides:
         runtime=10,
     params:
         code=code_digest("check_slides.py"),
-        slides=list(SLIDES.index),
-        patients=list(SLIDES["patient"]),
-        cohorts=list(SLIDES["cohort"]),
+        slides=of_slide(Study.slide_rows),
     message:
         "List the slides that cannot be used"
     script:
@@ -165,7 +167,7 @@ checkpoint check_slides:
 
 rule compare_slides:
     input:
-        keypoints=keypoints_of_slides,
+        keypoints=usable(Study.slide_files, pattern="results/keypoints/{slide}.parquet"),
     output:
         pairs="results/similar_slides.tsv",
     log:
@@ -177,9 +179,8 @@ rule compare_slides:
         runtime=60,
     params:
         code=code_digest("compare_slides.py"),
-        slides=usable_slides,
-        patients=patients_of_slides,
-        seed=config["seed"],
+        patients=usable(Study.slide_patients),
+        seed=SETTINGS["seed"],
     message:
         "Look for one slide under two patients"
     script:
@@ -188,8 +189,8 @@ rule compare_slides:
 
 rule list_slides:
     input:
-        quality=collect("results/tiles/{slide}.quality.tsv", slide=SLIDES.index),
-        failed=FAILED_SLIDES,
+        quality=of_slide(Study.slide_files, pattern="results/tiles/{slide}.quality.tsv"),
+        failed=STUDY.failures(),
     output:
         table="results/slides.tsv",
         page=report(
@@ -207,10 +208,7 @@ rule list_slides:
         runtime=10,
     params:
         code=code_digest("list_slides.py"),
-        slides=list(SLIDES.index),
-        patients=list(SLIDES["patient"]),
-        cohorts=list(SLIDES["cohort"]),
-        sections=SECTIONS,
+        slides=of_slide(Study.slide_rows),
     message:
         "List all slides"
     script:

@@ -30,9 +30,9 @@ rule copy_resource:
 
 rule align_spots:
     input:
-        unpack(section_counts),
+        unpack(of_slide(Study.counts)),
         slide="results/slides/{slide}.json",
-        image=slide_image,
+        image=of_slide(Study.image),
         pyramid="results/slides/{slide}",
     output:
         spots="results/spots/{slide}.h5ad",
@@ -52,12 +52,12 @@ rule align_spots:
         mem_mb=8000,
         runtime=60,
         # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
-        skip_bad_slides=int(SKIP_BAD_SLIDES),
+        skip_bad_slides=int(STUDY.skips_bad_slides),
     params:
         code=code_digest("align_spots.py"),
-        lattice=LATTICE,
-        spots=lookup("spots", within=config),
-        tissue=lookup("tissue", within=config),
+        lattice=SETTINGS["lattice"],
+        spots=SETTINGS["spots"],
+        tissue=SETTINGS["tissue"],
     message:
         "Align the spots of section {wildcards.slide}"
     script:
@@ -66,7 +66,7 @@ rule align_spots:
 
 rule label_spots:
     input:
-        unpack(section_labels),
+        unpack(of_slide(Study.annotation)),
         spots="results/spots/{slide}.h5ad",
         markers=MARKERS,
     output:
@@ -88,8 +88,8 @@ rule label_spots:
         runtime=60,
     params:
         code=code_digest("label_spots.py"),
-        labels=lookup("labels", within=config),
-        cnv=lookup("cnv", within=config),
+        labels=SETTINGS["labels"],
+        cnv=SETTINGS["cnv"],
     message:
         "Label the spots of section {wildcards.slide}"
     script:
@@ -98,10 +98,10 @@ rule label_spots:
 
 rule check_labels:
     input:
-        spots=of_sections("results/spots/{slide}.h5ad", among=ANNOTATED),
-        labels=of_sections("results/labels/{slide}.tsv", among=ANNOTATED),
+        spots=usable(Study.annotated_files, pattern="results/spots/{slide}.h5ad"),
+        labels=usable(Study.annotated_files, pattern="results/labels/{slide}.tsv"),
         markers=MARKERS,
-        gene_positions=GENE_POSITIONS or [],
+        gene_positions=GENE_POSITIONS,
     output:
         agreement="results/evaluation/{study}/labels.tsv",
         confusion="results/evaluation/{study}/labels_confusion.tsv",
@@ -123,8 +123,7 @@ rule check_labels:
         runtime=60,
     params:
         code=code_digest("check_labels.py"),
-        slides=annotated_sections,
-        cnv=lookup("cnv", within=config),
+        cnv=SETTINGS["cnv"],
     message:
         "Compare inferred with annotated labels"
     script:

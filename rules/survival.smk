@@ -7,7 +7,7 @@ Writes: results/patients/{cohort}.*, results/survival/{cohort}/
 
 rule summarise_patients:
     input:
-        unpack(summary_inputs),
+        unpack(usable(Study.summary_files)),
         signatures=SIGNATURES,
     output:
         patients="results/patients/{cohort}.parquet",
@@ -28,12 +28,11 @@ rule summarise_patients:
         runtime=60,
     params:
         code=code_digest("summarise_patients.py"),
-        slides=predicted_slide_ids,
-        slide_patients=predicted_patient_ids,
-        training=training_patients,
-        scale=measured_scale,
-        columns=config["columns"],
-        summary=summary_settings,
+        slide_patients=usable(Study.predicted_patients),
+        training=usable(Study.training_patients),
+        scale=of_slide(Study.measured_scale),
+        columns=SETTINGS["columns"],
+        summary=of_slide(Study.summary_settings),
     message:
         "One row per patient of cohort {wildcards.cohort}"
     script:
@@ -43,7 +42,7 @@ rule summarise_patients:
 rule fit_survival:
     input:
         patients="results/patients/{cohort}.parquet",
-        maps=map_scores("survival"),
+        maps=of_slide(Study.map_scores, outcome="survival"),
     output:
         cox="results/survival/{cohort}/cox.tsv",
         concordance="results/survival/{cohort}/concordance.tsv",
@@ -83,8 +82,8 @@ rule fit_survival:
         runtime=60,
     params:
         code=code_digest("fit_survival.py"),
-        survival=lookup("survival", within=config),
-        seed=config["seed"],
+        survival=SETTINGS["survival"],
+        seed=SETTINGS["seed"],
     message:
         "Survival of cohort {wildcards.cohort}"
     script:

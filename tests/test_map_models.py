@@ -389,7 +389,7 @@ def test_from_predicted_slides_to_rows_beside_the_other_models(
         input={"patients": tmp_path / "patients.parquet", "expression": paths},
         output={"scores": scores, "hist": hist},
         params={
-            "slides": [m.slide for m in maps], "slide_patients": [m.patient for m in maps],
+            "slide_patients": {m.slide: m.patient for m in maps},
             "sample_types": ["01"], "maps": settings, "outcome_settings": OUTCOME, "seed": 1,
         },
         wildcards={"cohort": "c", "outcome": outcome},

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import anndata
 import numpy as np
@@ -146,9 +147,9 @@ def test_ranked_spots_stand_in_for_labels_and_all_say_so(run_script, genome, tmp
     }
     run_script(
         "subtype_tumours.py",
-        input={"cnv": [tmp_path / "out/s1.cnv"]},
+        input={"cnv": [shutil.copyfile(tmp_path / "out/s1.cnv", tmp_path / "s1.h5ad")]},
         output=outputs | _pages(tmp_path),
-        params={"code": "", "slides": ["s1"], "patients": ["p1"], "cnv": SETTINGS, "seed": 1},
+        params={"code": "", "patients": {"s1": "p1"}, "cnv": SETTINGS, "seed": 1},
         wildcards={"cohort": "c"},
     )
     controls = pd.read_csv(outputs["controls"], sep="\t")
@@ -185,12 +186,17 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
     }
     run_script(
         "subtype_tumours.py",
-        input={"cnv": [good / "out/s1.cnv", bad / "out/s1.cnv"]},
+        # In another order: slides are known by the names of their files.
+        input={
+            "cnv": [
+                shutil.copyfile(bad / "out/s1.cnv", tmp_path / "s2.h5ad"),
+                shutil.copyfile(good / "out/s1.cnv", tmp_path / "s1.h5ad"),
+            ]
+        },
         output=outputs | _pages(tmp_path),
         params={
             "code": "",
-            "slides": ["s1", "s2"],
-            "patients": ["p1", "p2"],
+            "patients": {"s1": "p1", "s2": "p2"},
             "cnv": SETTINGS,
             "seed": 1,
         },

@@ -49,7 +49,7 @@ def study(tmp_path, run_script):
         input={},
         output={"folds": tmp_path / "folds.tsv"},
         params={
-            "sections": study.slides, "patients": study.patients, "folds": FOLDS, "seed": 1,
+            "patients": study.roles(), "folds": FOLDS, "seed": 1,
         },
     )  # fmt: skip
     panel = pd.DataFrame({"gene": GENES, "main": [i < N_MAIN for i in range(24)], "wide": True})
@@ -440,8 +440,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
         output={"model": tmp_path / "model"},
         params={
             "lattice": LATTICE,
-            "sections": study.slides,
-            "patients": study.patients,
+            "patients": study.roles(),
             "deploy": {"expression": "auto", "tumour": "auto", "wide": "wide"},
         },
         wildcards={"study": "test"},
@@ -496,7 +495,9 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
         "input": {"expression": [output["expression"], tmp_path / "FAR.h5ad"]},
         "output": listed,
         "params": {
-            "slides": ["NEW", "FAR"], "patients": ["p", "q"], "cohorts": ["c", "d"],
+            "slides": {
+                "NEW": {"patient": "p", "cohort": "c"}, "FAR": {"patient": "q", "cohort": "d"},
+            },
             "tumour_threshold": 0.6,
         },
     }  # fmt: skip

@@ -69,8 +69,7 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
             "counts": tmp_path / "counts.tsv", "page": tmp_path / "page.html",
         },
         params={
-            "slides": [path.stem for path in study["slides"]],
-            "slide_patients": [f"{i:03d}" for i in range(30)],
+            "slide_patients": {path.stem: f"{i:03d}" for i, path in enumerate(study["slides"])},
             "training": [],
             "summary": {"min_tumour_tiles": 5, "tumour_threshold": 0.5, "endpoint": "OS"},
         },
@@ -136,8 +135,8 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
                 "running": out / "running.svg",
             },
             params={
-                "collections": ["planted"], "enrichment": {"min_size": 5, "permutations": 1000},
-                "ranking": {}, "seed": 1,
+                "collections": {"planted": study["gmt"]}, "ranking": {}, "seed": 1,
+                "enrichment": {"min_size": 5, "permutations": 1000},
             },
             wildcards={"cohort": "c", "contrast": contrast},
         )  # fmt: skip
@@ -182,7 +181,7 @@ def test_measured_sections_are_enriched(run_script, tmp_path):
             "ranking": tmp_path / "r.tsv", "gsea": tmp_path / "gsea.tsv", "dotplot": tmp_path / "d.svg",
             "running": tmp_path / "running.svg",
         },
-        params={"collections": ["planted"], "enrichment": {}, "ranking": {}, "seed": 1},
+        params={"collections": {"planted": tmp_path / "g.gmt"}, "enrichment": {}, "ranking": {}, "seed": 1},
         wildcards={"cohort": "c", "contrast": "tumour"},
     )  # fmt: skip
     assert len(read(tmp_path / "r.tsv")) == 40
@@ -205,9 +204,9 @@ def test_slides_without_a_tumour_map_end_in_a_page_that_says_so(run_script, stud
         input={"expression": slides, "gene_sets": [study["gmt"]]},
         output=output,
         params={
-            "collections": ["planted"], "enrichment": {}, "ranking": {}, "seed": 1,
+            "collections": {"planted": study["gmt"]}, "enrichment": {}, "ranking": {}, "seed": 1,
             "training_patients": "exclude",
-            "slides": [path.stem for path in study["slides"][:3]], "slide_patients": ["a", "b", "c"],
+            "slide_patients": dict(zip([path.stem for path in slides], "abc", strict=True)),
         },
         wildcards={"cohort": "c", "contrast": "tumour"},
     )  # fmt: skip

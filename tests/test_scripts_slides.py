@@ -279,7 +279,7 @@ def test_a_bad_slide_hands_its_reason_on_to_the_list(
     with h5py.File(path) as file:
         assert file["features"].shape[0] == file["coords"].shape[0] == 0
     # A good slide beside it: with none there is nothing to go on with.
-    good = tmp_path / "good.h5"
+    good = tmp_path / "S0.h5"
     with h5py.File(good, "w") as file:
         file.attrs["slide"] = "S0"
     listed = {"failed": tmp_path / "failed.tsv", "page": tmp_path / "failed.html"}
@@ -287,7 +287,7 @@ def test_a_bad_slide_hands_its_reason_on_to_the_list(
         "check_slides.py",
         input={"features": [good, path]},
         output=listed,
-        params={"slides": ["S0", "S1"], "patients": ["p0", "p1"], "cohorts": ["c", "c"]},
+        params={"slides": rows(S0="p0 c slide", S1="p1 c slide")},
     )
     (row,) = read_tsv(listed["failed"]).to_dict("records")
     assert (row["slide"], row["patient"], row["cohort"], row["rule"]) == ("S1", "p1", "c", rule)
@@ -298,35 +298,47 @@ def test_a_bad_slide_hands_its_reason_on_to_the_list(
             "check_slides.py",
             input={"features": [path]},
             output=listed,
-            params={"slides": ["S1"], "patients": ["p1"], "cohorts": ["c"]},
+            params={"slides": rows(S1="p1 c slide")},
         )
+
+
+def rows(**slides):
+    """Return patient, cohort and role by slide."""
+    return {
+        slide: dict(zip(("patient", "cohort", "role"), row.split(), strict=True))
+        for slide, row in slides.items()
+    }
 
 
 def test_all_slides_are_listed_with_quality_and_status(tmp_path, prepare, tile, encode, run_script):
     """A section, a slide, and one that is left out with the reason that check_slides found."""
     good, _ = prepare(_write_image(tmp_path / "image.tiff"))
     kept, _ = tile(good)
-    quality = tmp_path / "kept.quality.tsv"
-    quality.write_bytes(kept["quality"].read_bytes())
+    quality = [tmp_path / f"{slide}.quality.tsv" for slide in "BA"]
+    for file in quality:
+        file.write_bytes(kept["quality"].read_bytes())
     tiles = pd.read_parquet(kept["tiles"])
     image, _, complaint = _write_bad("white", tmp_path, tmp_path)
     bad, _ = prepare(image, skip=True)
     lost, _ = tile(bad, skip=True)
     path, _ = encode(bad, lost["tiles"], [{"name": "descriptors"}], skip=True)
-    ids = {"slides": ["A", "B", "S1"], "patients": ["p", "q", "r"], "cohorts": ["v", "c", "c"]}
-    features = tmp_path / "good.h5"
-    with h5py.File(features, "w") as file:
-        file.attrs["slide"] = "A"
+    ids = {"slides": rows(A="p v section", B="q c slide", S1="r c slide")}
+    features = [tmp_path / f"{slide}.h5" for slide in "BA"]
+    for file in features:
+        with h5py.File(file, "w") as written:
+            written.attrs["slide"] = file.stem
     failed = {"failed": tmp_path / "failed.tsv", "page": tmp_path / "failed.html"}
     run_script(
         "check_slides.py",
-        input={"features": [features, features, path]},
+        input={"features": [*features, path]},
         output=failed,
         params=ids,
     )
     made = {"table": tmp_path / "slides.tsv", "page": tmp_path / "slides.html"}
-    given = {"quality": [quality, quality, lost["quality"]], "failed": [failed["failed"]]}
-    run_script("list_slides.py", input=given, output=made, params={**ids, "sections": ["A"]})
+    unread = tmp_path / "S1.quality.tsv"
+    unread.write_bytes(lost["quality"].read_bytes())
+    given = {"quality": [*quality, unread], "failed": [failed["failed"]]}
+    run_script("list_slides.py", input=given, output=made, params=ids)
     listed = read_tsv(made["table"])
     assert list(listed["role"]) == ["section", "slide", "slide"]
     assert list(listed["status"]) == ["used", "used", "left out"]
@@ -342,9 +354,9 @@ def test_all_slides_are_listed_with_quality_and_status(tmp_path, prepare, tile, 
     # With `on_bad_slide: stop` there is no list of failures, and no column of reasons to show.
     run_script(
         "list_slides.py",
-        input={"quality": [quality], "failed": []},
+        input={"quality": quality[1:], "failed": []},
         output=made,
-        params={"slides": ["A"], "patients": ["p"], "cohorts": ["v"], "sections": ["A"]},
+        params={"slides": rows(A="p v section")},
     )
     assert "reason" not in made["page"].read_text()
 

@@ -1,11 +1,12 @@
 """Infer the labels of annotated sections all the same, and say how far they agree."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from histogep.files import read_tsv, write_tsv
+from histogep.files import files_of, read_tsv, write_tsv
 from histogep.jobs import job_log
 from histogep.label_agreement import compare_labels
 from histogep.matrices import read_h5ad
@@ -21,11 +22,13 @@ with job_log(snakemake.log[0], snakemake) as log:
     markers = read_tsv(files.markers, dtype=str)
     given = files.get("gene_positions")
     positions = read_gene_positions(given) if given else None
+    slides = [Path(path).stem for path in files.spots]
+    labels = files_of(slides, files.labels, suffix=".tsv")
     tables = []
-    for path, labels, slide in zip(files.spots, files.labels, snakemake.params.slides, strict=True):
+    for path, annotation, slide in zip(files.spots, labels, slides, strict=True):
         spots = read_h5ad(path)
         inferred = infer_labels(spots, markers, positions=positions, cnv=snakemake.params.cnv)
-        annotated = read_tsv(labels, dtype=str, keep_default_na=False)
+        annotated = read_tsv(annotation, dtype=str, keep_default_na=False)
         depth = np.asarray(spots.X.sum(axis=1)).ravel()
         tables.append(compare_labels(annotated, inferred, depth, slide=slide))
         log.info("%s: %s", slide, tables[-1][0].iloc[0].to_dict())

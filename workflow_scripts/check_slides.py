@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from histogep.bad_slides import collect_failures
-from histogep.files import write_tsv
+from histogep.files import files_of, write_tsv
 from histogep.jobs import job_log
 from histogep.pages import Table, write_page
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0], snakemake) as log:
-    params = snakemake.params
+    slides = snakemake.params.slides
     failed = collect_failures(
-        snakemake.input.features,
-        slides=params.slides,
-        patients=params.patients,
-        cohorts=params.cohorts,
+        files_of(slides, snakemake.input.features, suffix=".h5"),
+        slides=list(slides),
+        patients=[row["patient"] for row in slides.values()],
+        cohorts=[row["cohort"] for row in slides.values()],
     )
     write_tsv(failed, snakemake.output.failed)
     write_page(
         snakemake.output.page,
-        title=f"Slides that cannot be used: {len(failed)} of {len(params.slides)}",
+        title=f"Slides that cannot be used: {len(failed)} of {len(slides)}",
         tables=[Table(failed)],
         notes=["Each is left out of everything that follows, its patient too if it has no other."],
     )
-    log.info("%d of %d slides cannot be used", len(failed), len(params.slides))
+    log.info("%d of %d slides cannot be used", len(failed), len(slides))

@@ -19,7 +19,7 @@ with job_log(snakemake.log[0], snakemake) as log:
         keypoints |= read_keypoints(path)
     pairs = compare_sections(
         keypoints,
-        dict(zip(params.slides, params.patients, strict=True)),
+        params.patients,
         spots={Path(path).stem: read_h5ad(path) for path in files.spots},
         seed=params.seed,
     )
@@ -28,4 +28,4 @@ with job_log(snakemake.log[0], snakemake) as log:
     # Snakemake removes the table of a job that failed, so the message says it all.
     require_no_copies(pairs)
     write_tsv(pairs, snakemake.output.pairs)
-    log.info("%d sections compared, %d pairs are alike", len(params.slides), len(pairs))
+    log.info("%d sections compared, %d pairs are alike", len(params.patients), len(pairs))

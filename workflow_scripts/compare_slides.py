@@ -17,7 +17,7 @@ with job_log(snakemake.log[0], snakemake) as log:
     spots = {Path(path).stem: read_h5ad(path) for path in files.get("spots", [])}
     pairs = compare_sections(
         read_keypoints(*files.keypoints),
-        dict(zip(params.slides, params.patients, strict=True)),
+        params.patients,
         spots=spots,
         seed=params.seed,
     )
@@ -26,4 +26,4 @@ with job_log(snakemake.log[0], snakemake) as log:
     # Snakemake removes the table of a job that failed, so the message says it all.
     require_no_copies(pairs)
     write_tsv(pairs, snakemake.output.pairs)
-    log.info("%d slides compared, %d pairs are alike", len(params.slides), len(pairs))
+    log.info("%d slides compared, %d pairs are alike", len(params.patients), len(pairs))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from histogep.enrichment import enrich_contrast
-from histogep.files import write_tsv
+from histogep.files import files_of, write_tsv
 from histogep.gene_sets import read_gmt
 from histogep.jobs import job_log
 from histogep.plots import save
@@ -17,20 +17,21 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0], snakemake):
-    paths = snakemake.input.gene_sets
-    collections = dict(zip(snakemake.params.collections, map(read_gmt, paths), strict=True))
+    collections = {name: read_gmt(path) for name, path in snakemake.params.collections.items()}
     names = ("cox", "response_genes", "spots", "labels", "expression", "patients")
     sources = {name: snakemake.input.get(name) for name in names if snakemake.input.get(name)}
     if "patients" in sources:
         sources["patients"] = pd.read_parquet(sources["patients"])
     if "expression" in sources:
+        patients = snakemake.params.slide_patients
+        expression = files_of(patients, sources["expression"], suffix=".h5ad")
         new = out_of_sample(
-            sources["expression"],
-            slides=snakemake.params.slides,
-            slide_patients=snakemake.params.slide_patients,
+            expression,
+            slides=list(patients),
+            slide_patients=list(patients.values()),
             training_patients=snakemake.params.training_patients,
         )
-        sources["expression"] = list(compress(sources["expression"], new))
+        sources["expression"] = list(compress(expression, new))
     ranking, gsea, title, reason = enrich_contrast(
         snakemake.wildcards.contrast,
         sources,

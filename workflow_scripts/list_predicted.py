@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.files import write_tsv
+from histogep.files import files_of, write_tsv
 from histogep.jobs import job_log
 from histogep.pages import Table, write_page
 from histogep.slide_list import list_predicted
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0], snakemake) as log:
-    params = snakemake.params
+    slides = snakemake.params.slides
     listed = list_predicted(
-        snakemake.input.expression,
-        slides=params.slides,
-        patients=params.patients,
-        cohorts=params.cohorts,
-        tumour_threshold=params.tumour_threshold,
+        files_of(slides, snakemake.input.expression, suffix=".h5ad"),
+        slides=list(slides),
+        patients=[row["patient"] for row in slides.values()],
+        cohorts=[row["cohort"] for row in slides.values()],
+        tumour_threshold=snakemake.params.tumour_threshold,
     )
     write_tsv(listed, snakemake.output.table)
     n_out = int(listed["out_of_distribution"].sum())

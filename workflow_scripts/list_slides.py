@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.files import write_tsv
+from histogep.files import files_of, write_tsv
 from histogep.jobs import job_log
 from histogep.pages import Table, write_page
 from histogep.slide_list import list_slides
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0], snakemake) as log:
-    params = snakemake.params
+    slides = snakemake.params.slides
     listed = list_slides(
-        snakemake.input.quality,
-        slides=params.slides,
-        patients=params.patients,
-        cohorts=params.cohorts,
-        sections=params.sections,
+        files_of(slides, snakemake.input.quality, suffix=".quality.tsv"),
+        slides=list(slides),
+        patients=[row["patient"] for row in slides.values()],
+        cohorts=[row["cohort"] for row in slides.values()],
+        sections=[slide for slide, row in slides.items() if row["role"] == "section"],
         failed=next(iter(snakemake.input.failed), None),
     )
     write_tsv(listed, snakemake.output.table)

@@ -20,7 +20,7 @@ with job_log(snakemake.log[0], snakemake) as log:
         fold_settings=files.fold_settings,
         features=files.features,
         images={record["slide"]: record["sha256"] for record in map(read_json, files.slides)},
-        patients=dict(zip(snakemake.params.sections, snakemake.params.patients, strict=True)),
+        patients=snakemake.params.patients,
         keypoints=read_keypoints(*files.keypoints),
         calibration=files.calibration,
         scorecards=files.scorecards,

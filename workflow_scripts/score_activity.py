@@ -4,7 +4,7 @@ from itertools import compress
 from typing import TYPE_CHECKING
 
 from histogep.activity import score_activity
-from histogep.files import complete, write_tsv
+from histogep.files import complete, files_of, write_tsv
 from histogep.gene_sets import read_gmt
 from histogep.jobs import job_log
 from histogep.plots import save
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 with job_log(snakemake.log[0], snakemake):
     params = snakemake.params
-    names = zip(params.collections, map(read_gmt, snakemake.input.gene_sets), strict=True)
-    paths = snakemake.input.slides
+    slides, patients = list(params.slide_patients), list(params.slide_patients.values())
+    paths = files_of(slides, snakemake.input.slides, suffix=".h5ad")
     new = out_of_sample(
         paths,
-        slides=params.slides,
-        slide_patients=params.slide_patients,
+        slides=slides,
+        slide_patients=patients,
         training_patients=params.training_patients,
     )
     table, maps = score_activity(
         list(compress(paths, new)),
-        slides=list(compress(params.slides, new)),
-        slide_patients=list(compress(params.slide_patients, new)),
-        gene_sets=dict(names),
+        slides=list(compress(slides, new)),
+        slide_patients=list(compress(patients, new)),
+        gene_sets={name: read_gmt(path) for name, path in params.collections.items()},
         min_size=params.enrichment["min_size"],
         max_size=params.enrichment["max_size"],
         tumour_threshold=params.tumour_threshold,

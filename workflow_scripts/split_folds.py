@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0], snakemake) as log:
+    patients = snakemake.params.patients
     folds = split_folds(
-        snakemake.params.sections,
-        snakemake.params.patients,
+        list(patients),
+        list(patients.values()),
         settings=snakemake.params.folds,
         seed=snakemake.params.seed,
     )

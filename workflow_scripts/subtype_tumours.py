@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.files import write_tsv
+from histogep.files import files_of, write_tsv
 from histogep.jobs import job_log
 from histogep.pages import Table, write_page
 from histogep.plots import save
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0], snakemake):
-    slides = zip(
-        snakemake.input.cnv, snakemake.params.slides, snakemake.params.patients, strict=True
-    )
+    patients = snakemake.params.patients
+    paths = files_of(patients, snakemake.input.cnv, suffix=".h5ad")
     settings = {name: snakemake.params.cnv.get(name, value) for name, value in DEFAULTS.items()}
-    profiles = [read_profile(path, slide=slide, patient=patient) for path, slide, patient in slides]
+    profiles = [
+        read_profile(path, slide=slide, patient=patient)
+        for path, (slide, patient) in zip(paths, patients.items(), strict=True)
+    ]
     subtypes = subtype_cohort(profiles, seed=snakemake.params.seed, **settings)
     write_tsv(subtypes.spots, snakemake.output.subtypes)
     write_tsv(subtypes.patients, snakemake.output.patients)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from histogep.clinical import read_clinical
-from histogep.files import complete, write_tsv
+from histogep.files import complete, files_of, write_tsv
 from histogep.gene_names import gene_symbols
 from histogep.jobs import job_log
 from histogep.measured import summarise_measured
@@ -31,10 +31,11 @@ with job_log(snakemake.log[0], snakemake):
             symbols=gene_symbols(snakemake.input.get("gene_positions")),
         )
     else:
+        slides = snakemake.params.slide_patients
         table, dropped = summarise_patients(
-            snakemake.input.expression,
-            slides=snakemake.params.slides,
-            slide_patients=snakemake.params.slide_patients,
+            files_of(slides, snakemake.input.expression, suffix=".h5ad"),
+            slides=list(slides),
+            slide_patients=list(slides.values()),
             patients=patients,
             signatures=signatures,
             subtypes=snakemake.input.get("subtypes"),

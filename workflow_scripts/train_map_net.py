@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from histogep.files import files_of
 from histogep.jobs import job_log
 from histogep.map_models import score_cohort
 from histogep.response import with_response
@@ -24,10 +25,11 @@ with job_log(snakemake.log[0], snakemake):
     else:
         table = with_response(table)
     patients = list(table["patient"].astype(str))
+    slides = params.slide_patients
     maps = read_slide_maps(
-        snakemake.input.expression,
-        slides=params.slides,
-        slide_patients=params.slide_patients,
+        files_of(slides, snakemake.input.expression, suffix=".h5ad"),
+        slides=list(slides),
+        slide_patients=list(slides.values()),
         patients=patients,
         side=params.maps["side"],
         sample_types=params.sample_types,

@@ -1,5 +1,6 @@
 """Score the response of each cohort with a model of each other one."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histogep.files import read_parquet, write_tsv
@@ -12,9 +13,8 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0], snakemake):
-    tables = map(read_parquet, snakemake.input.patients)
     result = transfer_response(
-        dict(zip(snakemake.params.cohorts, tables, strict=True)),
+        {Path(path).stem: read_parquet(path) for path in snakemake.input.patients},
         settings=snakemake.params.response,
         seed=snakemake.params.seed,
     )
