@@ -14,9 +14,10 @@ from torch import Tensor
 from histogep.datasets import Grid
 from histogep.grid_batches import Resident
 from histogep.losses import Loss
+from histogep.metrics import auroc
 from histogep.networks import CMUNet
 from histogep.precision import autocast
-from histogep.selection import area_under_roc, mean_over_groups, section_score
+from histogep.selection import mean_over_groups, section_score
 
 
 @dataclass
@@ -93,7 +94,7 @@ def validate(
         if task != "tumour":
             of_genes.append(section_score(predicted[:, genes], item.measured[:, genes]))
         if task != "expression":
-            of_tumour.append(area_under_roc(predicted[:, -1], item.measured[:, -1]))
+            of_tumour.append(auroc(predicted[:, -1], item.measured[:, -1]))
     patients = [item.patient for item in judges]
     score = mean_over_groups(of_genes or of_tumour, patients)
     row = {"validation_loss": mean_over_groups(losses, patients)}

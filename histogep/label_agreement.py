@@ -52,8 +52,8 @@ def compare_labels(
     scores = {
         "auroc": auroc(inferred["probability"].to_numpy(np.float64)[known], malignant),
         "auroc_depth": auroc(np.asarray(depth, np.float64)[known], malignant),
-        "dice": dice(called.astype(float), malignant, threshold=0.5),
-        "dice_null": dice(np.ones(len(malignant)), malignant, threshold=0.5),
+        "dice": dice(called, malignant),
+        "dice_null": dice(np.ones(len(malignant), bool), malignant),
         "share_right": float(right[decided].mean()) if decided.any() else np.nan,
         "share_decided": float(decided.mean()) if len(decided) else np.nan,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import stats
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 #: A column whose standard deviation is below this share of its largest value is constant: what is
 #: left is rounding, and a correlation with it would be a correlation with rounding errors.
@@ -104,75 +105,41 @@ def padded_pearson(first: np.ndarray, second: np.ndarray, *, n_cells: int) -> np
     return np.where(flat_2, np.nan, np.where(flat_1, 0.0, score.clip(-1, 1)))
 
 
-def auroc(probability: np.ndarray, label: np.ndarray) -> float:
-    """Return the area under the ROC curve (Mann and Whitney's U; ties count half).
+def auroc(score: np.ndarray, truth: np.ndarray) -> float:
+    """Return scikit-learn's area under the ROC curve of the cells whose truth is known.
 
     Parameters
     ----------
-    probability
+    score
         Score of each cell.
-    label
-        Whether the cell is positive.
+    truth
+        1 for a positive cell, 0 for a negative one, NaN for one that is left out.
 
     Returns
     -------
     float
         NaN when only one class is present.
     """
-    label = np.asarray(label, bool)
-    n_positive, n_negative = int(label.sum()), int((~label).sum())
-    if n_positive == 0 or n_negative == 0:
+    truth = np.asarray(truth, float)
+    known = np.isfinite(truth)
+    positive = truth[known] > 0.5
+    if positive.all() or not positive.any():
         return float("nan")
-    ranks = stats.rankdata(np.asarray(probability, float))
-    return float(
-        (ranks[label].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
-    )
+    return float(roc_auc_score(positive, np.asarray(score, float)[known]))
 
 
-def roc_curve(probability: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the false and the true positive rate at every distinct score, from (0, 0) to (1, 1)."""
-    hits, misses = _counts_by_score(probability, label)
-    if hits[-1] == 0 or misses[-1] == 0:
-        return np.array([0.0, 1.0]), np.array([np.nan, np.nan])
-    return (
-        np.concatenate([[0.0], misses / misses[-1]]),
-        np.concatenate([[0.0], hits / hits[-1]]),
-    )
-
-
-def auprc(probability: np.ndarray, label: np.ndarray) -> float:
-    """Return the average precision: precision weighted by the recall gained at each score.
-
-    The step-wise sum of scikit-learn's `average_precision_score`; interpolating between the points
-    would be optimistic (Davis and Goadrich, ICML 2006). A useless score gets the prevalence.
-    NaN when no cell is positive.
-    """
-    hits, misses = _counts_by_score(probability, label)
-    if len(hits) == 0 or hits[-1] == 0:
-        return float("nan")
-    precision = hits / (hits + misses)
-    return float(np.sum(np.diff(np.concatenate([[0.0], hits / hits[-1]])) * precision))
-
-
-def dice(probability: np.ndarray, label: np.ndarray, *, threshold: float) -> float:
-    """Return Dice's overlap 2|A and B| / (|A| + |B|) of the cells at or above a threshold."""
-    called, label = np.asarray(probability) >= threshold, np.asarray(label, bool)
-    total = int(called.sum()) + int(label.sum())
-    return 2.0 * float((called & label).sum()) / total if total else float("nan")
-
-
-def best_dice_threshold(probability: np.ndarray, label: np.ndarray) -> float:
-    """Return the threshold of the highest Dice; to be found on validation cells, never on test.
-
-    The lowest of the best is given; 0.5 when no cell is positive.
-    """
+def average_precision(score: np.ndarray, label: np.ndarray) -> float:
+    """Return scikit-learn's average precision; NaN when no cell is positive."""
     label = np.asarray(label, bool)
-    if not label.any():
-        return 0.5
-    scores = np.unique(np.asarray(probability, float))[::-1]
-    hits, misses = _counts_by_score(probability, label)
-    overlap = 2 * hits / (hits + misses + hits[-1])
-    return float(scores[np.flatnonzero(overlap == overlap.max())[-1]])
+    return float(average_precision_score(label, score)) if label.any() else float("nan")
+
+
+def dice(called: np.ndarray, label: np.ndarray) -> float:
+    """Return Dice's overlap 2|A and B| / (|A| + |B|), which is F1; NaN when both are empty."""
+    called, label = np.asarray(called, bool), np.asarray(label, bool)
+    if not (called.any() or label.any()):
+        return float("nan")
+    return float(f1_score(label, called))
 
 
 def bootstrap_patients(
@@ -225,16 +192,6 @@ def false_discovery_rate(p: np.ndarray) -> np.ndarray:
     if known.any():
         adjusted[known] = stats.false_discovery_control(p[known])
     return adjusted
-
-
-def _counts_by_score(probability: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return positives and negatives at or above each distinct score, from the highest down."""
-    probability, label = np.asarray(probability, float), np.asarray(label, bool)
-    order = np.argsort(-probability, kind="stable")
-    ordered = probability[order]
-    last = np.flatnonzero(np.concatenate([ordered[1:] != ordered[:-1], [True]]))
-    last = last[: len(ordered)]
-    return np.cumsum(label[order])[last].astype(float), np.cumsum(~label[order])[last].astype(float)
 
 
 def _matrix(values: np.ndarray) -> np.ndarray:

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
 
-from histogep.metrics import pearson, roc_curve
+from histogep.metrics import pearson
 from histogep.plots import (
     CATEGORY_COLOURS,
     CEILING_COLOUR,
@@ -184,7 +185,7 @@ def _roc(ax: Axes, maps: Sequence[HeldOut], area: pd.Series) -> None:
         scored, truth = known_cells(section)
         if not 0 < (truth > 0.5).sum() < len(truth):
             continue
-        wrong, right = roc_curve(scored.predicted[:, 0], truth > 0.5)
+        wrong, right, _ = roc_curve(truth > 0.5, scored.predicted[:, 0])
         ax.plot(
             wrong,
             right,

@@ -6,32 +6,13 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+from sklearn.metrics import precision_recall_curve
+
+from histogep.metrics import pearson
 
 LOG = logging.getLogger(__name__)
 #: By what models of a task are chosen.
 METRICS = {"expression": "in-section Pearson", "tumour": "in-section AUROC"}
-
-
-def gene_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Return the Pearson correlation over the spots of one section, gene by gene.
-
-    Parameters
-    ----------
-    predicted, measured
-        (n spots, g genes).
-
-    Returns
-    -------
-    numpy.ndarray
-        (g,) float64; NaN where either is constant, so no correlation is defined.
-    """
-    a = np.asarray(predicted, float)
-    b = np.asarray(measured, float)
-    a, b = a - a.mean(0), b - b.mean(0)
-    norm = np.sqrt((a * a).sum(0) * (b * b).sum(0))
-    scale = np.abs(predicted).max(initial=0) * np.abs(measured).max(initial=0) * len(a)
-    defined = norm > 1e-12 * scale
-    return np.where(defined, (a * b).sum(0) / np.where(defined, norm, 1.0), np.nan)
 
 
 def section_score(predicted: np.ndarray, measured: np.ndarray) -> float:
@@ -40,37 +21,23 @@ def section_score(predicted: np.ndarray, measured: np.ndarray) -> float:
     A gene that varies on the section but not in the prediction counts as 0, so that a model does
     not gain by saying nothing; a gene that does not vary on the section is left out.
     """
-    varies = np.ptp(measured, axis=0) > 0
-    if not varies.any():
-        return 0.0
-    return float(np.nan_to_num(gene_correlations(predicted[:, varies], measured[:, varies])).mean())
-
-
-def area_under_roc(score: np.ndarray, truth: np.ndarray) -> float:
-    """Return the area under the ROC curve; NaN truths are left out, NaN with a single class."""
-    known = np.isfinite(truth)
-    score, positive = np.asarray(score, float)[known], np.asarray(truth)[known] > 0.5
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if not n_positive or not n_negative:
-        return float("nan")
-    _, owner, count = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count - 1) / 2)[owner]  # ties share their mean rank
-    return float(
-        (ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
-    )
+    scores = pearson(predicted, measured)
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
 
 
 def tumour_threshold(probability: np.ndarray, label: np.ndarray) -> float | None:
     """Return the probability of the best Dice over spots that a model did not see.
 
-    None, with a warning, where they are of one class.
+    The lowest of equally good ones; None, with a warning, where the spots are of one class.
     """
-    from histogep.metrics import best_dice_threshold  # with scipy.stats, half a second
-
     if label.all() or not label.any():
         LOG.warning("the spots to choose the tumour threshold on have one class: there is none")
         return None
-    threshold = best_dice_threshold(probability, label)
+    precision, recall, thresholds = precision_recall_curve(label, probability)
+    overlap = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    # The point behind the last threshold calls nothing; sums of shares differ by rounding.
+    best = np.flatnonzero(overlap[:-1] >= overlap[:-1].max() - 1e-12)[0]
+    threshold = float(thresholds[best])
     LOG.info("tumour threshold %.3f, from %d spots", threshold, len(label))
     return threshold
 

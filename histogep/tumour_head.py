@@ -22,9 +22,10 @@ from scipy import linalg
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.linear_fits import candidate_sets, held_out_sections, weigh_candidates
+from histogep.metrics import auroc
 from histogep.neighbours import RINGS, ring_columns, ring_features
 from histogep.preparation import VIEWS, Preparation, SlideMoments, Tiles, slide_moments
-from histogep.selection import area_under_roc, mean_over_groups
+from histogep.selection import mean_over_groups
 from histogep.tile_source import TileSource
 
 LOG = logging.getLogger(__name__)
@@ -236,7 +237,7 @@ def fit_tumour(
     seen = [bool(np.isfinite(part).all()) for part in held]
     for k, a in np.ndindex(*scores.shape):
         areas = [
-            area_under_roc(h[:, k, a], part) if s else np.nan
+            auroc(h[:, k, a], part) if s else np.nan
             for h, part, s in zip(held, y, seen, strict=True)
         ]
         scores[k, a] = 2 * mean_over_groups(areas, groups) - 1

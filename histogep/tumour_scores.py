@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
-from histogep.metrics import auprc, auroc, dice
+from histogep.metrics import auroc, average_precision, dice
 from histogep.nulls import map_motions, moved_null, spatial_basis, spectral_null
 from histogep.predictions import HeldOut, Measured
 from histogep.scoring import SPATIAL_DRAWS, section_seed
@@ -96,10 +96,10 @@ def tumour_table(
                 auroc(probability, label),
                 auroc(mask, label),
                 upper,
-                auprc(probability, label),
-                auprc(mask, label),
-                dice(probability, label, threshold=threshold),
-                dice(mask, label, threshold=0.5),
+                average_precision(probability, label),
+                average_precision(mask, label),
+                dice(probability >= threshold, label),
+                dice(mask >= 0.5, label),
                 threshold,
                 "default" if chosen is None else "fold",
                 "",

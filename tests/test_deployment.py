@@ -15,12 +15,12 @@ from histogep.distance import FeatureDistance
 from histogep.features import read_features
 from histogep.files import write_json, write_tsv
 from histogep.jobs import InputError
+from histogep.metrics import pearson
 from histogep.model_folder import folder_digest, read_settings
 from histogep.modelling import fit_model
 from histogep.packing import choose_models, gene_table, package_model
 from histogep.qupath import write_tiles
 from histogep.ridge import predict_wide
-from histogep.selection import gene_correlations
 from histogep.slide_images import training_section
 from tests.model_study import GENES, LATTICE, make_features, make_study, random_keypoints
 
@@ -106,8 +106,8 @@ def test_the_folder_predicts_a_new_slide_in_three_lines(packed, new_slide, tmp_p
     assert table.X.dtype == np.float32
     assert table.X.min() >= 0
     expression = table[:, GENES[:6]].X
-    assert gene_correlations(expression[:, :1], fields[:, :1])[0] > 0.6
-    assert gene_correlations(expression[:, 4:5], fields[:, :1])[0] < -0.6
+    assert pearson(expression[:, :1], fields[:, :1])[0] > 0.6
+    assert pearson(expression[:, 4:5], fields[:, :1])[0] < -0.6
     tumour = table.obs["tumour"].to_numpy()
     assert tumour[fields[:, 0] > 0.5].mean() > tumour[fields[:, 0] < -0.5].mean() + 0.2
     assert table.obs_names[20] == "1x2"
@@ -225,7 +225,7 @@ def test_the_wide_panel_needs_only_numpy(packed, new_slide):
     assert genes == GENES
     assert values.dtype == np.float32
     assert values.min() >= 0
-    assert gene_correlations(values[:, :1], fields[:, :1])[0] > 0.6
+    assert pearson(values[:, :1], fields[:, :1])[0] > 0.6
 
 
 def test_the_best_model_inside_the_training_patients_is_deployed():

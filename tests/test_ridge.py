@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.metrics import auroc, pearson
 from histogep.preparation import Preparation, Tiles, neighbour_mean
 from histogep.ridge import (
     RidgeModel,
@@ -21,8 +22,6 @@ from histogep.ridge import (
     weigh_candidates,
 )
 from histogep.selection import (
-    area_under_roc,
-    gene_correlations,
     inner_folds,
     mean_over_groups,
     section_score,
@@ -92,7 +91,7 @@ def test_inner_scores_are_those_of_fits_without_the_patient(study):
 def test_planted_genes_are_found_on_a_new_slide_and_noise_is_not(model):
     tiles, targets = make_section(np.random.default_rng(5))
     predicted, _ = model.predict(tiles)
-    found = gene_correlations(predicted, targets)
+    found = pearson(predicted, targets)
     assert found[:5].min() > 0.6
     assert abs(found[5]) < 0.25
 
@@ -165,7 +164,7 @@ def test_principal_components_are_those_of_numpy(study):
     scores = np.linalg.svd(standard - standard.mean(0), full_matrices=False)
     scores = scores[0][:, :10] * scores[1][:10]
     got = np.vstack([preparation.transform(part, view="whole", names=["lite0"]) for part in tiles])
-    correlation = np.abs(gene_correlations(got, scores))
+    correlation = np.abs(pearson(got, scores))
     assert correlation == pytest.approx(1.0, abs=1e-6)
     # Blocks weigh the same: total variance 1; whitened: each column 1.
     assert got.var(0).sum() == pytest.approx(1.0)
@@ -193,7 +192,7 @@ def test_scores_agree_with_scipy_and_scikit_learn():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 30, 4))
     b[:, 3] = 2.0
-    got = gene_correlations(a, b)
+    got = pearson(a, b)
     assert got[:3] == pytest.approx(pearsonr(a[:, :3], b[:, :3], axis=0).statistic)
     assert np.isnan(got[3])
     assert section_score(a, b) == pytest.approx(got[:3].mean())
@@ -201,10 +200,10 @@ def test_scores_agree_with_scipy_and_scikit_learn():
     assert section_score(a, b) == pytest.approx(got[1:3].sum() / 3)
     truth = rng.integers(0, 2, 50).astype(float)
     score = np.round(rng.normal(size=50) + truth, 1)
-    assert area_under_roc(score, truth) == pytest.approx(roc_auc_score(truth, score))
+    assert auroc(score, truth) == pytest.approx(roc_auc_score(truth, score))
     truth[:5] = np.nan
-    assert area_under_roc(score, truth) == pytest.approx(roc_auc_score(truth[5:], score[5:]))
-    assert np.isnan(area_under_roc(score, np.ones(50)))
+    assert auroc(score, truth) == pytest.approx(roc_auc_score(truth[5:], score[5:]))
+    assert np.isnan(auroc(score, np.ones(50)))
     assert mean_over_groups([1.0, 3.0, 8.0, np.nan], ["a", "a", "b", "b"]) == 5.0
 
 

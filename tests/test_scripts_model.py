@@ -14,8 +14,8 @@ from histogep.files import read_json, read_tsv, write_json, write_tsv
 from histogep.image_copies import write_keypoints
 from histogep.inference import read_model
 from histogep.jobs import InputError
+from histogep.metrics import auroc, pearson
 from histogep.predictions import read_heldout
-from histogep.selection import area_under_roc, gene_correlations
 from histogep.tumour_scores import tumour_table
 from tests.model_study import GENES, IMMUNE_GENES, LATTICE, TUMOUR_GENES, make_features, make_study
 
@@ -136,7 +136,7 @@ def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(
     assert list(table.var_names) == GENES[:N_MAIN]
     assert set(table.obs["slide"]) == test
     assert table.obs["in_tissue"].all()
-    found = gene_correlations(table.X, table.layers["truth"])
+    found = pearson(table.X, table.layers["truth"])
     assert np.abs(found[:12]).min() > 0.3
     assert np.nanmax(np.abs(found[12:])) < 0.3
     assert table.layers["level"].std(0).max() < 1e-4
@@ -168,10 +168,10 @@ def test_an_honest_network_stops_on_validation_patients(study, train, predict, m
         assert list(table.var_names) == ["tumour"]
         assert table.uns["threshold"] == settings["threshold"]
         assert np.isnan(truth).any()
-        assert area_under_roc(table.X[:, 0], truth[:, 0]) > 0.8
+        assert auroc(table.X[:, 0], truth[:, 0]) > 0.8
     else:
         one = (table.obs["slide"] == "S0").to_numpy()
-        found = gene_correlations(table.X[one], truth[one])
+        found = pearson(table.X[one], truth[one])
         assert found[:12].mean() > 0.3
 
 
@@ -274,8 +274,8 @@ def test_the_paper_protocol_predicts_the_whole_grid(study, train, predict):
     place = table.obs[tissue].set_index("barcode").loc[spots.obs_names, ["row", "col"]]
     assert (place.to_numpy() == spots.obs[["row", "col"]].to_numpy()).all()
     # Genes that follow nothing score high over the whole grid: the outline is all they follow.
-    whole = gene_correlations(table.X, truth)[12:].mean()
-    inside = gene_correlations(table.X[tissue], truth[tissue])[12:].mean()
+    whole = pearson(table.X, truth)[12:].mean()
+    inside = pearson(table.X[tissue], truth[tissue])[12:].mean()
     assert whole > 0.7
     assert abs(inside) < 0.2
 
@@ -338,7 +338,7 @@ def test_the_light_head_maps_tumours_of_held_out_patients(study, train, predict)
     table = predict("head", "honest-1", output)
     assert list(table.var_names) == ["tumour"]
     assert table.uns["threshold"] == settings["threshold"]
-    assert area_under_roc(table.X[:, 0], table.layers["truth"][:, 0]) > 0.8
+    assert auroc(table.X[:, 0], table.layers["truth"][:, 0]) > 0.8
 
 
 def test_one_network_learns_both_tasks(study, train, predict):
@@ -366,11 +366,11 @@ def test_one_network_learns_both_tasks(study, train, predict):
     for section in sections:
         if section.task == "tumour":
             assert section.threshold == settings["threshold"]
-            assert area_under_roc(section.predicted[:, 0], section.truth[:, 0]) > 0.8
+            assert auroc(section.predicted[:, 0], section.truth[:, 0]) > 0.8
             assert 0 <= section.predicted.min() <= section.predicted.max() <= 1
         else:
             assert section.threshold is None
-            assert gene_correlations(section.predicted, section.truth)[:12].mean() > 0.3
+            assert pearson(section.predicted, section.truth)[:12].mean() > 0.3
 
 
 def test_ridge_does_not_map_tumours(train, monkeypatch):
@@ -470,8 +470,8 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
     for genes, field in ((TUMOUR_GENES[:4], 0), (IMMUNE_GENES, 1)):
         predicted = table[:, genes].X
         truth = np.repeat(fields[:, field : field + 1], len(genes), axis=1)
-        assert gene_correlations(predicted, truth).min() > 0.6
-    assert area_under_roc(table.obs["tumour"], fields[:, 0] > 0.2) > 0.85
+        assert pearson(predicted, truth).min() > 0.6
+    assert auroc(table.obs["tumour"], fields[:, 0] > 0.2) > 0.85
     tiles = json.loads(output["geojson"].read_text())["features"]
     assert len(tiles) == len(fields)
     assert output["map"].stat().st_size > 10_000

@@ -6,13 +6,14 @@ import sys
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from histogep.files import write_json
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.metrics import auroc
 from histogep.preparation import Tiles
-from histogep.selection import area_under_roc, tumour_threshold
+from histogep.selection import tumour_threshold
 from histogep.tumour_head import (
     TumourModel,
     _Moments,
@@ -122,7 +123,7 @@ def test_noise_is_not_a_tumour():
         rng = np.random.default_rng(100 + seed)
         for _ in range(4):
             tiles, labels = make_section(rng, signal=0.0)
-            new.append(area_under_roc(model.predict(tiles)[0][:, 0], labels[:, 0]))
+            new.append(auroc(model.predict(tiles)[0][:, 0], labels[:, 0]))
     assert np.mean(new) == pytest.approx(0.5, abs=0.05)
     assert np.mean(inner) < 0.62
 
@@ -179,14 +180,14 @@ def test_one_class_and_one_patient(caplog, tmp_path):
     assert "all candidates weigh the same" in caplog.text
 
 
-def test_area_under_roc_is_scikit_learns():
+def test_the_threshold_has_the_best_dice_and_is_the_lowest_of_equals():
     rng = np.random.default_rng(1)
-    score, truth = rng.integers(0, 9, 200), (rng.random(200) < 0.3).astype(float)
-    assert area_under_roc(score, truth) == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
-    truth[:50] = np.nan
-    assert area_under_roc(score, truth) == pytest.approx(
-        roc_auc_score(truth[50:], score[50:]), abs=1e-12
-    )
+    for rounded in (1, 7):
+        label = rng.random(300) < 0.3
+        score = np.round(rng.uniform(size=300) * 0.5 + 0.4 * label, rounded)
+        overlap = {t: f1_score(label, score >= t) for t in np.unique(score)}
+        equal = [t for t, value in overlap.items() if value > max(overlap.values()) - 1e-12]
+        assert tumour_threshold(score, label) == min(equal)
 
 
 def test_it_needs_no_torch():
