@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from histogep.metrics import false_discovery_rate
+
 _MAX_ITERATIONS = 60
 _TOLERANCE = 1e-9
 #: Beyond this log hazard per standard deviation an unpenalised fit has run off to infinity.
@@ -279,9 +281,7 @@ def scan_genes(
         )
     table["z"] = table["coef"] / table["se"]
     table["p"] = 2 * stats.norm.sf(np.abs(table["z"]))
-    with_p = table["p"].notna()
-    if with_p.any():
-        table.loc[with_p, "fdr"] = stats.false_discovery_control(table.loc[with_p, "p"])
+    table["fdr"] = false_discovery_rate(table["p"])
     table["n"] = n
     table["events"] = int(np.sum(np.asarray(event) != 0))
     return table

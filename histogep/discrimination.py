@@ -1,12 +1,13 @@
-"""How well scores tell patients apart: C-index, AUROC and AUPRC with bootstrap intervals.
+"""C-index, AUROC and average precision under thousands of weightings of the patients.
 
-C-index and AUROC are both shares of correctly ordered pairs, so that a bootstrap draw, which only
-weighs the patients anew, is a product of matrices.
+lifelines and scikit-learn score what is reported; here are their scores for bootstrap draws and
+permutations, which only weigh or label the patients differently. Tied scores count a half.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from lifelines.utils import concordance_index
 from scipy import stats
 
 
@@ -21,15 +22,12 @@ def survival_pairs(time: np.ndarray, event: np.ndarray) -> np.ndarray:
     return event[:, None] & (earlier | tied)
 
 
-def response_pairs(response: np.ndarray) -> np.ndarray:
-    """Return which pairs (i, j) are comparable: i responded and j did not."""
-    response = np.asarray(response).astype(bool)
-    return response[:, None] & ~response[None, :]
-
-
-def concordance(scores: np.ndarray, pairs: np.ndarray) -> float:
-    """Return the share of comparable pairs whose scores are in order, ties counting a half."""
-    return float(bootstrap_concordance(scores[None], pairs, np.ones((1, len(scores))))[0, 0])
+def concordance(time: np.ndarray, event: np.ndarray, risk: np.ndarray) -> float:
+    """Return lifelines' concordance index of a risk; NaN where no two patients can be compared."""
+    try:
+        return float(concordance_index(time, -np.asarray(risk, float), event))
+    except ZeroDivisionError:
+        return float("nan")
 
 
 def bootstrap_concordance(scores: np.ndarray, pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -38,9 +36,9 @@ def bootstrap_concordance(scores: np.ndarray, pairs: np.ndarray, weights: np.nda
     Parameters
     ----------
     scores
-        Models x patients; a higher score means an earlier event, or a response.
+        Models x patients; a higher score means an earlier event.
     pairs
-        From `survival_pairs` or `response_pairs`.
+        From `survival_pairs`.
     weights
         Draws x patients: how often each draw holds each patient.
 
@@ -58,10 +56,10 @@ def bootstrap_concordance(scores: np.ndarray, pairs: np.ndarray, weights: np.nda
     return result
 
 
-def average_precision(
+def weighted_auroc(
     scores: np.ndarray, positive_weight: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
-    """Return scikit-learn's average precision under several weightings.
+    """Return scikit-learn's area under the ROC curve under several weightings.
 
     Parameters
     ----------
@@ -71,15 +69,41 @@ def average_precision(
         Draws x patients: weight of the patient as a positive (0 for negatives).
     weight
         Draws x patients: weight of the patient.
+
+    Returns
+    -------
+    ndarray
+        One per draw; NaN for a draw without a positive or without a negative.
     """
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    hits = np.cumsum(positive_weight[:, order], axis=1)[:, last]
-    called = np.cumsum(weight[:, order], axis=1)[:, last]
+    hits, called = _by_threshold(scores, positive_weight, weight)
+    missed = called - hits
+    gained = np.diff(missed, axis=1, prepend=0)
+    half = np.diff(hits, axis=1, prepend=0) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (gained * (hits - half)).sum(axis=1) / (hits[:, -1] * missed[:, -1])
+
+
+def weighted_precision(
+    scores: np.ndarray, positive_weight: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Return scikit-learn's average precision; parameters are those of `weighted_auroc`."""
+    hits, called = _by_threshold(scores, positive_weight, weight)
     gained = np.diff(hits, axis=1, prepend=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.where(called > 0, hits / called, 0.0)
         return (gained * precision).sum(axis=1) / hits[:, -1]
+
+
+def _by_threshold(
+    scores: np.ndarray, positive_weight: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weight of positives, and of all, at or above each distinct score, highest first."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    return tuple(
+        np.cumsum(np.asarray(part, float)[:, order], axis=1)[:, last]
+        for part in (positive_weight, weight)
+    )
 
 
 def bootstrap_weights(

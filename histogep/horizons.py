@@ -9,13 +9,15 @@ Calibration sets the mean predicted probability beside the Kaplan-Meier estimate
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from lifelines import KaplanMeierFitter
+from sklearn.metrics import roc_auc_score
 
 from histogep.cox import RiskSets
-from histogep.discrimination import bootstrap_concordance, bootstrap_weights, refit_interval
+from histogep.discrimination import bootstrap_weights, refit_interval, weighted_auroc
 from histogep.nested import NestedScores
 
 log = logging.getLogger(__name__)
@@ -29,25 +31,23 @@ MIN_CASES = 3
 def uncensored_probability(time: np.ndarray, event: np.ndarray) -> np.ndarray:
     """Return each patient's chance of not being censored before their own time, (n,).
 
-    The Kaplan-Meier estimate of the censoring, just before the time; of tied rows events come
-    first.
+    lifelines' Kaplan-Meier estimate of the censoring, just before the time: of tied rows the
+    events come first, so that censorings are put behind them.
     """
-    time, censored = np.asarray(time, float), ~np.asarray(event).astype(bool)
-    moments = np.unique(time[censored])
-    at_risk = (time[None, :] >= moments[:, None]).sum(axis=1)
-    # A patient whose event ties with a censoring has left before it.
-    leaving = ((time[None, :] == moments[:, None]) & ~censored[None, :]).sum(axis=1)
-    lost = ((time[None, :] == moments[:, None]) & censored[None, :]).sum(axis=1)
-    steps = np.concatenate([[1.0], np.cumprod(1 - lost / (at_risk - leaving))])
-    return steps[np.searchsorted(moments, time, side="left")]
+    time, event = np.asarray(time, float), np.asarray(event).astype(bool)
+    late = np.where(event, time, np.nextafter(time, np.inf))
+    fitted = KaplanMeierFitter().fit(late, ~event)
+    return fitted.survival_function_at_times(time).to_numpy()
 
 
-def horizon_pairs(time: np.ndarray, event: np.ndarray, months: float) -> np.ndarray:
-    """Return the weighted pairs (i, j): i had the event by `months`, j had none until then."""
+def horizon_weights(
+    time: np.ndarray, event: np.ndarray, months: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights of patients with the event by `months`, and of those without it until then."""
     time, event = np.asarray(time, float), np.asarray(event).astype(bool)
     case, control = event & (time <= months), time > months
     weight = np.where(case, 1 / np.where(case, uncensored_probability(time, event), 1), 0.0)
-    return weight[:, None] * control[None, :]
+    return weight, control.astype(float)
 
 
 def event_probability(
@@ -80,23 +80,18 @@ def event_probability(
 
 
 def kaplan_meier_at(
-    time: np.ndarray, event: np.ndarray, months: float, *, level: float = 0.95
+    time: np.ndarray, event: np.ndarray, months: float
 ) -> tuple[float, float, float]:
-    """Return the chance of an event by a time with its interval (log-log Greenwood, as lifelines).
+    """Return lifelines' chance of an event by a time, with its 95 % interval (log-log Greenwood).
 
     NaN bounds without an event, or when everybody had one.
     """
-    time, event = np.asarray(time, float), np.asarray(event).astype(bool)
-    moments = np.unique(time[event & (time <= months)])
-    at_risk = (time[None, :] >= moments[:, None]).sum(axis=1)
-    died = ((time[None, :] == moments[:, None]) & event[None, :]).sum(axis=1)
-    survival = float(np.prod(1 - died / at_risk))
+    fitted = KaplanMeierFitter().fit(time, event)
+    survival = float(fitted.predict(months))
     if not 0 < survival < 1:
         return 1 - survival, float("nan"), float("nan")
-    spread = np.sqrt((died / (at_risk * (at_risk - died))).sum()) / np.log(survival)
-    half = stats.norm.ppf(0.5 + level / 2) * spread
-    bounds = np.sort(np.exp(-np.exp(np.log(-np.log(survival)) + np.array([-half, half]))))
-    return 1 - survival, float(1 - bounds[1]), float(1 - bounds[0])
+    low, high = fitted.confidence_interval_survival_function_.loc[:months].iloc[-1]
+    return 1 - survival, float(1 - high), float(1 - low)
 
 
 def score_horizons(
@@ -135,8 +130,8 @@ def score_horizons(
     calibration
         model, months, group (1: lowest predicted chance), n, predicted, observed, ci_low, ci_high.
     """
-    n, models = len(time), list(repeats[0].scores)
-    weights = np.vstack([np.ones(n), bootstrap_weights(n, draws=draws, seed=seed)])
+    models = list(repeats[0].scores)
+    weights = bootstrap_weights(len(time), draws=draws, seed=seed)
     rows, groups = [], []
     for month in months:
         cases, controls = (
@@ -152,17 +147,31 @@ def score_horizons(
                 MIN_CASES,
             )  # fmt: skip
             continue
-        auc = _auc(repeats, models, time, event, month, weights=weights)
-        shuffled = _auc(repeats, models, time, event, month, shuffled=True)
-        again = [_auc([r], models, time[rows], event[rows], month)[:, 0] for rows, r in refits]
+        here = horizon_weights(time, event, month)
+        auc = np.stack([_auc([r.scores[m] for m in models], here) for r in repeats]).mean(0)
+        fixed = np.mean(
+            [[_drawn_auc(r.scores[m], here, weights) for m in models] for r in repeats], axis=0
+        )
+        once = np.ones((1, len(time)))
+        shuffled = np.mean(
+            [
+                [[_drawn_auc(score, here, once)[0] for score in r.shuffled[m]] for m in models]
+                for r in repeats
+            ],
+            axis=0,
+        )
+        again = [
+            _auc([r.scores[m] for m in models], horizon_weights(time[rows], event[rows], month))
+            for rows, r in refits
+        ]
         again = np.reshape(again, (-1, len(models))).T
         observed = kaplan_meier_at(time, event, month)[0]
         for index, model in enumerate(models):
             chance = _out_of_fold(repeats, model, time, event, month)
             rows.append(
                 (
-                    *(model, month, auc[index, 0]),
-                    *refit_interval(auc[index, 0], again[index], auc[index, 1:], bounds=(0.0, 1.0)),
+                    *(model, month, auc[index]),
+                    *refit_interval(auc[index], again[index], fixed[index], bounds=(0.0, 1.0)),
                     *_null(shuffled[index]),
                     *(cases, controls, chance.mean(), observed),
                 )
@@ -171,11 +180,12 @@ def score_horizons(
         if len(models) == 3:
             base = models.index("clinical")
             gain = auc[2] - auc[base]
+            spread = again[2] - again[base], fixed[2] - fixed[base]
             rows.append(
                 (
-                    *(f"{models[2]} - clinical", month, gain[0]),
-                    *refit_interval(gain[0], again[2] - again[base], gain[1:], bounds=(-1.0, 1.0)),
-                    *_null(shuffled[2] - auc[base, 0]),
+                    *(f"{models[2]} - clinical", month, gain),
+                    *refit_interval(gain, *spread, bounds=(-1.0, 1.0)),
+                    *_null(shuffled[2] - auc[base]),
                     *(cases, controls, np.nan, np.nan),
                 )
             )
@@ -187,28 +197,24 @@ def score_horizons(
     return pd.DataFrame(rows, columns=columns), pd.DataFrame(groups, columns=group_columns)
 
 
-def _auc(
-    repeats: list[NestedScores],
-    models: list[str],
-    time: np.ndarray,
-    event: np.ndarray,
-    month: float,
-    *,
-    weights: np.ndarray | None = None,
-    shuffled: bool = False,
+def _auc(scores: Sequence[np.ndarray], weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return scikit-learn's AUC of each score with the weights of cases and controls at a time.
+
+    NaN without a case or without a control.
+    """
+    case, control = weights
+    counted = case + control
+    if not case.any() or not control.any():
+        return np.full(len(scores), np.nan)
+    return np.array([roc_auc_score(case > 0, score, sample_weight=counted) for score in scores])
+
+
+def _drawn_auc(
+    score: np.ndarray, weights: tuple[np.ndarray, np.ndarray], draws: np.ndarray
 ) -> np.ndarray:
-    """Return the AUC by a time, mean over repeats: models by weightings, or by shuffles."""
-    pairs = horizon_pairs(time, event, month)
-    weights = np.ones((1, len(time))) if weights is None else weights
-    values = []
-    for repeat in repeats:
-        if shuffled:
-            rows = [bootstrap_concordance(repeat.shuffled[m], pairs, weights)[:, 0] for m in models]
-        else:
-            scores = np.stack([repeat.scores[model] for model in models])
-            rows = bootstrap_concordance(scores, pairs, weights)
-        values.append(rows)
-    return np.mean(values, axis=0)
+    """Return the same AUC under bootstrap draws."""
+    case, control = weights
+    return weighted_auroc(score, draws * case, draws * (case + control))
 
 
 def _null(values: np.ndarray) -> tuple[float, float]:

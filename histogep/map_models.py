@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from histogep.cox import RiskSets
-from histogep.discrimination import concordance, survival_pairs
+from histogep.discrimination import bootstrap_concordance, survival_pairs
 from histogep.learners import CoxLearner, LogisticLearner
 from histogep.map_network import EfronLoss, FileOrderLoss, LogisticLoss, MapNet
 from histogep.map_scores import CLINICAL_MAPS, HIST, MAPS, MapScores
@@ -388,7 +388,8 @@ def hist_scores(
                     seed=seed + 1000 * number + 1009 * draw, covariates=covariates, look_every=1,
                 )  # fmt: skip
                 judged = pairs[np.ix_(test, test)]
-                values = [concordance(look[test], judged) for look in looks[1:]]
+                once = np.ones((1, len(test)))
+                values = bootstrap_concordance(looks[1:, test], judged, once)[:, 0]
                 best = 1 + int(np.argmax(np.nan_to_num(values, nan=-1.0)))
                 scores[HIST + name][0, draw, test] = looks[best, test]
     return MapScores(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import lifelines
+import textwrap
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+from lifelines import KaplanMeierFitter
+from lifelines.plotting import add_at_risk_counts
 from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from histogep.plots import CATEGORY_COLOURS, DIVERGING_MAP, NULL_COLOUR, as_drawn, figure
+from histogep.risk_groups import median_time
 
 SOURCES = ("image", "expression", "maps")
 _GROUP_COLOURS = {"high": CATEGORY_COLOURS[1], "low": CATEGORY_COLOURS[0]}
@@ -35,26 +40,31 @@ def kaplan_meier(risk: pd.DataFrame, concordance: pd.DataFrame, log_rank: pd.Dat
         model = f"clinical+{source}" if has_clinical else source
         panels.append((title, "group", model))
     tested, compared = concordance.set_index("model"), log_rank.set_index("model")
-    fig = figure(width_mm=90 * len(panels), height_mm=92)
-    axes = fig.subplots(
-        2, len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [5, 1]}
-    )
+    fig = figure(width_mm=90 * len(panels), height_mm=98)
     ticks = _time_ticks(float(risk["time"].max()))
-    for column, (title, group, model) in enumerate(panels):
-        curve, counts = axes[0, column], axes[1, column]
+    everyone = median_time(risk["time"].to_numpy(), risk["event"].to_numpy() == 0)
+    for axes, (title, group, model) in zip(
+        fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        fitted = []
         for name, colour in _GROUP_COLOURS.items():
             rows = risk[risk[group] == name]
-            if not rows.empty:
-                _curve(curve, rows, name, colour)
-        curve.set_title(
+            if rows.empty:
+                continue
+            fitted.append(KaplanMeierFitter(label=name).fit(rows["time"], rows["event"]))
+            fitted[-1].plot_survival_function(
+                ax=axes, color=colour, lw=1.5, show_censors=True, ci_alpha=0.15,
+                censor_styles={"marker": "|", "ms": 5, "mew": 0.8},
+            )  # fmt: skip
+        axes.set_title(
             f"{title}\n"
             f"C-index {_against(*tested.loc[model, ['c_index', 'p']])}\n"
             f"log-rank χ² {_against(*compared.loc[model, ['chi2', 'p']])}"
         )
-        curve.set(ylim=(0, 1.02), xlim=(0, ticks[-1]))
-        curve.legend(title="out-of-fold risk", loc="upper right", title_fontsize=7)
-        _at_risk(counts, risk, group, ticks)
-    axes[0, 0].set_ylabel("Survival")
+        axes.set(ylim=(0, 1.02), xlim=(0, ticks[-1]), xticks=ticks, ylabel="Survival")
+        axes.set_xlabel(f"months (median follow-up {everyone[0]:.3g})")
+        axes.legend(title="out-of-fold risk", loc="upper right", title_fontsize=7)
+        add_at_risk_counts(*fitted, ax=axes, rows_to_show=["At risk"], fig=fig, size=7)
     return fig
 
 
@@ -163,6 +173,81 @@ def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
     return fig
 
 
+def adjusted_forest(table: pd.DataFrame, notes: Sequence[str], *, n: int, events: int) -> Figure:
+    """Draw the hazard ratios of the multivariable model, each beside that of its variable alone.
+
+    Parameters
+    ----------
+    table, notes, n, events
+        Of `histogep.multivariable.Multivariable`.
+    """
+    rows = table[table["level"].notna()].reset_index(drop=True)
+    lines = [line for note in notes for line in textwrap.wrap(note, 130)]
+    image = rows[rows["variable"].str.endswith(" risk") & rows["lr_p"].notna()]
+    for row in image.itertuples():
+        among = f"; among shuffled: p = {row.p_shuffles:.2g}" if np.isfinite(row.p_shuffles) else ""
+        lines.insert(0, f"{row.variable} added to the others: likelihood ratio χ² {row.lr_chi2:.2f}, "
+                     f"p = {row.lr_p:.2g}{among}")  # fmt: skip
+    height = 42 + 9 * max(len(rows), 1) + 4 * len(lines)
+    fig = figure(width_mm=180, height_mm=height)
+    axes = fig.subplots()
+    fig.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5)
+    axes.set_title(f"Cox model of all variables ({n} patients, {events} events)")
+    if rows.empty:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no variable tells the patients apart", ha="center")
+        return fig
+    place = axes.get_yaxis_transform()
+    for at, row in enumerate(rows.itertuples()):
+        reference = row.level == row.reference
+        for shift, colour, marker, *values in (
+            (-0.12, CATEGORY_COLOURS[1], "s", row.hr, row.ci_low, row.ci_high),
+            (0.2, NULL_COLOUR, "o", row.hr_univariable, row.ci_low_univariable, row.ci_high_univariable),
+        ):  # fmt: skip
+            if not reference and np.isfinite(values).all():
+                axes.plot(values[1:], [at + shift] * 2, color=colour, lw=1.3)
+            if np.isfinite(values[0]):
+                axes.plot(values[0], at + shift, marker, color=colour, ms=3.5)
+        if reference:
+            axes.text(1.02, at, "reference", transform=place, va="center", fontsize=7)
+            continue
+        for shift, *values in (
+            (-0.16, row.hr, row.ci_low, row.ci_high, row.p),
+            (0.24, row.hr_univariable, row.ci_low_univariable, row.ci_high_univariable,
+             row.p_univariable),
+        ):  # fmt: skip
+            words = "no model" if not np.isfinite(values[0]) else (
+                "{:.2f} ({:.2f}–{:.2f}), p = {:.2g}".format(*values)
+            )  # fmt: skip
+            colour = "black" if shift < 0 else "0.4"
+            axes.text(
+                1.02, at + shift, words, transform=place, va="center", fontsize=7, color=colour
+            )
+    axes.set_yticks(
+        range(len(rows)),
+        [f"{r.variable}, {r.level}\n{r.n:.0f} patients, {r.events:.0f} events" for r in rows.itertuples()],
+    )  # fmt: skip
+    axes.tick_params(axis="y", labelsize=7)
+    axes.axvline(1, color=NULL_COLOUR, lw=0.8, ls=":")
+    axes.set(xscale="log", ylim=(len(rows) - 0.4, -0.6))
+    axes.set_xlabel(
+        "hazard ratio, 95 % interval (orange: all variables in one model; grey: each alone)"
+    )
+    bounds = rows[["ci_low", "ci_high", "ci_low_univariable", "ci_high_univariable"]].to_numpy(
+        float
+    )
+    if np.isfinite(bounds).any():
+        axes.set_xlim(max(np.nanmin(bounds) / 1.2, 0.02), min(np.nanmax(bounds) * 1.2, 50))
+    ticks = [
+        t
+        for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+        if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]
+    ]
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    return fig
+
+
 def roc(scores: pd.DataFrame, performance: pd.DataFrame) -> Figure:
     """Draw the ROC and precision-recall curves of the models, the best five signatures included.
 
@@ -185,11 +270,13 @@ def roc(scores: pd.DataFrame, performance: pd.DataFrame) -> Figure:
     axes = fig.subplots(2, 2, gridspec_kw={"height_ratios": [60, 8 * len(shown)]})
     left, right = axes[0]
     for index, name in enumerate(shown):
-        recall, fall_out, precision = _curve_points(scores[name].to_numpy(float), positive)
+        score = scores[name].to_numpy(float)
+        fall_out, sensitivity, _ = roc_curve(positive, score)
+        precision, recall, _ = precision_recall_curve(positive, score)
         style = {"color": _model_colour(index), "lw": 1.6 if name in learnt else 0.9}
         style["ls"] = "-" if name in learnt else "--"
-        left.plot(fall_out, recall, label=name, **style)
-        right.plot(recall[1:], precision[1:], label=name, **style)
+        left.plot(fall_out, sensitivity, label=name, **style)
+        right.plot(recall[:-1], precision[:-1], label=name, **style)
     left.set(xlabel="1 - specificity", ylabel="sensitivity")
     left.set_title(f"ROC ({positive.sum()} of {len(positive)} patients responded)")
     right.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title="Precision and recall")
@@ -257,49 +344,8 @@ def _against(value: float, p: float) -> str:
     return f"{value:.2f}, " + (f"p = {p:.2g} by shuffles" if np.isfinite(p) else "no shuffles")
 
 
-def _curve(axes: Axes, rows: pd.DataFrame, name: str, colour: str) -> None:
-    fitted = lifelines.KaplanMeierFitter().fit(rows["time"], rows["event"])
-    survival = fitted.survival_function_["KM_estimate"]
-    band = fitted.confidence_interval_
-    axes.step(survival.index, survival, where="post", color=colour, lw=1.5, label=name)
-    axes.fill_between(
-        band.index, band.iloc[:, 0], band.iloc[:, 1], step="post", color=colour, alpha=0.15, lw=0
-    )
-    censored = rows.loc[rows["event"] == 0, "time"]
-    axes.plot(
-        censored, fitted.survival_function_at_times(censored), "|", color=colour, ms=5, mew=0.8
-    )
-
-
-def _at_risk(axes: Axes, risk: pd.DataFrame, group: str, ticks: np.ndarray) -> None:
-    for line, (name, colour) in enumerate(_GROUP_COLOURS.items()):
-        times = risk.loc[risk[group] == name, "time"].to_numpy()
-        for tick in ticks:
-            axes.text(
-                tick, 1 - line, str(int((times >= tick).sum())), color=colour, ha="center",
-                va="center", fontsize=7,
-            )  # fmt: skip
-    axes.set(ylim=(-0.6, 1.6), xlabel="months")
-    axes.set_yticks([])
-    axes.set_xticks(ticks)
-    axes.set_title("at risk", fontsize=7, fontweight="normal", pad=2)
-    axes.spines["left"].set_visible(False)
-
-
 def _time_ticks(longest: float) -> np.ndarray:
     for step in (1, 2, 3, 6, 12, 24, 36, 60, 120):
         if longest / step <= 7:
             break
     return np.arange(0, longest + step, step)
-
-
-def _curve_points(
-    scores: np.ndarray, positive: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return recall, fall-out and precision at every threshold, tied scores taken together."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    hits = np.cumsum(positive[order])[last]
-    recall = np.concatenate([[0], hits / positive.sum()])
-    fall_out = np.concatenate([[0], (last + 1 - hits) / (~positive).sum()])
-    return recall, fall_out, np.concatenate([[1], hits / (last + 1)])

@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from histogep.discrimination import (
-    average_precision,
-    bootstrap_concordance,
     bootstrap_weights,
     interval,
     permutation_p,
     refit_interval,
-    response_pairs,
+    weighted_auroc,
+    weighted_precision,
 )
 from histogep.jobs import InputError
 from histogep.learners import LogisticLearner
 from histogep.map_scores import MapScores, read_map_scores
+from histogep.metrics import false_discovery_rate
 from histogep.nested import NestedScores, nested_scores, refit_bootstrap
 from histogep.patients import CLINICAL, GENE, SIGNATURE, image_columns, source_name
 from histogep.stages import MIN_CLASS
@@ -45,6 +46,13 @@ DEFAULTS: dict[str, Any] = {
 CLASS_PER_COMPONENT = 2
 #: Permuting labels costs nothing where nothing is learnt.
 _SIGNATURE_PERMUTATIONS = 2000
+
+
+#: Metric -> scikit-learn's score, and the same under thousands of weightings.
+METRICS = {
+    "auroc": (roc_auc_score, weighted_auroc),
+    "auprc": (average_precision_score, weighted_precision),
+}
 
 
 @dataclass(frozen=True)
@@ -190,19 +198,11 @@ def compare_genes(values: np.ndarray, response: np.ndarray, *, genes: list[str])
     if len(rows):
         t, p = stats.ttest_ind(yes[:, rows], no[:, rows], axis=0, equal_var=False)
         table.loc[rows, "t"], table.loc[rows, "p"] = t, p
-        tested = rows[np.isfinite(p)]
-        table.loc[tested, "fdr"] = stats.false_discovery_control(p[np.isfinite(p)])
-        table.loc[rows, "auroc"] = rank_auroc(values[:, rows].T, positive[None])[:, 0]
+        table.loc[rows, "fdr"] = false_discovery_rate(p)
+        above = stats.mannwhitneyu(yes[:, rows], no[:, rows], axis=0, method="asymptotic")
+        table.loc[rows, "auroc"] = above.statistic / (len(yes) * len(no))
     table["n"], table["positives"] = len(positive), int(positive.sum())
     return table.sort_values(["p", "gene"], kind="stable", ignore_index=True)
-
-
-def rank_auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Return the AUROC of scores (models x patients) for labellings (draws x patients)."""
-    ranks = stats.rankdata(scores, axis=1)
-    count = positive.sum(axis=1)
-    total = ranks @ positive.T.astype(float)
-    return (total - count * (count + 1) / 2) / (count * (positive.shape[1] - count))
 
 
 def with_response(table: pd.DataFrame) -> pd.DataFrame:
@@ -242,13 +242,6 @@ def with_response(table: pd.DataFrame) -> pd.DataFrame:
     return table[known].reset_index(drop=True)
 
 
-def _areas(scores: np.ndarray, response: np.ndarray) -> tuple[float, float]:
-    """Return AUROC and average precision of one score."""
-    one = np.ones((1, len(scores)))
-    area = bootstrap_concordance(scores[None], response_pairs(response).astype(float), one)
-    return float(area[0, 0]), float(average_precision(scores, one * response, one)[0])
-
-
 def _performance(
     table: pd.DataFrame,
     response: np.ndarray,
@@ -260,9 +253,7 @@ def _performance(
     maps: Sequence[MapScores],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     n, positives = len(response), int(response.sum())
-    pairs = response_pairs(response).astype(float)
-    draws = bootstrap_weights(n, draws=settings["bootstraps"], seed=seed, strata=response)
-    weights = np.vstack([np.ones(n), draws])
+    weights = bootstrap_weights(n, draws=settings["bootstraps"], seed=seed, strata=response)
     rng = np.random.default_rng([seed, n, 11])
     labels = np.array([rng.permutation(response) for _ in range(_SIGNATURE_PERMUTATIONS)])
     scores = pd.DataFrame({"patient": table["patient"].astype(str)})
@@ -274,34 +265,35 @@ def _performance(
 
     def add(
         model: str,
-        metric: str,
-        values: np.ndarray,
-        null: np.ndarray,
+        observed: list[np.ndarray],
+        null: dict[str, np.ndarray],
         counts: str,
-        spread: np.ndarray | None = None,
+        again: list[tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
-        low, high = interval(values[1:])
-        if spread is not None:
-            low, high = refit_interval(float(values[0]), spread, values[1:], bounds=(0.0, 1.0))
-        rows.append(
-            {
-                "model": model,
-                "metric": metric,
-                "value": float(values[0]),
-                "ci_low": low,
-                "ci_high": high,
-                "interval": counts,
-                "p": permutation_p(float(values[0]), null),
-                "null": float(np.mean(null)) if len(null) else np.nan,
-                "null_upper": float(np.quantile(null, 0.95)) if len(null) else np.nan,
-                "n": n,
-                "positives": positives,
-            }
-        )
-
-    def both(all_scores: list[np.ndarray], used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        auroc = np.mean([bootstrap_concordance(s[None], pairs, used)[0] for s in all_scores], 0)
-        return auroc, np.mean([average_precision(s, used * response, used) for s in all_scores], 0)
+        """Add a row for each metric: scores of the repeats, and labels and scores of the refits."""
+        for metric, (judge, judge_many) in METRICS.items():
+            value = float(np.mean([judge(response, score) for score in observed]))
+            fixed = np.mean([judge_many(s, weights * response, weights) for s in observed], 0)
+            low, high = interval(fixed)
+            if again is not None:
+                spread = np.array([judge(labels, score) for labels, score in again])
+                low, high = refit_interval(value, spread, fixed, bounds=(0.0, 1.0))
+            by_chance = null[metric]
+            rows.append(
+                {
+                    "model": model,
+                    "metric": metric,
+                    "value": value,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "interval": counts,
+                    "p": permutation_p(value, by_chance),
+                    "null": float(np.mean(by_chance)) if len(by_chance) else np.nan,
+                    "null_upper": float(np.quantile(by_chance, 0.95)) if len(by_chance) else np.nan,
+                    "n": n,
+                    "positives": positives,
+                }
+            )
 
     for column in signatures:
         values = table[column].to_numpy(float)
@@ -309,12 +301,10 @@ def _performance(
         if not np.isfinite(values).all():
             log.warning("signature %s is missing for some patients; left out", name)
             continue
-        auroc, auprc = both([values], weights)
-        add(name, "auroc", auroc, rank_auroc(values[None], labels)[0], "patients")
-        null = average_precision(values, labels, np.ones_like(labels, float))
-        add(name, "auprc", auprc, null, "patients")
+        unit = np.ones(labels.shape)
+        null = {metric: many(values, labels, unit) for metric, (_, many) in METRICS.items()}
+        add(name, [values], null, "patients")
         scores[name] = values
-    unit = np.ones((1, n))
     # Model -> scores of its repeats, and of the shuffles of each.
     learnt = {
         name: ([r.scores[name] for r in repeats], [r.shuffled[name] for r in repeats])
@@ -322,18 +312,15 @@ def _performance(
     }
     for of_maps in maps:
         learnt |= {m: (list(of_maps.scores[m]), list(of_maps.shuffled[m])) for m in of_maps.scores}
+    truth, once = response[None], np.ones((1, n))
     for name, (observed, shuffled) in learnt.items():
-        auroc, auprc = both(observed, weights)
-        null = [
-            both([of_repeat[shuffle] for of_repeat in shuffled], unit)
-            for shuffle in range(len(shuffled[0]))
-        ]
-        counts, of_refits = "models fixed", (None, None)
-        if name in repeats[0].scores:
-            counts = "refitted"
-            of_refits = np.array([_areas(r.scores[name], response[rows]) for rows, r in refits]).T
-        add(name, "auroc", auroc, np.array([a[0] for a, _ in null]), counts, of_refits[0])
-        add(name, "auprc", auprc, np.array([b[0] for _, b in null]), counts, of_refits[1])
+        null = {
+            metric: np.mean([[many(s, truth, once)[0] for s in part] for part in shuffled], axis=0)
+            for metric, (_, many) in METRICS.items()
+        }
+        refitted = name in repeats[0].scores
+        again = [(response[rows], r.scores[name]) for rows, r in refits] if refitted else None
+        add(name, observed, null, "refitted" if refitted else "models fixed", again)
         scores[name] = np.mean(observed, axis=0)
     for row in rows:
         log.info(

@@ -15,6 +15,7 @@ from histogep.cox import scan_genes
 from histogep.discrimination import (
     bootstrap_concordance,
     bootstrap_weights,
+    concordance,
     interval,
     permutation_p,
     refit_interval,
@@ -23,10 +24,11 @@ from histogep.discrimination import (
 from histogep.horizons import score_horizons
 from histogep.jobs import InputError
 from histogep.learners import CoxLearner
-from histogep.log_rank import above_median, compare_halves
 from histogep.map_scores import MapScores, map_concordance, read_map_scores
+from histogep.multivariable import Multivariable, fit_multivariable
 from histogep.nested import NestedScores, nested_scores, refit_bootstrap
 from histogep.patients import GENE, image_columns, source_name
+from histogep.risk_groups import above_median, compare_halves, follow_up
 from histogep.stages import MIN_EVENTS
 
 log = logging.getLogger(__name__)
@@ -71,10 +73,17 @@ class SurvivalResult:
         risk_clinical, risk_image, risk_clinical_image (mean over repeats of the out-of-fold risk,
         in standard deviations of the training patients' risk; NaN where there is no such model;
         `expression` in place of `image` where it was measured),
-        group (high or low: above or below the median of the fullest model's risk) and
-        group_clinical.
+        group (high or low: above or below the median of the fullest model's risk),
+        group_clinical, and lacks (covariates without a value, for which the patient is not in the
+        multivariable model).
     log_rank
-        Patients of high against those of low risk, by model: `histogep.log_rank.compare_halves`.
+        Patients of high against those of low risk, by model: `histogep.risk_groups.compare_halves`.
+    follow_up
+        Median survival and follow-up of all patients and of both groups:
+        `histogep.risk_groups.follow_up`.
+    multivariable
+        Cox model of the covariates with the out-of-fold image risk:
+        `histogep.multivariable.fit_multivariable`.
     horizons, calibration
         Time-dependent AUC and calibration at fixed times: `histogep.horizons.score_horizons`.
     """
@@ -83,6 +92,8 @@ class SurvivalResult:
     concordance: pd.DataFrame
     risk: pd.DataFrame
     log_rank: pd.DataFrame
+    follow_up: pd.DataFrame
+    multivariable: Multivariable
     horizons: pd.DataFrame
     calibration: pd.DataFrame
 
@@ -178,7 +189,7 @@ def fit_survival(
         source=source,
     )
     scored = [read_map_scores(path, list(table["patient"].astype(str))) for path in maps]
-    concordance = _concordance(
+    scores = _concordance(
         repeats, refits, time, event, settings["bootstraps"], seed, source, scored
     )
     horizons, calibration = score_horizons(
@@ -190,9 +201,28 @@ def fit_survival(
         draws=settings["bootstraps"],
         seed=seed,
     )
-    risk = _risk_table(table, repeats, source)
-    log_rank = compare_halves(repeats, time, event)
-    return SurvivalResult(cox, concordance, risk, log_rank, horizons, calibration)
+    of_image = [r.scores[source] for r in repeats if source in r.scores]
+    multivariable = fit_multivariable(
+        clinical,
+        np.mean(of_image, axis=0) if of_image else None,
+        time,
+        event,
+        shuffled=np.mean([r.shuffled[source] for r in repeats], axis=0) if of_image else None,
+        source=source,
+    )
+    risk = _risk_table(table, repeats, source, multivariable.lacks)
+    high = risk["group"].eq("high").to_numpy()
+    groups = {"all": np.ones(len(risk), bool), "high risk": high, "low risk": ~high}
+    return SurvivalResult(
+        cox=cox,
+        concordance=scores,
+        risk=risk,
+        log_rank=compare_halves(repeats, time, event),
+        follow_up=follow_up(risk["time"].to_numpy(), risk["event"].to_numpy(), groups),
+        multivariable=multivariable,
+        horizons=horizons,
+        calibration=calibration,
+    )
 
 
 def with_outcome(table: pd.DataFrame, folds: int) -> pd.DataFrame:
@@ -274,6 +304,7 @@ def _concordance(
             for r in repeats
         ]
     )
+    values[..., 0] = [[concordance(time, event, r.scores[m]) for m in models] for r in repeats]
     by_model = dict(zip(models, values.mean(axis=0), strict=True))
     shuffled = {
         name: np.mean(
@@ -283,13 +314,10 @@ def _concordance(
         for name in repeats[0].shuffled
         if len(repeats[0].shuffled[name])
     }
-    refitted = {name: np.array([]) for name in models}
-    for rows_drawn, of_sample in refits:
-        among = survival_pairs(time[rows_drawn], event[rows_drawn]).astype(float)
-        one = np.ones((1, len(rows_drawn)))
-        found = bootstrap_concordance(np.stack([of_sample.scores[m] for m in models]), among, one)
-        for name, value in zip(models, found[:, 0], strict=True):
-            refitted[name] = np.append(refitted[name], value)
+    refitted = {
+        name: np.array([concordance(time[rows], event[rows], r.scores[name]) for rows, r in refits])
+        for name in models
+    }
     rows: list[dict[str, Any]] = []
 
     def add(
@@ -371,7 +399,9 @@ def _row(
     }
 
 
-def _risk_table(table: pd.DataFrame, repeats: list[NestedScores], source: str) -> pd.DataFrame:
+def _risk_table(
+    table: pd.DataFrame, repeats: list[NestedScores], source: str, lacks: Sequence[str]
+) -> pd.DataFrame:
     risk = pd.DataFrame({"patient": table["patient"].astype(str)})
     risk["fold"] = [",".join(map(str, row)) for row in zip(*(r.fold for r in repeats), strict=True)]
     risk["time"], risk["event"] = table["time"], table["event"].astype(int)
@@ -386,6 +416,7 @@ def _risk_table(table: pd.DataFrame, repeats: list[NestedScores], source: str) -
     risk["group"] = split_at_median(risk[fullest])
     known = risk["risk_clinical"].notna().all()
     risk["group_clinical"] = split_at_median(risk["risk_clinical"]) if known else ""
+    risk["lacks"] = list(lacks)
     return risk.sort_values("patient", ignore_index=True)
 
 

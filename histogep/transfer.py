@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from histogep.barcodes import patient_key
 from histogep.discrimination import (
-    average_precision,
-    bootstrap_concordance,
     bootstrap_weights,
     interval,
     permutation_p,
-    response_pairs,
+    weighted_auroc,
+    weighted_precision,
 )
 from histogep.jobs import InputError
 from histogep.learners import LogisticLearner
 from histogep.nested import choose_and_fit, reduce_image, stratified
 from histogep.patients import IMAGES_COLUMN, image_columns
-from histogep.response import CLASS_PER_COMPONENT, DEFAULTS, rank_auroc, with_response
+from histogep.response import CLASS_PER_COMPONENT, DEFAULTS, with_response
 
 log = logging.getLogger(__name__)
 
@@ -161,26 +161,24 @@ def _transfer(
     draws = bootstrap_weights(
         len(test), draws=settings["bootstraps"], seed=seed, strata=truth
     )  # within classes
-    weights = np.vstack([np.ones(len(test)), draws])
-    pairs = response_pairs(truth).astype(float)
-    auroc = bootstrap_concordance(score[None], pairs, weights)[0]
-    low, high = interval(auroc[1:])
+    low, high = interval(weighted_auroc(score, draws * truth, draws))
     rng = np.random.default_rng([seed, len(test), 13])
     labels = np.array([rng.permutation(truth) for _ in range(_PERMUTATIONS)])
-    null = rank_auroc(score[None], labels)[0]
-    null_precision = average_precision(score, labels, np.ones(labels.shape))
+    null = weighted_auroc(score, labels, np.ones(labels.shape))
+    null_precision = weighted_precision(score, labels, np.ones(labels.shape))
+    auroc = float(roc_auc_score(truth, score))
     row = {
         "n_train": n,
         "train_positives": int(y.sum()),
         **_sizes(test),
         "n_genes": genes,
-        "auroc": float(auroc[0]),
+        "auroc": auroc,
         "ci_low": low,
         "ci_high": high,
         "auroc_null": float(null.mean()),
         "auroc_null_upper": float(np.quantile(null, 0.95)),
-        "p": permutation_p(float(auroc[0]), null),
-        "auprc": float(average_precision(score, truth[None], np.ones((1, len(test))))[0]),
+        "p": permutation_p(auroc, null),
+        "auprc": float(average_precision_score(truth, score)),
         "auprc_null": float(null_precision.mean()),
         "auprc_null_upper": float(np.quantile(null_precision, 0.95)),
     }

@@ -48,6 +48,8 @@ rule fit_survival:
         concordance="results/survival/{cohort}/concordance.tsv",
         risk="results/survival/{cohort}/risk.tsv",
         log_rank="results/survival/{cohort}/log_rank.tsv",
+        follow_up="results/survival/{cohort}/follow_up.tsv",
+        multivariable="results/survival/{cohort}/multivariable.tsv",
         horizons="results/survival/{cohort}/horizons.tsv",
         calibration="results/survival/{cohort}/calibration.tsv",
         km=report(
@@ -64,6 +66,15 @@ rule fit_survival:
             caption="../report/survival.rst",
             category="08 Survival",
             labels={"cohort": "{cohort}", "figure": "concordance and hazard ratios"},
+        ),
+        adjusted=report(
+            "results/survival/{cohort}/multivariable.svg",
+            caption="../report/multivariable.rst",
+            category="08 Survival",
+            labels={
+                "cohort": "{cohort}",
+                "figure": "hazard ratios of clinic and image together",
+            },
         ),
         at_horizons=report(
             "results/survival/{cohort}/horizons.svg",

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from histogep.discrimination import concordance
+from histogep.discrimination import weighted_auroc
 from histogep.horizons import (
     event_probability,
-    horizon_pairs,
+    horizon_weights,
     kaplan_meier_at,
     score_horizons,
     uncensored_probability,
@@ -31,31 +31,39 @@ def cohort():
     return age, time, event
 
 
-def test_censoring_weights_equal_lifelines(cohort):
+def test_censoring_weights_equal_the_product_by_hand(cohort):
     _, time, event = cohort
-    # Events come before censorings of the same time: shift the censorings behind them.
-    late = np.where(event == 1, time, time + 1e-6)
-    fitted = lifelines.KaplanMeierFitter().fit(late, 1 - event)
-    just_before = fitted.survival_function_at_times(late - 1e-7).to_numpy()
-    np.testing.assert_allclose(uncensored_probability(time, event), just_before, rtol=1e-9)
+    expected = []
+    for own in time:
+        product = 1.0
+        for moment in np.unique(time[event == 0]):
+            if moment < own:
+                # Who has the event at the same time left before the censored ones.
+                at_risk = (time > moment).sum() + ((time == moment) & (event == 0)).sum()
+                product *= 1 - ((time == moment) & (event == 0)).sum() / at_risk
+        expected.append(product)
+    np.testing.assert_allclose(uncensored_probability(time, event), expected, rtol=1e-9)
+    assert (uncensored_probability(np.zeros(4), np.array([1, 0, 0, 1])) == 1).all()
 
 
 @pytest.mark.parametrize("months", [25.0, 41.0, 60.0])
-def test_the_auc_at_a_time_equals_scikit_learn_with_the_same_weights(cohort, months):
+def test_the_auc_at_a_time_under_draws_equals_scikit_learn_with_the_same_weights(cohort, months):
     age, time, event = cohort
-    case = (event == 1) & (time <= months)
-    counted = case | (time > months)
-    weight = np.where(case, 1 / uncensored_probability(time, event), 1.0)
-    expected = roc_auc_score(case[counted], age[counted], sample_weight=weight[counted])
-    assert concordance(age, horizon_pairs(time, event, months)) == pytest.approx(expected)
+    case, control = horizon_weights(time, event, months)
+    draws = np.random.default_rng(0).multinomial(len(time), np.full(len(time), 1 / len(time)), 5)
+    draws = np.vstack([np.ones(len(time)), draws])
+    ours = weighted_auroc(age, draws * case, draws * (case + control))
+    for draw, value in zip(draws, ours, strict=True):
+        expected = roc_auc_score(case > 0, age, sample_weight=draw * (case + control))
+        assert value == pytest.approx(expected, abs=1e-12)
 
 
 def test_without_censoring_it_is_the_plain_auc(cohort):
     age, time, _ = cohort
-    everyone = np.ones(len(time))
-    assert (uncensored_probability(time, everyone) == 1).all()
-    expected = roc_auc_score(time <= 30, age)
-    assert concordance(age, horizon_pairs(time, everyone, 30)) == pytest.approx(expected)
+    case, control = horizon_weights(time, np.ones(len(time)), 30)
+    assert set(case) == set(control) == {0, 1}
+    value = weighted_auroc(age, case[None], (case + control)[None])[0]
+    assert value == pytest.approx(roc_auc_score(time <= 30, age))
 
 
 def test_the_chance_of_an_event_equals_lifelines(cohort):
@@ -72,15 +80,17 @@ def test_the_chance_of_an_event_equals_lifelines(cohort):
     np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
 
-def test_kaplan_meier_at_a_time_equals_lifelines(cohort):
+def test_kaplan_meier_at_a_time_is_the_product_by_hand(cohort):
     _, time, event = cohort
-    fitted = lifelines.KaplanMeierFitter().fit(time, event)
     for months in (11.0, 36.0, 60.0):
+        left = 1.0
+        for moment in np.unique(time[(event == 1) & (time <= months)]):
+            left *= 1 - ((time == moment) & (event == 1)).sum() / (time >= moment).sum()
         chance, low, high = kaplan_meier_at(time, event, months)
-        assert chance == pytest.approx(1 - float(fitted.predict(months)))
-        band = fitted.confidence_interval_.loc[:months].iloc[-1]
-        assert sorted([1 - high, 1 - low]) == pytest.approx(sorted(band))
+        assert chance == pytest.approx(1 - left)
+        assert low < chance < high
     assert np.isnan(kaplan_meier_at(time, event, 0.5)[1])
+    assert kaplan_meier_at(time[event == 1], np.ones(event.sum()), 1000)[0] == 1
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,8 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
             "cox": "cox.tsv", "concordance": "concordance.tsv", "risk": "risk.tsv",
             "km": "km.svg", "forest": "forest.svg", "horizons": "horizons.tsv",
             "calibration": "calibration.tsv", "at_horizons": "horizons.svg",
-            "log_rank": "log_rank.tsv",
+            "log_rank": "log_rank.tsv", "follow_up": "follow_up.tsv",
+            "multivariable": "multivariable.tsv", "adjusted": "multivariable.svg",
         }.items()
     }  # fmt: skip
     log = run_script(
@@ -103,6 +104,11 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
     assert len(set(read(survival["cox"])["gene"].head(20)) & strongest) >= 18
     assert set(read(survival["horizons"])["model"]) >= {"clinical", "clinical+image"}
     assert survival["at_horizons"].stat().st_size > 5000
+    adjusted = read(survival["multivariable"]).set_index("variable")
+    assert adjusted.loc["image risk", "hr"] > 1
+    assert adjusted.loc["image risk", "lr_p"] < 0.05
+    assert survival["adjusted"].stat().st_size > 5000
+    assert read(survival["follow_up"])["patients"].tolist() == [30, 15, 15]
     first = survival["km"].read_bytes(), survival["forest"].read_bytes()
 
     response = {

@@ -18,9 +18,9 @@ from histogep.discrimination import (
 )
 from histogep.jobs import InputError
 from histogep.learners import CoxLearner
-from histogep.log_rank import log_rank_z, median_survival
 from histogep.nested import fill_and_scale, nested_scores, reduce_image, stratified
 from histogep.plots_outcome import forest, kaplan_meier
+from histogep.risk_groups import follow_up, group_z, median_time
 from histogep.survival import fit_survival
 
 QUICK = {"repeats": 2, "shuffles": 12, "refits": 50, "bootstraps": 300, "inner_folds": 3}
@@ -236,7 +236,10 @@ def test_concordance_equals_lifelines_with_ties(seed):
     time, event = rng.integers(1, 12, 80).astype(float), rng.integers(0, 2, 80)
     risk = rng.integers(0, 9, 80).astype(float)
     pairs = survival_pairs(time, event).astype(float)
-    assert concordance(risk, pairs) == pytest.approx(concordance_index(time, -risk, event))
+    batched = bootstrap_concordance(risk[None], pairs, np.ones((1, 80)))[0, 0]
+    assert batched == pytest.approx(concordance_index(time, -risk, event))
+    assert concordance(time, event, risk) == pytest.approx(batched)
+    assert np.isnan(concordance(np.ones(5), np.zeros(5), risk[:5]))
 
 
 def test_a_bootstrap_draw_equals_lifelines_on_the_drawn_patients():
@@ -277,21 +280,33 @@ def test_curves_equal_lifelines_and_their_p_is_that_of_the_shuffles(planted):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_log_rank_test_equals_lifelines_with_ties(seed):
+def test_the_z_of_a_group_is_the_root_of_the_log_rank_test_without_ties(seed):
     rng = np.random.default_rng(seed)
-    time, event = rng.integers(1, 12, 80).astype(float), rng.integers(0, 2, 80)
+    time, event = rng.exponential(10, 80), rng.integers(0, 2, 80)
     high = rng.random((3, 80)) < [[0.2], [0.5], [0.8]]
-    z = log_rank_z(time, event, high)
-    for group, value in zip(high, z, strict=True):
+    for group, value in zip(high, group_z(time, event, high), strict=True):
         theirs = logrank_test(time[group], time[~group], event[group], event[~group])
         assert value**2 == pytest.approx(theirs.test_statistic, rel=1e-9)
-        fitted = lifelines.KaplanMeierFitter().fit(time[group], event[group])
-        median = median_survival(time[group], event[group])
-        assert (np.inf if np.isnan(median) else median) == fitted.median_survival_time_
     # Who dies first has more events than expected, and nobody is compared with nobody.
     early = time <= np.median(time)
-    assert log_rank_z(time, event, np.stack([early, ~early]))[0] > 0
-    assert np.isnan(log_rank_z(time, event, np.zeros((1, 80), bool)))
+    assert group_z(time, event, np.stack([early, ~early]))[0] > 0
+    assert np.isnan(group_z(time, event, np.zeros((1, 80), bool)))
+
+
+def test_median_follow_up_turns_the_events_round():
+    """Ten patients enrolled one a month, followed until month 12: by hand."""
+    time = np.array([12.0, 11, 10, 9, 8, 7, 6, 5, 4, 3])
+    event = np.zeros(10, int)
+    event[[8, 9]] = 1  # at 4 and 3 months
+    table = follow_up(time, event, {"all": np.ones(10, bool), "none": np.zeros(10, bool)})
+    row = table.iloc[0]
+    assert (row["patients"], row["events"]) == (10, 2)
+    # Of the 8 still followed one is censored each month from the 5th: half of them by the 8th.
+    assert row["median_follow_up"] == 8
+    assert row["follow_up_ci_low"] < 8 < row["follow_up_ci_high"]
+    assert np.isnan(row["median_survival"])  # four fifths live
+    assert table.iloc[1, 3:].isna().all()
+    assert median_time(np.arange(1.0, 6), np.ones(5))[0] == 3
 
 
 def test_halves_of_the_risk_are_compared_with_those_of_shuffled_images(planted):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from histogep.files import read_parquet, write_tsv
 from histogep.jobs import job_log
 from histogep.plots import save
-from histogep.plots_outcome import calibration_at, forest, kaplan_meier
+from histogep.plots_outcome import adjusted_forest, calibration_at, forest, kaplan_meier
 from histogep.survival import fit_survival
 
 if TYPE_CHECKING:
@@ -18,13 +18,18 @@ with job_log(snakemake.log[0], snakemake):
         seed=snakemake.params.seed,
         maps=snakemake.input.get("maps") or (),
     )
+    adjusted = result.multivariable
     write_tsv(result.cox, snakemake.output.cox)
     write_tsv(result.concordance, snakemake.output.concordance)
     write_tsv(result.risk, snakemake.output.risk)
     write_tsv(result.log_rank, snakemake.output.log_rank)
+    write_tsv(result.follow_up, snakemake.output.follow_up)
+    write_tsv(adjusted.table, snakemake.output.multivariable)
     write_tsv(result.horizons, snakemake.output.horizons)
     write_tsv(result.calibration, snakemake.output.calibration)
     km = kaplan_meier(result.risk, result.concordance, result.log_rank)
     save(km, snakemake.output.km)
     save(forest(result.concordance, result.cox), snakemake.output.forest)
     save(calibration_at(result.horizons, result.calibration), snakemake.output.at_horizons)
+    beside = adjusted_forest(adjusted.table, adjusted.notes, n=adjusted.n, events=adjusted.events)
+    save(beside, snakemake.output.adjusted)
