@@ -16,7 +16,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from histogep.distance import FeatureDistance
+from histogep.distance import FeatureDistance, call_tiles
 from histogep.features import Features
 from histogep.image_copies import Keypoints, read_keypoints, training_copy
 from histogep.inference import Model, build_model, network_shapes, predict_tiles
@@ -41,8 +41,6 @@ from histogep.model_folder import (
 from histogep.slide_images import IMAGE, SECTION, training_section
 
 LOG = logging.getLogger(__name__)
-#: A slide with a larger share of distant tiles is flagged as a whole.
-DISTANT_SHARE = 0.5
 
 
 @dataclass
@@ -60,9 +58,11 @@ class Prediction:
     tumour
         Probability, (n,) float32; NaN where the folder has no tumour model.
     distance
-        To the training features, (n,) float32, in units of the limit: above 1 a tile is distant.
+        To the training features, (n,) float32, in units of the limit for the median tile of a new
+        patient's slide: a slide of which most tiles are above 1 is out of distribution.
     distant
-        Beyond what left-out training slides show, (n,) bool.
+        Beyond what nearly all tiles of left-out patients show, (n,) bool; in a slide that is out of
+        distribution, all tiles above 1 (`histogep.distance.call_tiles`).
     uns
         Model digest, study, lattice, um per px, and whether the slide as a whole is distant.
     """
@@ -148,7 +148,7 @@ class DeployedModel:
             tumour=np.full(len(features.row), np.nan, np.float32)
             if tumour is None
             else tumour[:, 0],
-            distance=self.distances.distance(features.values),
+            distances=self.distances.distance(features.values),
         )
 
     def of_role(self, said: dict[str, np.ndarray], role: str) -> np.ndarray | None:
@@ -162,25 +162,26 @@ class DeployedModel:
         *,
         expression: np.ndarray,
         tumour: np.ndarray,
-        distance: np.ndarray,
+        distances: np.ndarray,
         image: str = "",
         picture: Keypoints | None = None,
     ) -> Prediction:
         """Return a prediction with what else is known of the slide; warn if it is distant.
 
-        `image` is the SHA-256 of the slide's image, "" where it is not known; `picture` has its
+        `distances` are those of `FeatureDistance.distance`; `image` is the SHA-256 of the slide's image, "" where it is not known; `picture` has its
         keypoints.
         """
         # What is not a number would be written as it is, and no rule after this one would ask.
+        distance = distances[:, 0]
         others = {"the distance to training": np.minimum(distance, 1.0)}
         if "tumour" in self.settings["models"]:
             others["the tumour probability"] = tumour
         for name, values in others.items():
             told = {"slide": features.slide, "study": self.settings["study"], "names": [name]}
             check_predicted(values[:, None], rows=np.arange(len(values)), **told)
-        distant = distance > self.distances.threshold
+        distant, out = call_tiles(distances)
         share = float(distant.mean())
-        if share > DISTANT_SHARE:
+        if out:
             LOG.warning(
                 "slide %s: %.0f %% of the tiles lie far from the training features; its "
                 "predictions are extrapolated (stain, scanner, tissue or pixel size?)",
@@ -202,7 +203,7 @@ class DeployedModel:
                 "lattice": dict(self.settings["lattice"]),
                 "mpp": _mpp(features),
                 "distant_share": share,
-                "out_of_distribution": share > DISTANT_SHARE,
+                "out_of_distribution": out,
                 IMAGE: image,
                 SECTION: (training_section(self.settings, image) if image else "")
                 or training_copy(self.pictures, picture),
@@ -230,7 +231,9 @@ def load_model(folder: str | Path) -> DeployedModel:
         settings=settings,
         models=models,
         genes=read_genes(folder, GENES, settings),
-        distances=FeatureDistance.from_arrays(read_distance_arrays(folder, DISTANCE, settings)),
+        distances=FeatureDistance.from_arrays(
+            read_distance_arrays(folder, DISTANCE, settings), blocks=settings["blocks"]
+        ),
         pictures=read_keypoints(folder_file(folder, KEYPOINTS)),
     )
 

@@ -1,10 +1,12 @@
 """How far a tile's features lie from those of the training patients (numpy only).
 
-Every encoder's features are a block with three measures of its own, on features that are standardised
-over all training tiles and not slide by slide (which would hide a stain or a scanner): the Mahalanobis
+Every encoder's features are a block, the descriptors two (colour, and texture with nuclei: training
+slides of several scanners widen the limits of one and not of the other). A block has three measures of
+its own, on features that are standardised over all training tiles and not slide by slide (which would hide a stain or a scanner): the Mahalanobis
 distance in the principal components, the part that the components leave over, and the ratio of that
 part to what they hold, which is large for noise. What is far is learnt by leaving out patients: a new
-slide is of a new patient, and slides of one patient are alike.
+slide is of a new patient, and slides of one patient are alike. There are two limits: of the median tile
+of a slide, which says whether the slide is out of distribution, and of a single tile.
 """
 
 from __future__ import annotations
@@ -15,11 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, stats
 
+from histogep.encoder_choices import DESCRIPTORS
 from histogep.jobs import InputError
 
 COMPONENTS = 32
+#: Columns of the descriptors that are of texture and nuclei; the others are of colour.
+TEXTURE = (*range(20, 26), *range(27, 35))
 #: Share of exchangeable new patients that may be called out of distribution, over all measures.
 LEVEL = 0.1
+#: Share of the tiles of their slides that may be called distant, over all measures.
+TILE_LEVEL = 0.01
+#: A slide is out of distribution where more than this share of its tiles passes the patients' limit.
+DISTANT_SHARE = 0.5
 #: What is assumed of the standard deviation of log measures between patients before any is seen, and
 #: how many patients that assumption weighs: a few training patients estimate it badly.
 PRIOR_SD, PRIOR_PATIENTS = 0.3, 4
@@ -31,11 +40,13 @@ _SHRINKAGE = 0.05
 _LIMIT, _CHUNK = 50.0, 4096
 #: Patients are left out in so many groups at most; so many tiles of a slide take part in the fit.
 _GROUPS, _TILES = 10, 500
+#: Numbers of quantiles by which distributions of patients and of tiles are taken.
+_QUANTILES, _DEVIATIONS = 200, 2000
 
 
 @dataclass
 class Block:
-    """The training tiles in the features of one encoder.
+    """The training tiles in one block of features.
 
     Attributes
     ----------
@@ -46,7 +57,9 @@ class Block:
     centre, inverse_covariance
         Of the k components.
     limits
-        Of the three `MEASURES`: beyond them a tile is distant.
+        Of the three `MEASURES`, for the median tile of a new patient's slide.
+    tile_limits
+        Of the three `MEASURES`, for single tiles of a slide whose median tile keeps the `limits`.
     white, empty
         The all-white tile (d,), and the distance to it below which a tile is empty, (1,).
     """
@@ -57,6 +70,7 @@ class Block:
     centre: np.ndarray
     inverse_covariance: np.ndarray
     limits: np.ndarray
+    tile_limits: np.ndarray
     white: np.ndarray
     empty: np.ndarray
 
@@ -95,10 +109,13 @@ class FeatureDistance:
     Attributes
     ----------
     blocks
-        One for each encoder, in the order of the columns.
+        As `feature_columns` divides the features.
+    columns
+        Of each block.
     """
 
     blocks: list[Block]
+    columns: list[np.ndarray]
 
     @classmethod
     def fit(
@@ -128,42 +145,37 @@ class FeatureDistance:
         if sum(len(part) for part in slides) < 3:
             n = sum(len(part) for part in slides)
             raise InputError(f"the training slides have {n} tiles: too few for distances")
-        level = LEVEL / (len(blocks) * len(MEASURES))
-        fitted, start = [], 0
-        for _, width in blocks:
-            columns = slice(start, start + int(width))
-            parts = [
-                np.asarray(part[_spread(len(part)), columns], float) for part in slides if len(part)
-            ]
-            owners = [patient for patient, p in zip(patients, slides, strict=True) if len(p)]
-            own_white = np.full(int(width), np.nan) if white is None else white[columns]
-            fitted.append(_fit_block(parts, owners, own_white, components, level))
-            start = columns.stop
-        return cls(fitted)
-
-    @property
-    def threshold(self) -> float:
-        """Distance beyond which a tile is distant: distances are in units of it."""
-        return 1.0
+        columns = feature_columns(blocks)
+        owners = [patient for patient, p in zip(patients, slides, strict=True) if len(p)]
+        fitted = []
+        for own in columns:
+            parts = [np.asarray(p[_spread(len(p))][:, own], float) for p in slides if len(p)]
+            own_white = np.full(len(own), np.nan) if white is None else white[own]
+            n_measures = len(columns) * len(MEASURES)
+            fitted.append(_fit_block(parts, owners, own_white, components, n_measures))
+        return cls(fitted, columns)
 
     def distance(self, values: np.ndarray) -> np.ndarray:
-        """Return the distance of tiles with features (n, d) to the training tiles, (n,) float64.
+        """Return the distances of tiles with features (n, d) to the training tiles, (n, 2) float64.
 
-        It is the largest of all measures of all blocks, each divided by its limit; that of an empty
-        tile, whatever its features, is at least 2.
+        Each is the largest of all measures of all blocks, divided by its limit: that of the median
+        tile of a new patient's slide in the first column, that of single tiles in the second. Those
+        of an empty tile, whatever its features, are at least 2.
         """
         parts = [self._distance(values[at : at + _CHUNK]) for at in range(0, len(values), _CHUNK)]
-        return np.concatenate(parts) if parts else np.zeros(0)
+        return np.concatenate(parts) if parts else np.zeros((0, 2))
 
     def _distance(self, values: np.ndarray) -> np.ndarray:
-        worst, start = np.zeros(len(values)), 0
-        for block in self.blocks:
-            own = np.asarray(values[:, start : start + len(block.mean)], float)
-            start += len(block.mean)
-            worst = np.maximum(worst, (block.measures(own) / block.limits).max(1))
+        worst = np.zeros((len(values), 2))
+        for block, columns in zip(self.blocks, self.columns, strict=True):
+            own = np.asarray(values[:, columns], float)
+            measures = block.measures(own)
+            for column, limits in enumerate((block.limits, block.tile_limits)):
+                found = (measures / limits).max(axis=1)
+                worst[:, column] = np.maximum(worst[:, column], found)
             if np.isfinite(block.white).all():
                 empty = block.from_white(own) < block.empty[0]
-                worst = np.where(empty, np.maximum(worst, 2.0), worst)
+                worst[empty] = np.maximum(worst[empty], 2.0)
         return worst
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -179,16 +191,35 @@ class FeatureDistance:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FeatureDistance:
-        """Rebuild what `to_arrays` gave."""
-        numbers = range(len({name.split(".")[0] for name in arrays}))
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], *, blocks: Sequence[tuple[str, int]]
+    ) -> FeatureDistance:
+        """Rebuild what `to_arrays` gave; `blocks` as for `fit`."""
+        columns = feature_columns(blocks)
         fields = [name for name in Block.__dataclass_fields__ if name != "white"]
-        blocks = []
-        for n in numbers:
+        fitted = []
+        for n in range(len(columns)):
             own = {name: arrays[f"{n}.{name}"] for name in fields}
             unknown = np.full(len(own["mean"]), np.nan)
-            blocks.append(Block(white=arrays.get(f"{n}.white", unknown), **own))
-        return cls(blocks)
+            fitted.append(Block(white=arrays.get(f"{n}.white", unknown), **own))
+        return cls(fitted, columns)
+
+
+def feature_columns(blocks: Sequence[tuple[str, int]]) -> list[np.ndarray]:
+    """Return the columns of each block of distances.
+
+    Parameters
+    ----------
+    blocks
+        (encoder name, number of columns) in the order of the columns.
+    """
+    found, start = [], 0
+    for name, width in blocks:
+        own = np.arange(start, start + int(width))
+        texture = np.isin(own - start, TEXTURE) & (name == DESCRIPTORS)
+        found += [own[~texture], own[texture]] if texture.any() else [own]
+        start += int(width)
+    return found
 
 
 def _spread(n: int) -> np.ndarray:
@@ -201,14 +232,22 @@ def _fit_block(
     patients: Sequence[str],
     white: np.ndarray,
     components: int,
-    level: float,
+    n_measures: int,
 ) -> Block:
     block = _describe(parts, components)
     block.white = np.asarray(white, float)
     if np.isfinite(block.white).all():
         away = np.concatenate([block.from_white(part) for part in parts])
         block.empty = np.array([EMPTY_SHARE * np.quantile(away, 0.001)])
-    block.limits = patient_limits(_left_out(parts, patients, components), level=level)
+    measured, within = _left_out(parts, patients, components)
+    # Bonferroni, over all measures of all blocks.
+    block.limits = patient_limits(measured, level=LEVEL / n_measures)
+    block.tile_limits = np.maximum(
+        block.limits,
+        limits_of_tiles(
+            measured, within, level=TILE_LEVEL / n_measures, patient_level=LEVEL / n_measures
+        ),
+    )
     return block
 
 
@@ -220,8 +259,11 @@ def _describe(parts: Sequence[np.ndarray], components: int) -> Block:
     # What is constant but for rounding is not used.
     scale = np.where(deviation > 1e-6 * (1 + np.abs(mean)), deviation, 0.0)
     nothing = np.zeros(0)
+    limits = np.ones(len(MEASURES))
     block = Block(
-        mean, scale, nothing, nothing, nothing, np.ones(3), np.full(d, np.nan), np.zeros(1)
+        *(mean, scale, nothing, nothing, nothing, limits, limits),
+        white=np.full(d, np.nan),
+        empty=np.zeros(1),
     )
     standard = block.standard(joined)
     # Half of the columns at most: what nearly all of them leave over is rounding.
@@ -233,33 +275,40 @@ def _describe(parts: Sequence[np.ndarray], components: int) -> Block:
     return block
 
 
-def _left_out(parts: Sequence[np.ndarray], patients: Sequence[str], components: int) -> np.ndarray:
-    """Return the log of the measures of each patient from the others, (n patients, 3).
+def _left_out(
+    parts: Sequence[np.ndarray], patients: Sequence[str], components: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the log measures of patients and tiles, each from the other patients.
 
-    A slide counts by its median tile, a patient by its furthest slide. With one patient each slide
-    is left out, with one slide nothing can be.
+    A slide counts by its median tile, a patient by its furthest slide, and a tile by how far it lies
+    beyond the median of its slide. With one patient each slide is left out, with one slide nothing
+    can be.
+
+    Returns
+    -------
+    tuple
+        Log measures of patients (n patients, 3); what tiles add to those of their slide (n, 3).
     """
     names = sorted(set(patients))
     if len(names) == 1:
         patients = [str(number) for number in range(len(parts))]
-        names = patients
-    if len(names) == 1:
-        return np.log(np.median(_describe(parts, components).measures(parts[0]), axis=0) + 1e-6)[
-            None
-        ]
+    groups = np.array_split(np.array(sorted(set(patients)), object), min(_GROUPS, len(parts)))
     found: dict[str, np.ndarray] = {}
-    for group in np.array_split(np.array(names, object), min(_GROUPS, len(names))):
-        rest = [
-            part for part, owner in zip(parts, patients, strict=True) if owner not in set(group)
-        ]
-        block = _describe(rest, components)
+    within = []
+    for group in map(set, groups):
+        rest = [part for part, owner in zip(parts, patients, strict=True) if owner not in group]
+        block = _describe(rest or parts, components)
         for part, owner in zip(parts, patients, strict=True):
-            if owner in set(group):
-                own = np.log(np.median(block.measures(part), axis=0) + 1e-6)
+            if owner in group:
+                tiles = np.log(block.measures(part) + 1e-6)
+                own = np.median(tiles, axis=0)
                 found[owner] = np.maximum(found.get(owner, own), own)
-    measured = np.stack([found[name] for name in names])
+                within.append(tiles - own)
+    measured = np.stack([found[name] for name in sorted(found)])
     # Slides of one patient are no patients: their mean is all that they tell.
-    return measured if len(set(names)) > 1 else measured.mean(0, keepdims=True)
+    if len(names) == 1:
+        measured = measured.mean(0, keepdims=True)
+    return measured, np.concatenate(within)
 
 
 def patient_limits(measured: np.ndarray, *, level: float) -> np.ndarray:
@@ -269,12 +318,63 @@ def patient_limits(measured: np.ndarray, *, level: float) -> np.ndarray:
     is moderated by a prior of `PRIOR_PATIENTS` patients (Smyth, Stat Appl Genet Mol Biol 2004), since
     two or three patients say little of it.
     """
+    scale, freedom = _of_new_patient(measured)
+    return np.exp(measured.mean(0) + stats.t.ppf(1 - level, freedom) * scale)
+
+
+def limits_of_tiles(
+    measured: np.ndarray, within: np.ndarray, *, level: float, patient_level: float
+) -> np.ndarray:
+    """Return the limit of each measure, which a tile passes with a probability of `level`.
+
+    The tile is of a new patient whose median tile keeps the limit of `patient_limits`: its log measure
+    is that of the patient, as drawn from the prediction interval cut at the limit, plus what tiles
+    deviate by from their slide, as found.
+
+    Parameters
+    ----------
+    measured, within
+        Log measures of patients (n patients, m); what tiles add to those of their slide (n tiles, m).
+    level
+        Share of tiles beyond the limit.
+    patient_level
+        Level of the limit of patients.
+    """
+    scale, freedom = _of_new_patient(measured)
+    shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    patient = stats.t.ppf(shares * (1 - patient_level), freedom)
+    limits = []
+    for centre, own_scale, deviations in zip(measured.mean(0), scale, within.T, strict=True):
+        tiles = np.sort(deviations)
+        if len(tiles) > _DEVIATIONS:  # the same distribution by fewer values
+            tiles = np.quantile(tiles, (np.arange(_DEVIATIONS) + 0.5) / _DEVIATIONS)
+        limits.append(np.quantile(centre + np.add.outer(own_scale * patient, tiles), 1 - level))
+    return np.exp(limits)
+
+
+def _of_new_patient(measured: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return scale and degrees of freedom of the log measures of one more patient about the mean."""
     n = len(measured)
     spread = measured.var(0, ddof=1) if n > 1 else np.zeros(measured.shape[1])
     freedom = PRIOR_PATIENTS + n - 1
     variance = (PRIOR_PATIENTS * PRIOR_SD**2 + (n - 1) * spread) / freedom
-    beyond = stats.t.ppf(1 - level, freedom) * np.sqrt(variance * (1 + 1 / n))
-    return np.exp(measured.mean(0) + beyond)
+    return np.sqrt(variance * (1 + 1 / n)), freedom
+
+
+def call_tiles(distance: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return which tiles of a slide are distant, and whether the slide is out of distribution.
+
+    A slide is out of distribution where more than half of its tiles pass the limit of patients; there
+    these are the distant ones. Elsewhere a tile is distant beyond the limit of tiles.
+
+    Parameters
+    ----------
+    distance
+        Of the slide's tiles, (n, 2), as `FeatureDistance.distance` gives them.
+    """
+    beyond = distance[:, 0] > 1
+    out = bool(beyond.mean() > DISTANT_SHARE)
+    return beyond if out else distance[:, 1] > 1, out
 
 
 def _moments(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

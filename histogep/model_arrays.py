@@ -18,7 +18,7 @@ import pandas as pd
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from histogep.distance import MEASURES
+from histogep.distance import MEASURES, feature_columns
 from histogep.encoder_choices import block_name
 from histogep.files import given_file, read_tsv
 from histogep.jobs import InputError
@@ -194,18 +194,19 @@ def read_distance_arrays(
 ) -> dict[str, np.ndarray]:
     """Return the arrays of `histogep.distance.FeatureDistance`, as `read_model_arrays` does."""
     wanted: dict[str, Shape] = {}
-    for number, (_, width) in enumerate(settings["blocks"]):
-        n, k = int(width), f"{number}.k"
+    for number, columns in enumerate(feature_columns(settings["blocks"])):
+        n, k = len(columns), f"{number}.k"
         shapes: dict[str, Shape] = {"mean": (n,), "scale": (n,), "components": (n, k)}
         shapes |= {"centre": (k,), "inverse_covariance": (k, k)}
-        shapes |= {"limits": (len(MEASURES),), "white": (n,), "empty": (1,)}
+        shapes |= {"limits": (len(MEASURES),), "tile_limits": (len(MEASURES),)}
+        shapes |= {"white": (n,), "empty": (1,)}
         wanted |= {f"{number}.{name}": shape for name, shape in shapes.items()}
     path = folder_file(folder, name)
-    scales = {array for array in wanted if array.endswith((".scale", ".limits", ".empty"))}
+    scales = {array for array in wanted if array.endswith((".scale", "limits", ".empty"))}
     optional = {array for array in wanted if array.endswith(".white")}
     arrays = _read(path, wanted, scales=scales, optional=optional)
     for array, values in arrays.items():
-        if array.endswith(".limits") and not (values > 0).all():
+        if array.endswith("limits") and not (values > 0).all():
             raise InputError(f"{path}: `{array}` holds a zero: copy the model folder again")
     return arrays
 

@@ -19,7 +19,7 @@ from histogep.lattice import Lattice
 from histogep.model_arrays import check_settings, folder_file
 from histogep.preparation import Tiles
 
-FORMAT = 2
+FORMAT = 3
 SETTINGS = "settings.json"
 GENES = "genes.tsv"
 DISTANCE = "training_features.safetensors"

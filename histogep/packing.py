@@ -109,7 +109,6 @@ def package_model(
         "validation_scores": scores["expression"],
         "tumour_scores": scores["tumour"],
         "absent": absent,
-        "distant_threshold": distances.threshold,
         "models": chosen,
     }
     with complete(folder) as temporary:

@@ -105,8 +105,8 @@ def list_predicted(
     -------
     DataFrame
         Columns `PREDICTED`. tumour_fraction is NaN where the model has no tumour map.
-        median_distance is that of the tiles to the training features (above 1 a
-        tile is distant), distant_fraction the share of tiles beyond the model's threshold, and
+        median_distance is that of the tiles to the training features (above 1 the slide is out of
+        distribution), distant_fraction the share of distant tiles, and
         out_of_distribution whether the model calls the whole slide so. The last column names the
         training section whose image the slide is.
 

@@ -71,14 +71,14 @@ def predict_into(
             )
             table.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
             odds = _fill(table, source, model, device, slide.slide)
-            distance = np.empty(len(source))
+            distances = np.empty((len(source), 2))
             for part, values in source.chunks():
-                distance[part] = model.distances.distance(values)
+                distances[part] = model.distances.distance(values)
             prediction = model.told(
                 slide,
                 expression=table,
                 tumour=probability_of(odds),
-                distance=distance,
+                distances=distances,
                 image=image,
                 picture=picture,
             )

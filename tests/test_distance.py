@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histogep.distance import LEVEL, FeatureDistance, patient_limits
+from histogep.descriptors import DESCRIPTOR_NAMES
+from histogep.distance import (
+    LEVEL,
+    TEXTURE,
+    FeatureDistance,
+    call_tiles,
+    feature_columns,
+    limits_of_tiles,
+    patient_limits,
+)
 
 CLAIM = Path(__file__).parents[1] / "benchmarks_suite" / "claims" / "out_of_distribution.py"
 
@@ -23,8 +32,11 @@ def test_exchangeable_patients_with_strong_shifts_are_rarely_flagged(claim, n):
     """Leaving out slides flagged 81 to 99 % of them: the other slide of a patient is no stranger."""
     rng = np.random.default_rng([5, n])
     simulate = claim["simulate_study"]
-    flags = np.concatenate([simulate(rng, n, 10.0, 3, heavy=False) for _ in range(8)])
-    assert flags.any(1).mean() <= 0.15  # 40 patients at a level of .1
+    called = np.concatenate([simulate(rng, n, 10.0, 3, heavy=False) for _ in range(8)])
+    out, tiles = called[..., 0] > 0, called[..., 1]
+    assert out.any(1).mean() <= 0.15  # 40 patients at a level of .1
+    # The limit of patients would call up to a quarter of their tiles distant.
+    assert tiles[~out].mean() <= 0.02
 
 
 def training(rng, n_patients=4, d=60):
@@ -46,8 +58,35 @@ def test_few_columns_leave_more_over_than_rounding():
     texture = rng.normal(size=(35, 35)) * np.exp(-0.25 * np.arange(35))[:, None]
     slides = [(rng.normal(size=(100, 35)) + rng.normal(size=35)) @ texture for _ in range(6)]
     fitted = FeatureDistance.fit(slides, patients=list("abcdef"), blocks=[("descriptors", 35)])
-    (block,) = fitted.blocks
-    assert np.median(block.measures(slides[0])[:, 1]) > 0.001
+    for block, columns in zip(fitted.blocks, fitted.columns, strict=True):
+        assert np.median(block.measures(slides[0][:, columns])[:, 1]) > 0.001
+
+
+def test_descriptors_are_divided_by_colour_and_texture():
+    assert [DESCRIPTOR_NAMES[column] for column in TEXTURE] == [
+        name
+        for name in DESCRIPTOR_NAMES
+        if name.split("_")[0] in ("laplacian", "gradient", "nuclei", "glcm")
+    ]
+    columns = feature_columns([("lite0", 10), ("descriptors", 35), ("uni", 4)])
+    assert sorted(np.concatenate(columns)) == list(range(49))
+    assert [len(own) for own in columns] == [10, 35 - len(TEXTURE), len(TEXTURE), 4]
+
+
+def test_patients_of_two_scanners_do_not_hide_another_stain():
+    """The limits of texture are wide where a training patient was scanned otherwise, those of colour not."""
+    rng = np.random.default_rng(4)
+    texture = np.isin(np.arange(35), TEXTURE)
+
+    def slide(sharp=0.0, stain=0.0):
+        return rng.normal(size=(80, 35)) + np.where(texture, sharp, stain) * np.resize([1, -1], 35)
+
+    slides = [slide(sharp) for sharp in (0, 0, 10)]
+    fitted = FeatureDistance.fit(slides, patients=list("abc"), blocks=[("descriptors", 35)])
+    joined = FeatureDistance.fit(slides, patients=list("abc"), blocks=[("any", 35)])
+    assert call_tiles(fitted.distance(slide(stain=5)))[1]
+    assert not call_tiles(joined.distance(slide(stain=5)))[1]
+    assert not call_tiles(fitted.distance(slide()))[1]
 
 
 def test_noise_white_and_shifted_tiles_are_distant():
@@ -58,10 +97,10 @@ def test_noise_white_and_shifted_tiles_are_distant():
     fitted = FeatureDistance.fit(slides, patients=patients, blocks=blocks, white=white)
 
     def share(values):
-        return (fitted.distance(values) > fitted.threshold).mean()
+        return call_tiles(fitted.distance(values))[0].mean()
 
     pooled = np.concatenate(slides)
-    assert share(slide(0.3 * rng.normal(size=60))) < 0.2
+    assert share(slide(0.3 * rng.normal(size=60))) < 0.02
     assert share(pooled.mean(0) + pooled.std(0) * rng.normal(size=(50, 60))) > 0.9
     assert share(rng.normal(size=(50, 60)) * 10) == 1
     assert share(white[None]) == 1
@@ -78,6 +117,33 @@ def test_limits_are_those_of_one_more_normal_value():
         for _ in range(1500)
     ]
     assert np.mean(passed) == pytest.approx(LEVEL, abs=0.02)
+
+
+def test_one_tile_in_a_hundred_of_new_patients_passes_the_limit_of_tiles():
+    rng = np.random.default_rng(0)
+    passed = []
+    for n in (3, 8):
+        for _ in range(150):
+            patients, new = rng.normal(0, 0.3, (n, 1)), rng.normal(0, 0.3)
+            if new > np.log(patient_limits(patients, level=LEVEL))[0]:
+                continue
+            within = rng.normal(0, 0.2, (n * 100, 1))
+            limit = limits_of_tiles(patients, within, level=0.01, patient_level=LEVEL)
+            passed.append((new + rng.normal(0, 0.2, 200) > np.log(limit)).mean())
+    assert np.mean(passed) == pytest.approx(0.01, abs=0.006)
+
+
+def test_a_slide_beyond_the_limit_of_patients_has_distant_tiles():
+    near = np.column_stack([np.full(100, 0.5), np.full(100, 0.2)])
+    near[:3, 1] = 1.5
+    near[3:30, 0] = 1.5
+    distant, out = call_tiles(near)
+    assert not out
+    assert list(np.flatnonzero(distant)) == [0, 1, 2]
+    near[30:60, 0] = 1.5
+    distant, out = call_tiles(near)
+    assert out
+    assert distant.sum() == 57
 
 
 def test_one_patient_gives_limits_and_order_does_not_matter():

@@ -249,7 +249,7 @@ def _model(genome, folder, encoders):
         "choice": ridge.choice,
     }
     settings = shared | {"format": FORMAT, "study": "test", "training_slides": ["t1", "t2"]}
-    settings |= {"distant_threshold": 1.0, "models": {"expression": wide, "wide": wide}}
+    settings |= {"models": {"expression": wide, "wide": wide}}
     settings = json.loads(json.dumps(settings, default=float))
     settings["digest"] = folder_digest(folder, settings)
     (folder / "settings.json").write_text(json.dumps(settings))

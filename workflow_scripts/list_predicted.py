@@ -27,7 +27,7 @@ with job_log(snakemake.log[0], snakemake) as log:
         title=f"Predicted slides: {n_out} of {len(listed)} are unlike the training slides",
         tables=[
             Table(
-                listed.sort_values("distant_fraction", ascending=False, kind="stable"),
+                listed.sort_values("median_distance", ascending=False, kind="stable"),
                 formats=dict.fromkeys(shares, "{:.1%}") | {"median_distance": "{:.2f}"},
                 bars=dict.fromkeys(shares, (0.0, 1.0)),
                 bar_colours={"distant_fraction": "#f3c9a5"},
@@ -35,12 +35,13 @@ with job_log(snakemake.log[0], snakemake) as log:
             )
         ],
         notes=[
-            "The slides furthest from the training features stand first. A tile is distant where it "
-            "lies further from them than a new patient's would (level 10 %, from training patients "
-            "that were left out); a slide is out of distribution where most of its tiles are. What is "
-            "predicted of it is extrapolated: look at its stain, scanner, tissue and pixel size. A "
-            "tile above distance 1 is distant. results/predicted_slides.tsv has the same table in the "
-            "order of the sheet."
+            "The slides furthest from the training features stand first. Distance 1 is what the median "
+            "tile of a new patient's slide would reach with a probability of at most 10 %, estimated "
+            "from training patients that were left out; a slide is out of distribution where most of "
+            "its tiles are above 1. What is predicted of it is extrapolated: look at its stain, "
+            "scanner, tissue and pixel size. In other slides a tile is distant where at most 1 % of a "
+            "new patient's tiles would lie as far. results/predicted_slides.tsv has the same table in "
+            "the order of the sheet."
         ],
     )
     log.info("%d of %d slides are out of distribution", n_out, len(listed))

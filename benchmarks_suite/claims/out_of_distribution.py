@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histogep.distance import FeatureDistance
+from histogep.distance import FeatureDistance, call_tiles
 
 BLOCKS = [("descriptors", 35), ("encoder", 120)]
 #: Size of the shift of a patient in units of the noise, its directions, whether it is heavy-tailed.
@@ -29,7 +29,10 @@ HIDDEN, TILES = 12, 60
 def simulate_study(
     rng: np.random.Generator, n: int, shift: float, rank: int, *, heavy: bool, new: int = 5
 ) -> np.ndarray:
-    """Return which slides (new patients, 2) of exchangeable new patients are flagged."""
+    """Return which slides (new patients, 2) of exchangeable new patients are out of distribution.
+
+    Beside it the share of distant tiles of each slide: (new patients, 2 slides, 2).
+    """
     scales = np.linspace(2, 0.3, HIDDEN)
     texture = [rng.normal(size=(HIDDEN, d)) * scales[:, None] for _, d in BLOCKS]
     turn = [rng.normal(size=(rank, d)) * shift / np.sqrt(rank) for _, d in BLOCKS]
@@ -51,25 +54,27 @@ def simulate_study(
     fitted = FeatureDistance.fit(
         [slide for slide, _ in training], patients=[name for _, name in training], blocks=BLOCKS
     )
-    return np.array([[_flagged(fitted, slide) for slide in patient()] for _ in range(new)])
+    return np.array([[_called(fitted, slide) for slide in patient()] for _ in range(new)])
 
 
-def _flagged(fitted: FeatureDistance, values: np.ndarray) -> bool:
-    return bool((fitted.distance(values) > fitted.threshold).mean() > 0.5)
+def _called(fitted: FeatureDistance, values: np.ndarray) -> tuple[float, float]:
+    distant, out = call_tiles(fitted.distance(values))
+    return float(out), float(distant.mean())
 
 
 def show_level(seed: int, studies: int) -> None:
-    """Print the share of new patients with a flagged slide."""
+    """Print the share of new patients with a slide out of distribution."""
     print(f"seed {seed}, {studies} studies of 5 new patients, two slides each")
-    print("patients\tshift\tdirections\ttails\tslides flagged\tpatients flagged")
+    print("patients\tshift\tdirections\ttails\tslides out\tpatients out\tdistant tiles of others")
     for n in (2, 3, 5, 10, 20):
         for shift, rank in SHIFTS:
             for heavy in (False, True):
                 rng = np.random.default_rng([seed, n, rank, int(10 * shift), heavy])
-                flags = np.concatenate(
+                called = np.concatenate(
                     [simulate_study(rng, n, shift, rank, heavy=heavy) for _ in range(studies)]
                 )
-                shares = f"{flags.mean():.3f}\t{flags.any(1).mean():.3f}"
+                out, tiles = called[..., 0] > 0, called[..., 1]
+                shares = f"{out.mean():.3f}\t{out.any(1).mean():.3f}\t{tiles[~out].mean():.4f}"
                 tails = "t4" if heavy else "normal"
                 print(f"{n}\t{shift:g}\t{rank}\t{tails}\t{shares}", flush=True)
 
@@ -127,21 +132,15 @@ def other_stains(tiles: np.ndarray) -> dict[str, np.ndarray]:
 
 def foreign_features(data: Path, n: int, seed: int) -> tuple[dict[str, np.ndarray], list]:
     """Return features by what they are of, with the blocks of their columns."""
-    import torch
-
-    from histogep.encoders import load_encoder
-    from histogep.encoding import encode_batch, place_encoder
+    from histogep.encoding import encode_batch, open_encoders
 
     rng = np.random.default_rng(seed)
-    device = torch.device("cpu")
-    encoders = [
-        place_encoder(load_encoder({"name": name, "precision": "float32"}), device)
-        for name in ("descriptors", "lite0")
-    ]
+    settings = [{"name": name, "precision": "float32"} for name in ("descriptors", "lite0")]
+    encoders = open_encoders(settings, exported={}, threads=1, cuda=False)
 
     def encode(tiles: np.ndarray) -> np.ndarray:
         parts = [tiles[at : at + 8] for at in range(0, len(tiles), 8)]
-        return np.concatenate([encode_batch(part, encoders, device=device) for part in parts])
+        return np.concatenate([encode_batch(part, encoders) for part in parts])
 
     found = {}
     for name in PATIENT:
@@ -185,11 +184,13 @@ def show_foreign(data: Path, n: int, seed: int) -> None:
             "noise features, as scattered": pooled.mean(0) + pooled.std(0) * drawn,
             "features permuted": np.column_stack([rng.permutation(c)[:n] for c in pooled.T]),
         }
-        print(f"\nmodel of {' '.join(training)}\ncase\tdistant tiles\tmedian distance\tflagged")
+        print(
+            f"\nmodel of {' '.join(training)}\ncase\tbeyond the limit of tiles\tmedian distance\tout"
+        )
         for name, values in (features | noise).items():
             distance = fitted.distance(values)
-            share = float((distance > fitted.threshold).mean())
-            print(f"{name}\t{share:.2f}\t{np.median(distance):.2f}\t{share > 0.5}", flush=True)
+            median, single = np.median(distance[:, 0]), (distance[:, 1] > 1).mean()
+            print(f"{name}\t{single:.2f}\t{median:.2f}\t{call_tiles(distance)[1]}", flush=True)
 
 
 def main() -> None:
