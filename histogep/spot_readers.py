@@ -631,13 +631,13 @@ def _bin_of(table: pd.DataFrame) -> float | None:
     return float(match[1]) if match else None
 
 
+def is_legacy(table: pd.DataFrame) -> bool:
+    """Whether a table of positions is of a legacy ST array: its spots are called "XxY"."""
+    return bool(len(table)) and all(_ST_NAME.fullmatch(name) for name in table.index[:10])
+
+
 def _kind(table: pd.DataFrame) -> str:
-    """Return the lattice that the names of the spots tell of: "XxY" are of legacy ST."""
-    return (
-        "st"
-        if len(table) and all(_ST_NAME.fullmatch(name) for name in table.index[:10])
-        else "visium"
-    )
+    return "st" if is_legacy(table) else "visium"
 
 
 def _read_text_positions(path: Path) -> pd.DataFrame:

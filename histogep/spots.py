@@ -21,7 +21,7 @@ from histogep.jobs import BadSlide, InputError
 from histogep.lattice import KINDS, Lattice
 from histogep.matrices import wrong_counts
 from histogep.slides import Slide
-from histogep.spot_readers import RawSection
+from histogep.spot_readers import RawSection, is_legacy
 from histogep.tissue import TissueMask
 
 log = logging.getLogger(__name__)
@@ -308,12 +308,7 @@ def check_alignment(
         )
     if estimate and max(estimate / slide.mpp, slide.mpp / estimate) > _MOST_MPP_RATIO:
         pitch_um = spots.uns["lattice"]["pitch_um"]
-        raise BadSlide(
-            f"slide {slide.slide}: it has {slide.mpp:.4g} um per px, but by lattice.pitch_um "
-            f"{pitch_um:g} and the distance of its spots it has {estimate:.4g}: set lattice.pitch_um to "
-            "the array's (100 for Visium, 200 for legacy ST), or mpp in the slide sheet to the image's"
-            f"{_other_scale(slide, estimate)}"
-        )
+        raise BadSlide(_pitch_differs(slide.slide, slide.mpp, estimate, pitch_um))
     share = float(spots.obs["on_tissue"].mean())
     if spots.uns["lattice_fit"]["mirrored"]:
         exchanged = float(mask.contains(y_px, x_px).mean())
@@ -331,6 +326,44 @@ def check_alignment(
             f"belong together{_better_turn(x_px, y_px, slide, mask, share)}. See the overlay beside "
             "the log"
         )
+
+
+def check_stated_size(table: pd.DataFrame, *, slide: str, mpp: float, lattice: Lattice) -> None:
+    """Raise a BadSlide if the um per px that the sheet states are not those of the spots' pitch.
+
+    The slide is not opened, so this can be done before the first job; `check_alignment` holds the
+    spots against the image too. Spots of another lattice are its affair, and so is an image that is
+    coarser than the positions' pixels, as Space Ranger's smaller images are.
+
+    Parameters
+    ----------
+    table
+        What `histogep.spot_readers.read_positions` read.
+    slide
+        Its id.
+    mpp
+        Um per px; NaN if the sheet does not state it.
+    lattice
+        The lattice of the study.
+    """
+    row, col = (table[name].to_numpy() for name in ("array_row", "array_col"))
+    if lattice.kind == "visium":
+        col = col // 2
+    fit = fit_lattice(lattice, row, col, table["x_px"].to_numpy(), table["y_px"].to_numpy())
+    if not (mpp > 0 and fit.fits and fit.pitch_px > 0):
+        return
+    estimate = lattice.pitch_um / fit.pitch_px
+    coarse = mpp > estimate and not is_legacy(table)
+    if max(estimate / mpp, mpp / estimate) > _MOST_MPP_RATIO and not coarse:
+        raise BadSlide(_pitch_differs(slide, mpp, estimate, lattice.pitch_um))
+
+
+def _pitch_differs(slide: str, mpp: float, estimate: float, pitch_um: float) -> str:
+    return (
+        f"slide {slide}: it has {mpp:.4g} um per px, but by lattice.pitch_um {pitch_um:g} and the "
+        f"distance of its spots it has {estimate:.4g}: set lattice.pitch_um to the array's (100 for "
+        f"Visium, 200 for legacy ST), or mpp in the slide sheet to the image's{_other_scale(mpp, estimate)}"
+    )
 
 
 def collapse_symbols(
@@ -476,10 +509,10 @@ def _better_turn(
     return f" ({name} {found[name]:.0%} would)" if found[name] > share + _BETTER_SHARE else ""
 
 
-def _other_scale(slide: Slide, estimate: float) -> str:
+def _other_scale(mpp: float, estimate: float) -> str:
     """Return a clause for places that are no level-0 pixels of the slide, "" if they may be."""
     if not 0.97 < estimate < 1.03:
-        times = estimate / slide.mpp
+        times = estimate / mpp
         return (
             f"; or the places of the spots are in the pixels of an image {times:.3g} times smaller: "
             "multiply them by that"
@@ -488,7 +521,7 @@ def _other_scale(slide: Slide, estimate: float) -> str:
         )
     return (
         "; or the places of the spots are um, not pixels: divide them by the pixel size "
-        f"({slide.mpp:.4g})"
+        f"({mpp:.4g})"
     )
 
 

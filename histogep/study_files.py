@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -19,6 +20,7 @@ from histogep.barcodes import patient_of
 from histogep.bulk import measured_samples, read_expression
 from histogep.gene_sets import read_gmt
 from histogep.jobs import BadSlide, InputError
+from histogep.lattice import Lattice
 from histogep.patient_joins import join_ids
 from histogep.positions import read_gene_positions
 from histogep.problems import Problems
@@ -81,18 +83,24 @@ def check_gene_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
 
 
 def check_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
-    """Read the positions of the spots that the slide sheet names; a bad file costs its own slide."""
+    """Read the positions that the slide sheet names, and hold their pitch against its um per px.
+
+    A bad file costs its own slide.
+    """
     from histogep.spot_readers import read_positions  # reads counts too: its imports take a second
+    from histogep.spots import check_stated_size
+
+    def read(slide: str, path: str) -> None:
+        try:
+            table = read_positions(path)
+        except InputError as error:
+            raise BadSlide(f"slide {slide}, positions: {error}") from None
+        lattice = Lattice.from_settings(files.settings["lattice"])
+        mpp = float(files.slides.loc[slide, "mpp"])
+        check_stated_size(table, slide=slide, mpp=mpp, lattice=lattice)
 
     for slide, path in files.column("positions").items():
-        yield lambda slide=slide, path=path: _of_slide(slide, "positions", read_positions, path)
-
-
-def _of_slide(slide: str, column: str, read: Callable[[str], Any], path: str) -> Any:
-    try:
-        return read(path)
-    except InputError as error:
-        raise BadSlide(f"slide {slide}, {column}: {error}") from None
+        yield partial(read, slide, path)
 
 
 def check_labels_and_regions(files: StudyFiles) -> Iterator[Callable[[], Any]]:

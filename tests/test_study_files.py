@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from histogep.clinical import read_clinical
 from histogep.jobs import BadSlide, InputError
+from histogep.lattice import Lattice
 from histogep.sheets import no_slides
 from histogep.study_files import (
     CHECKS,
@@ -20,7 +22,9 @@ from histogep.study_files import (
     measured_patients,
 )
 
-SETTINGS = {"measured": {}, "labels": {}}
+LATTICE = {"kind": "st", "pitch_um": 200, "tile_um": 112}
+SETTINGS = {"measured": {}, "labels": {}, "lattice": LATTICE}
+HER2ST = Path(__file__).parents[1] / "../shared/data/her2st/spots"
 
 
 def test_all_files_are_read_whole_and_one_message_holds_what_is_wrong(tmp_path):
@@ -28,7 +32,7 @@ def test_all_files_are_read_whole_and_one_message_holds_what_is_wrong(tmp_path):
     (tmp_path / "dup.gmt").write_text("\n".join([*sets, "SET3\td\tG1\tG2"]) + "\n")
     (tmp_path / "good.gmt").write_text("\n".join([*sets, sets[0], "EMPTY\td"]) + "\n")
     (tmp_path / "tpm.tsv").write_text("gene\tA\tB\nX\t1\t2\nY\t900\t1000\nZ\t1\t1,2,3\n")
-    settings = {"measured": {"m": {"scale": "log2"}}, "labels": {}}
+    settings = SETTINGS | {"measured": {"m": {"scale": "log2"}}}
     files = StudyFiles(
         no_slides(),
         settings,
@@ -108,3 +112,59 @@ def test_bad_positions_cost_their_slide_and_not_the_study(tmp_path, caplog):
         check_study_files(StudyFiles(slides, SETTINGS | {"on_bad_slide": "stop"}))
     check_study_files(StudyFiles(slides, SETTINGS | {"on_bad_slide": "skip"}))
     assert "slide S1, positions" in caplog.text
+
+
+def positions(tmp_path, names, *, px, kind="st"):
+    """Write a table of positions with a pitch of `px`; return a sheet of one slide with it."""
+    row, col = np.divmod(np.arange(60), 10)
+    if kind == "st":
+        table = pd.DataFrame({"x": col, "y": row, "pixel_x": col * px, "pixel_y": row * px})
+        path = tmp_path / "p.tsv"
+        table.to_csv(path, sep="\t", index=False)
+    else:
+        x_um, y_um = Lattice().centres_um(row, col)
+        table = pd.DataFrame(
+            {"barcode": names, "in_tissue": 1, "array_row": row, "array_col": 2 * col + row % 2}
+        ).assign(pxl_row_in_fullres=y_um * px / 100, pxl_col_in_fullres=x_um * px / 100)
+        path = tmp_path / "tissue_positions.csv"
+        table.to_csv(path, index=False)
+    slides = no_slides().reindex(["S1"]).fillna("")
+    slides["positions"] = str(path)
+    return slides
+
+
+@pytest.mark.parametrize("mpp", [0.34, 1.38, 0.9])
+def test_a_stated_pixel_size_that_the_pitch_denies_is_refused_while_planning(tmp_path, mpp):
+    slides = positions(tmp_path, None, px=200 / 0.69)
+    stop = SETTINGS | {"on_bad_slide": "stop"}
+    if mpp == 0.9:  # a difference that align_spots warns of
+        return check_study_files(StudyFiles(slides.assign(mpp=mpp), stop))
+    with pytest.raises(
+        InputError, match=r"slide S1: it has .* um per px, but by lattice.pitch_um 200"
+    ):
+        check_study_files(StudyFiles(slides.assign(mpp=mpp), stop))
+    check_study_files(StudyFiles(slides.assign(mpp=mpp), SETTINGS | {"on_bad_slide": "skip"}))
+    for right in (0.69, np.nan):
+        check_study_files(StudyFiles(slides.assign(mpp=right), stop))
+
+
+def test_a_coarser_image_of_space_ranger_is_left_to_the_slide(tmp_path):
+    """The image may be its hires one: the positions are in full pixels and tell .5 um, it has 3.3."""
+    names = [f"AAACAAGTATCTCCCA{i:02d}-1" for i in range(60)]
+    slides = positions(tmp_path, names, px=200, kind="visium")
+    visium = {"lattice": {"kind": "visium", "pitch_um": 100, "tile_um": 112}}
+    check_study_files(StudyFiles(slides.assign(mpp=3.3), SETTINGS | visium))
+    check_study_files(StudyFiles(slides.assign(mpp=0.5), SETTINGS | visium))
+    with pytest.raises(InputError, match=r"it has 0.25 um per px, but by lattice.pitch_um 100"):
+        check_study_files(StudyFiles(slides.assign(mpp=0.25), SETTINGS | visium))
+
+
+@pytest.mark.skipif(not HER2ST.is_dir(), reason="the real data are not here")
+@pytest.mark.parametrize(("section", "mpp"), [("A1", 3.19), ("B4", 0.687), ("C2", 0.687)])
+def test_real_sections_pass_with_their_pixel_size_and_not_with_twice_that(section, mpp):
+    slides = no_slides().reindex(["S1"]).fillna("")
+    slides["positions"] = str(HER2ST / f"{section}.tsv")
+    check_study_files(StudyFiles(slides.assign(mpp=mpp), SETTINGS))
+    for factor in (0.5, 2):
+        with pytest.raises(InputError, match="and the distance of its spots it has"):
+            check_study_files(StudyFiles(slides.assign(mpp=factor * mpp), SETTINGS))
