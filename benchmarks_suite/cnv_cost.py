@@ -25,6 +25,7 @@ from scipy import sparse
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from histogep.lattice import Lattice
+from histogep.normalise import add_expression
 from histogep.positions import assign_arms, read_arms
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +78,7 @@ def write_slide(folder: Path, *, n_spots: int, n_genes: int, depth: float) -> No
         obsm={"spatial": np.stack(lattice.centres_um(row, col), axis=1)},
         uns={"lattice": lattice.to_settings()},
     )
-    spots.write_h5ad(folder / "S.h5ad")
+    add_expression(spots).write_h5ad(folder / "S.h5ad")
     label = np.where(kind == 0, "non-malignant", "malignant")
     table = pd.DataFrame({"barcode": spots.obs_names, "label": label, "ranked": ""})
     table.to_csv(folder / "S.tsv", sep="\t", index=False)

@@ -25,7 +25,8 @@ from histogep.cnv_reference import choose_spots
 from histogep.files import read_tsv
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.normalise import log_cp10k
+from histogep.matrices import expression_of
+from histogep.normalise import add_expression
 from histogep.positions import read_gene_positions
 from histogep.tumour import infer_labels
 
@@ -38,12 +39,13 @@ def read_spots(path: Path) -> anndata.AnnData:
     table = pd.read_csv(path, sep="\t", index_col=0)
     table = table[table.sum(axis=1) >= 100]
     col, row = np.array([name.split("x") for name in table.index], dtype=int).T
-    return anndata.AnnData(
+    spots = anndata.AnnData(
         X=sparse.csr_matrix(table.to_numpy(np.float32)),
         obs=pd.DataFrame({"row": row, "col": col}, index=table.index.astype(str)),
         var=pd.DataFrame({"gene_id": ""}, index=table.columns),
         uns={"slide": path.name, "lattice": Lattice("st", 200, 112).to_settings()},
     )
+    return add_expression(spots)
 
 
 def score_section(
@@ -57,7 +59,7 @@ def score_section(
     place = positions.set_index("gene").loc["ERBB2", "start"]
     try:
         profiles = infer_profiles(
-            log_cp10k(spots.X),
+            expression_of(spots),
             positions,
             reference,
             genes=list(spots.var_names),

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import yaml
@@ -24,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from histogep.clone_divisions import METHODS
 from histogep.clones import call_arms, call_clones
 from histogep.cnv import infer_profiles
+from histogep.matrices import expression_of
 from histogep.mixtures import adjusted_rand
-from histogep.normalise import log_cp10k
+from histogep.normalise import add_expression
 from histogep.settings import complete_settings
 from histogep.simulate_cohort import patient_id, slide_composition, stream
 from histogep.simulate_counts import Expression
@@ -74,7 +76,11 @@ def score_section(
     label = map_texts(texts, settings["labels"], path="the simulated annotation").to_numpy(object)
     reference, malignant = label == "non-malignant", label == "malignant"
     profiles = infer_profiles(
-        log_cp10k(counts), positions, reference, genes=list(positions["gene"]), engine="weights"
+        expression_of(add_expression(anndata.AnnData(counts))),
+        positions,
+        reference,
+        genes=list(positions["gene"]),
+        engine="weights",
     )
     neighbours = LATTICE.neighbours(
         spots["array_row"].to_numpy(), spots["array_col"].to_numpy() // 2

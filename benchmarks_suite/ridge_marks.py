@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from histogep.features import read_features
 from histogep.files import read_tsv
 from histogep.lattice import Lattice
+from histogep.matrices import expression_of
 from histogep.model_folder import tiles_of
 from histogep.neighbours import fit_neighbours
-from histogep.normalise import log_cp10k
 from histogep.ridge import fit_ridge
 from histogep.selection import mean_over_groups, section_score
 
@@ -54,7 +54,7 @@ def main() -> None:
         features[slide], spots[slide] = encoded, table
     shared = sorted(set.intersection(*(set(table.var_names) for table in spots.values())))
     expression = {
-        slide: log_cp10k(table.X)[:, table.var_names.get_indexer(shared)].toarray()
+        slide: expression_of(table)[:, table.var_names.get_indexer(shared)].toarray()
         for slide, table in spots.items()
     }
     for name, leak in (("panel in the fold", False), ("panel on all sections (a leak)", True)):

@@ -16,11 +16,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from histogep.genes import morans_i
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.matrices import read_h5ad
-from histogep.normalise import log_cp10k
+from histogep.matrices import expression_of, read_h5ad
+from histogep.variable_genes import morans_i
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +122,7 @@ def score_activity(
             chosen = _testable(gene_sets, genes, min_size, max_size)
         if not measured and list(genes) != list(first):
             raise InputError(f"{path} and {paths[0]} were predicted by different models")
-        matrix = log_cp10k(data.X) if measured else data.X
+        matrix = expression_of(data) if measured else data.X
         values = matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
         if not chosen or values.shape[0] < _MIN_TILES:
             continue

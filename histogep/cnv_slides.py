@@ -40,8 +40,7 @@ from histogep.features import read_features
 from histogep.files import complete, read_labels, read_tsv
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.matrices import read_h5ad
-from histogep.normalise import log_cp10k
+from histogep.matrices import expression_of, read_h5ad
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +227,7 @@ def measured_slide(
     table = read_labels(labels, section.obs_names)
     ids = section.var["gene_id"].astype(str).tolist() if "gene_id" in section.var else None
     return profile_slide(
-        log_cp10k(section.X),
+        expression_of(section),
         positions,
         slide=slide,
         labels=join_labels(section.obs_names, table, str(labels)),

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from histogep.barcodes import patient_key
 from histogep.image_copies import COLUMNS
-from histogep.normalise import log_cp10k
+from histogep.matrices import expression_of
 
 LOG = logging.getLogger(__name__)
 #: Genes that are detected in most spots, by which profiles are compared; fewer than the least say
@@ -78,7 +78,7 @@ def read_profiles(
         )
         counts = sparse.csr_matrix(table.X)
         found[slide] = Profiles(
-            sparse.csr_matrix(log_cp10k(counts) @ pick),
+            sparse.csr_matrix(expression_of(table) @ pick),
             known,
             np.asarray((counts @ pick).sum(0)).ravel().astype(float),
         )

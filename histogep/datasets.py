@@ -16,8 +16,7 @@ from histogep.features import Features, read_features
 from histogep.files import read_labels
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.matrices import read_h5ad
-from histogep.normalise import log_cp10k
+from histogep.matrices import expression_of, read_h5ad
 from histogep.preparation import Tiles
 
 LOG = logging.getLogger(__name__)
@@ -262,11 +261,9 @@ def panel_expression(
             len(genes),
             ", ".join(absent[:5]),
         )
-    normalised = log_cp10k(table.X)
     known = place >= 0
-    columns = normalised[:, place[known]]
     targets = np.zeros((table.n_obs, len(genes)), np.float32)
-    targets[:, known] = columns.toarray() if hasattr(columns, "toarray") else columns
+    targets[:, known] = expression_of(table)[:, place[known]].toarray()
     return targets
 
 

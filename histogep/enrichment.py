@@ -13,8 +13,7 @@ import scipy.sparse as sp
 
 from histogep.files import read_labels, read_tsv
 from histogep.jobs import InputError
-from histogep.matrices import read_h5ad
-from histogep.normalise import log_cp10k
+from histogep.matrices import expression_of, read_h5ad
 from histogep.patient_null import (
     against_permuted_patients,
     not_tested,
@@ -92,7 +91,7 @@ def rank_measured(
                 MIN_SPOTS,
             )
             continue
-        values = sp.csr_matrix(log_cp10k(data.X))
+        values = expression_of(data)
         detected = np.asarray((values[malignant | other] > 0).mean(axis=0)).ravel()
         score = _difference(values, malignant, other)
         score[detected < min_detected] = np.nan

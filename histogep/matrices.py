@@ -11,6 +11,8 @@ from scipy import sparse
 from histogep.files import readable
 from histogep.jobs import InputError
 
+#: Layer of a section's spots with log1p of counts per 10,000; X holds the raw counts.
+EXPRESSION = "log1p_cp10k"
 #: Largest whole number up to which float32, in which counts are kept, holds all of them.
 MOST_COUNTS = 2**24
 
@@ -25,6 +27,23 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
     """
     with readable(path):
         return anndata.read_h5ad(path)
+
+
+def expression_of(spots: anndata.AnnData) -> sparse.csr_matrix:
+    """Return log1p of counts per 10,000 of a section, spots x genes, float32.
+
+    Raises
+    ------
+    InputError
+        `histogep.normalise.add_expression` did not write these spots.
+    """
+    if EXPRESSION not in spots.layers:
+        slide = spots.uns.get("slide", "a section")
+        raise InputError(
+            f"the spots of {slide} have no layer {EXPRESSION}: an "
+            "earlier version wrote them; delete the file, and the workflow makes it again"
+        )
+    return sparse.csr_matrix(spots.layers[EXPRESSION])
 
 
 def check_compressed(
@@ -74,22 +93,6 @@ def check_compressed(
     place = line * max(n_minor, 1) + indices.astype(np.int64)
     if len(place) > 1 and (np.diff(place) <= 0).any() and len(np.unique(place)) < len(place):
         refuse("one place of the matrix is given twice")
-
-
-def counts_by_spot(
-    data: np.ndarray,
-    indices: np.ndarray,
-    indptr: np.ndarray,
-    *,
-    n_spots: int,
-    n_genes: int,
-    name: str,
-) -> sparse.csr_matrix:
-    """Return compressed arrays as a matrix of spots x genes, once they are known to fit."""
-    check_compressed(data, indices, indptr, n_spots, n_genes, name)
-    matrix = sparse.csr_matrix((data, indices, indptr), shape=(n_spots, n_genes))
-    matrix.check_format(full_check=True)
-    return matrix
 
 
 def wrong_counts(values: np.ndarray) -> str:

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import anndata
 import numpy as np
+import scanpy as sc
 from scipy import sparse
 
 from histogep.jobs import InputError
+from histogep.matrices import EXPRESSION
 
 SCALE = 1e4
 
 
-def log_cp10k(counts: sparse.spmatrix | np.ndarray) -> sparse.csr_matrix:
-    """Return log1p of counts per 10,000 (Seurat's LogNormalize), spots x genes, float32.
+def add_expression(spots: anndata.AnnData) -> anndata.AnnData:
+    """Return spots with `layers[EXPRESSION]`: log1p of counts per 10,000 (Seurat's LogNormalize).
 
     Parameters
     ----------
-    counts
-        Raw counts, spots x genes, of ALL genes of the section: the library size is taken over
-        what is given, so normalise before choosing a panel.
+    spots
+        X raw counts, spots x genes, of ALL genes of the section: the library size is taken over
+        what is given, so normalise before choosing a panel. X is left as it is.
+
+    Returns
+    -------
+    AnnData
+        The same object; the layer is CSR, float32.
 
     Raises
     ------
     InputError
-        If a count is negative or not finite, or a spot has no counts at all.
+        A count is negative or not finite, or a spot has no counts at all.
     """
-    matrix = sparse.csr_matrix(counts, dtype=np.float64, copy=True)
-    if matrix.nnz and not (np.isfinite(matrix.data).all() and matrix.data.min() >= 0):
+    counts = sparse.csr_matrix(spots.X, dtype=np.float32, copy=True)
+    if counts.nnz and not (np.isfinite(counts.data).all() and counts.data.min() >= 0):
         raise InputError("counts hold negative or non-finite values; give raw counts")
-    library = np.asarray(matrix.sum(axis=1)).ravel()
-    if (library == 0).any():
-        raise InputError(
-            f"{int((library == 0).sum())} spots have no counts; raise spots.min_counts above 0"
-        )
-    matrix.data *= np.repeat(SCALE / library, np.diff(matrix.indptr))
-    np.log1p(matrix.data, out=matrix.data)
-    return matrix.astype(np.float32)
+    # scanpy would leave such a spot at 0 for all genes: a profile that nobody measured.
+    empty = np.asarray(counts.sum(axis=1)).ravel() == 0
+    if empty.any():
+        raise InputError(f"{empty.sum()} spots have no counts; raise spots.min_counts above 0")
+    spots.layers[EXPRESSION] = counts
+    sc.pp.normalize_total(spots, target_sum=SCALE, layer=EXPRESSION)
+    sc.pp.log1p(spots, layer=EXPRESSION)
+    # scanpy's note that X was logged: it was not.
+    spots.uns.pop("log1p", None)
+    return spots

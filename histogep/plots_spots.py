@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from histogep import plots
+from histogep.spot_quality import MEASURES
 
 
 def draw_spots(spots: anndata.AnnData, *, mpp: float) -> Figure:
@@ -50,6 +51,36 @@ def draw_spots(spots: anndata.AnnData, *, mpp: float) -> Figure:
         _legend(marked, {"off tissue": "#009E73"}, hollow=True)
     if spots.uns.get("joins"):
         fig.supxlabel(textwrap.fill(spots.uns["joins"], 130), fontsize=6)
+    return fig
+
+
+def draw_quality(spots: anndata.AnnData) -> Figure:
+    """Return counts, genes and mitochondrial share of the spots: how they are distributed, and where.
+
+    Parameters
+    ----------
+    spots
+        What `histogep.spots.align_spots` returned.
+    """
+    fig = plots.figure(width_mm=180, height_mm=115)
+    above, below = fig.subplots(2, len(MEASURES), height_ratios=[1, 1.5])
+    for spread, place, (column, label) in zip(above, below, MEASURES.items(), strict=True):
+        values = spots.obs[column].to_numpy(np.float64)
+        _show_slide(place, spots, mpp=float(spots.uns["mpp"]), alpha=0.45)
+        if np.isnan(values).all():
+            spread.set_axis_off()
+            spread.text(0.5, 0.5, "no mitochondrial gene\nis measured", ha="center", va="center")
+            continue
+        spread.hist(values, bins=40, color=plots.CATEGORY_COLOURS[0])
+        spread.axvline(np.median(values), color=plots.CEILING_COLOUR, linewidth=0.8)
+        spread.set(xlabel=label, ylabel="spots", title=f"median {np.median(values):.4g}")
+        drawn = _add_spots(
+            place, spots, array=values, cmap=plots.EXPRESSION_MAP, linewidths=0,
+            clim=np.quantile(values, [0.01, 0.99]),
+        )  # fmt: skip
+        fig.colorbar(drawn, ax=place, fraction=0.04, pad=0.02)
+    slide = plots.as_drawn(spots.uns["slide"])
+    fig.suptitle(f"{slide}: {spots.n_obs} spots, {spots.n_vars} genes", x=0.01, ha="left", size=9)
     return fig
 
 

@@ -15,8 +15,7 @@ from scipy import sparse
 from histogep.datasets import TASKS
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.matrices import read_h5ad
-from histogep.normalise import log_cp10k
+from histogep.matrices import expression_of, read_h5ad
 from histogep.nulls import map_motions, spatial_basis
 
 PROTOCOLS = ("honest", "hist")
@@ -207,7 +206,7 @@ def read_measured(paths: Iterable[str | Path], sections: Sequence[HeldOut]) -> d
             genes=genes,
             counts=sparse.csr_matrix(counts @ pick),
             library_sizes=np.asarray(counts.sum(1), float).ravel(),
-            expression=(log_cp10k(counts) @ pick).toarray().astype(np.float32),
+            expression=(expression_of(spots) @ pick).toarray().astype(np.float32),
             lattice=_lattice(spots.uns, path),
         )
     missing = sorted({section.slide for section in sections} - set(measured))

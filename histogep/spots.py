@@ -20,7 +20,9 @@ from scipy import sparse
 from histogep.jobs import BadSlide, InputError
 from histogep.lattice import KINDS, Lattice
 from histogep.matrices import wrong_counts
+from histogep.normalise import add_expression
 from histogep.slides import Slide
+from histogep.spot_quality import measure_quality
 from histogep.spot_readers import RawSection, is_legacy
 from histogep.tissue import TissueMask
 
@@ -167,8 +169,9 @@ def align_spots(
     Returns
     -------
     AnnData
-        X raw counts (CSR, float32); obs array_row, array_col, row, col, in_tissue, total_counts,
-        on_tissue; var gene_id, gene_ids; obsm spatial (x, y in level-0 px); uns spatial (as
+        X raw counts (CSR, float32); layers log1p_cp10k (`histogep.normalise`); obs array_row,
+        array_col, row, col, in_tissue, on_tissue, total_counts, n_genes_by_counts, pct_counts_mt
+        (`histogep.spot_quality`); var gene_id, gene_ids, mitochondrial; obsm spatial (x, y in level-0 px); uns spatial (as
         squidpy reads it), lattice, slide, patient, source, mpp, mpp_estimates, lattice_fit, joins
         (what share of counts and positions matched, and on which image).
 
@@ -204,7 +207,6 @@ def align_spots(
             "row": row,
             "col": col,
             "in_tissue": True,
-            "total_counts": np.asarray(counts.sum(axis=1)).ravel().astype(np.float32),
             "on_tissue": True if mask is None else mask.contains(x_px, y_px),
         },
         index=pd.Index(table.index.to_numpy(object), name=None),
@@ -212,6 +214,8 @@ def align_spots(
     spots = anndata.AnnData(
         X=counts.astype(np.float32), obs=obs, var=var, obsm={"spatial": np.c_[x_px, y_px]}
     )
+    measure_quality(spots)
+    add_expression(spots)
     mpp = slide.mpp if slide is not None else estimates.get("spots", np.nan)
     name = slide.slide if slide is not None else ""
     spots.uns = {
@@ -229,7 +233,7 @@ def align_spots(
         spots.uns["spatial"] = {name: _squidpy_image(slide, spot_px)}
     log.info(
         "slide %s: %d spots, %d genes, median %d counts; pitch %.2f px, turned by %.1f degrees",
-        *(name, spots.n_obs, spots.n_vars, np.median(obs["total_counts"])),
+        *(name, spots.n_obs, spots.n_vars, np.median(spots.obs["total_counts"])),
         *(fit.pitch_px, fit.rotation_deg),
     )
     return spots

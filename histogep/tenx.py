@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from histogep.files import given_file
 from histogep.gene_names import Features, keep_genes
 from histogep.hdf5_guard import open_given
 from histogep.jobs import InputError
-from histogep.matrices import counts_by_spot, wrong_counts
+from histogep.matrices import check_compressed, wrong_counts
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ _LEAST_ENTRY = 6
 _MOST_EXPANSION = 1032
 #: Bytes of the header and the comments of a Matrix Market file.
 _MOST_HEADER = 1 << 20
+#: Datasets of a 10x HDF5 matrix beside those of its features.
+_PARTS = ("data", "indices", "indptr", "shape", "barcodes")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -51,6 +54,9 @@ class CountMatrix:
 def read_10x_h5(path: str | Path, *, gene_positions: str | Path | None = None) -> CountMatrix:
     """Return the gene expression of a 10x HDF5 matrix (Cell/Space Ranger 3 and later, or 2).
 
+    scanpy reads it, once its parts are known to fit each other: scanpy believes them, and compiled
+    code then reads foreign memory.
+
     Parameters
     ----------
     path
@@ -63,48 +69,78 @@ def read_10x_h5(path: str | Path, *, gene_positions: str | Path | None = None) -
     InputError
         The file is no such matrix, or its parts do not fit each other.
     """
+    # Seconds, and every plan reads positions by way of this module.
+    import scanpy as sc
+
     path = Path(path)
     with open_given(path, "a 10x matrix") as file:
-        if isinstance(file.get("matrix"), h5py.Group):
-            group, parts = file["matrix"], {}
-            features = group.get("features")
-            if not isinstance(features, h5py.Group):
-                raise InputError(f"{path}: not a 10x matrix (no group /matrix/features)")
-            for key in ("name", "id", "feature_type", "genome"):
-                parts[key] = _names(features, key, path) if key in features else None
-        else:
-            name = _only_genome(file, path)
-            group = file[name]
-            parts = {"name": _names(group, "gene_names", path), "id": _names(group, "genes", path)}
-        arrays = {key: _dataset(group, key, path) for key in ("data", "indices", "indptr", "shape")}
-        barcodes = _names(group, "barcodes", path)
-    shape = arrays.pop("shape")
+        genome = None
+        if not isinstance(file.get("matrix"), h5py.Group):
+            genome = _only_genome(file, path)
+        _check_10x_h5(file, genome, path)
+        with warnings.catch_warnings():
+            # Of two Ensembl ids with one symbol the counts are added up later.
+            warnings.filterwarnings("ignore", message="Variable names are not unique")
+            # Of another type, or of another genome, are more than scanpy knows: `keep_genes` sorts
+            # them out, and says what it leaves out.
+            table = sc.read_10x_h5(path, genome=genome, gex_only=False)
+    features = Features(
+        sparse.csr_matrix(table.X),
+        table.var_names.to_numpy(object),
+        table.var["gene_ids"].to_numpy(object),
+        *(
+            table.var[name].to_numpy(object) if name in table.var else None
+            for name in ("feature_types", "genome")
+        ),
+    )
+    barcodes = table.obs_names.to_numpy(object)
+    return _finish(features, barcodes, source=str(path), gene_positions=gene_positions)
+
+
+def _check_10x_h5(file: h5py.File, genome: str | None, path: Path) -> None:
+    """Refuse a 10x matrix whose parts are missing, do not fit each other, or are no raw counts."""
+    group = file[genome or "matrix"]
+    names = {"gene_names": group, "genes": group}
+    if genome is None:
+        features = group.get("features")
+        if not isinstance(features, h5py.Group):
+            raise InputError(f"{path}: not a 10x matrix (no group /matrix/features)")
+        names = dict.fromkeys(("name", "id", "feature_type"), features)
+        names |= {key: features for key in ("genome", "gene_id") if key in features}
+    _refuse_namesakes(group, {**names, **dict.fromkeys(_PARTS, group)}, path)
+    arrays = {key: _dataset(group, key, path) for key in ("data", "indices", "indptr")}
+    shape = _dataset(group, "shape", path)
     if shape.shape != (2,) or shape.dtype.kind not in "iu":
         raise InputError(
             f"{path}: /matrix/shape is {shape.tolist()}, not a number of genes and spots"
         )
     n_genes, n_spots = (int(size) for size in shape)
-    if parts.get("name") is None or parts.get("id") is None:
-        raise InputError(f"{path}: not a 10x matrix (its features have no name or no id)")
-    for what, size, values in (
-        *((f"features/{key}", n_genes, values) for key, values in parts.items()),
-        ("barcodes", n_spots, barcodes),
+    for key, place, size in (
+        *((key, place, n_genes) for key, place in names.items()),
+        ("barcodes", group, n_spots),
     ):
-        if values is not None and len(values) != size:
+        n_names = _count_names(place, key, path)
+        if n_names != size:
+            what = key if place is group else f"features/{key}"
             raise InputError(
                 f"{path}: the matrix is {n_genes} genes x {n_spots} spots, but {what} has "
-                f"{len(values)} entries; the file is damaged or cut short"
+                f"{n_names} entries; the file is damaged or cut short"
             )
     # Stored genes by spots in compressed columns, that is spots by genes in rows.
-    matrix = counts_by_spot(**arrays, n_spots=n_spots, n_genes=n_genes, name=str(path))
-    features = Features(
-        matrix, parts["name"], parts["id"], parts.get("feature_type"), parts.get("genome")
-    )
-    return _finish(features, barcodes, source=str(path), gene_positions=gene_positions)
+    check_compressed(**arrays, n_major=n_spots, n_minor=n_genes, name=str(path))
+    # Before scanpy makes them float32, in which large or fractional values may become whole ones.
+    if wrong := wrong_counts(arrays["data"]):
+        raise InputError(f"{path}: {wrong}; give raw counts, not normalised ones")
 
 
 def read_10x_mtx(folder: str | Path, *, gene_positions: str | Path | None = None) -> CountMatrix:
     """Return the gene expression of a 10x matrix folder: matrix, features (or genes), barcodes.
+
+    `scanpy.read_10x_mtx` reads two of the ways in which tools write these folders (all of it gzip with
+    three columns of features, or none of it and two), goes by the ends of the names alone, takes a
+    gene called NA for a missing one and a quote in a name for the start of a longer one, and adds up
+    a place that is given twice. So the names are read here, and the matrix by the function of scipy
+    that scanpy calls.
 
     Files of GEO carry the sample's name in front of all three.
 
@@ -358,12 +394,26 @@ def _dataset(group: h5py.Group, key: str, path: Path) -> np.ndarray:
     return np.asarray(group[key][()])
 
 
-def _names(group: h5py.Group, key: str, path: Path) -> np.ndarray:
-    """Return a list of names; those that are no UTF-8 or would break a line of text are refused."""
+def _refuse_namesakes(group: h5py.Group, parts: Mapping[str, h5py.Group], path: Path) -> None:
+    """Refuse a second dataset with the name of a part: scanpy takes whichever it meets last."""
+    known = {f"{place.name}/{key}" for key, place in parts.items()}
+
+    def check(name: str, found: h5py.Group | h5py.Dataset) -> None:
+        inside = f"{group.name}/{name}"
+        if isinstance(found, h5py.Dataset) and name.split("/")[-1] in parts and inside not in known:
+            raise InputError(
+                f"{path}: {inside} has the name of another part of the matrix, so which of them counts "
+                "is unclear: give the file as Space Ranger wrote it"
+            )
+
+    group.visititems(check)
+
+
+def _count_names(group: h5py.Group, key: str, path: Path) -> int:
+    """Return how long a list of names is; those that scanpy cannot read or a line cannot hold are refused."""
     values = _dataset(group, key, path)
     if values.ndim != 1:
         raise InputError(f"{path}: {group.name}/{key} is no list of names")
-    names = []
     for place, value in enumerate(values):
         try:
             name = value.decode("utf-8") if isinstance(value, bytes) else str(value)
@@ -377,8 +427,12 @@ def _names(group: h5py.Group, key: str, path: Path) -> np.ndarray:
                 f"{path}: entry {place + 1} of {group.name}/{key} holds a control character "
                 f"({name[:60]!r}): the file is damaged"
             )
-        names.append(name)
-    return np.array(names, dtype=object)
+        if not name.isascii():
+            raise InputError(
+                f"{path}: entry {place + 1} of {group.name}/{key} ({name[:60]!r}) is not ASCII, as "
+                "Space Ranger writes and scanpy reads all names: rename it"
+            )
+    return len(values)
 
 
 def _only_genome(file: h5py.File, path: Path) -> str:

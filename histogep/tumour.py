@@ -10,6 +10,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from histogep.annotation_fit import check_fit, points_within
 from histogep.cnv import infer_profiles
@@ -17,8 +18,8 @@ from histogep.delimited import open_delimited
 from histogep.jobs import InputError
 from histogep.joins import HALF, explain_names, judge_join
 from histogep.lattice import Lattice
+from histogep.matrices import expression_of
 from histogep.mixtures import fit_mixture
-from histogep.normalise import log_cp10k
 from histogep.qupath import Annotation, read_annotations
 
 log = logging.getLogger(__name__)
@@ -336,7 +337,7 @@ def infer_labels(
     """
     lattice = Lattice.from_settings(dict(spots.uns["lattice"]))
     adjacency = lattice.neighbours(spots.obs["row"].to_numpy(), spots.obs["col"].to_numpy())
-    expression = log_cp10k(spots.X)
+    expression = expression_of(spots)
     epithelial = contrast_lineages(expression, spots.var_names, markers)
     score, source = _standardise(_smooth(epithelial, adjacency)), "markers"
     # Of the markers alone: copy number must not choose the spots that it is then measured between.
@@ -374,22 +375,31 @@ def infer_labels(
 def contrast_lineages(expression: Any, genes: Sequence[str], markers: pd.DataFrame) -> np.ndarray:
     """Return how epithelial each spot is against all other lineages, standardised.
 
+    Parameters
+    ----------
+    expression
+        log1p CP10k, spots x genes.
+    genes
+        Their symbols.
+    markers
+        lineage, gene.
+
     Raises
     ------
     InputError
         If the counts hold markers of none but one side.
     """
-    place = {str(gene): index for index, gene in enumerate(genes)}
+    spots = anndata.AnnData(sparse.csr_matrix(expression), var=pd.DataFrame(index=list(genes)))
+    varying = np.ptp(spots.X.toarray(), axis=0) > 0
+    known = set(spots.var_names[varying])
     sides = []
     for lineages in (EPITHELIAL, OTHERS):
         programmes = []
         for lineage in lineages:
             chosen = markers.loc[markers["lineage"] == lineage, "gene"]
-            columns = [place[gene] for gene in chosen if gene in place]
-            values = np.asarray(expression[:, columns].todense(), np.float64)
-            values = values[:, values.std(axis=0) > 0]
-            if values.shape[1]:
-                programmes.append(_standardise(_standardise(values).mean(axis=1)))
+            chosen = [gene for gene in dict.fromkeys(chosen) if gene in known]
+            if chosen:
+                programmes.append(_score_programme(spots, chosen))
         if not programmes:
             raise InputError(
                 f"the counts hold no marker of {', '.join(lineages)}: tumour labels cannot be "
@@ -397,6 +407,24 @@ def contrast_lineages(expression: Any, genes: Sequence[str], markers: pd.DataFra
             )
         sides.append(_standardise(np.mean(programmes, axis=0)))
     return _standardise(sides[0] - sides[1])
+
+
+def _score_programme(spots: anndata.AnnData, genes: Sequence[str]) -> np.ndarray:
+    """Return the mean of genes less that of all genes of a like mean (scanpy's score_genes).
+
+    All of them and not a sample: of 50 drawn at random, as is scanpy's default, the AUROC of the
+    labels of a real section depended on the seed (.69 to .91).
+    """
+    import scanpy as sc  # seconds, and every plan reads annotations by this module
+
+    # At least 50 genes of a like mean, where so many are measured.
+    n_bins = int(np.clip(spots.n_vars // 50, 2, 25))
+    options = {"ctrl_size": spots.n_vars, "n_bins": n_bins, "random_state": None}
+    try:
+        sc.tl.score_genes(spots, genes, score_name="programme", **options)
+    except RuntimeError:  # no other gene has a like mean
+        return np.asarray(spots[:, genes].X.mean(axis=1), np.float64).ravel()
+    return spots.obs["programme"].to_numpy(np.float64)
 
 
 def _copy_number(

@@ -1,8 +1,8 @@
 """Spots: measured counts in the pixels of the slide, and their labels.
 
 Needs:  `counts` (and `positions` for legacy ST tables) of config/slides.tsv; `labels` if there are any.
-Writes: results/resources/ (references that the project ships), results/spots/{slide}.h5ad,
-        results/labels/{slide}.tsv, and for annotated sections how inferred labels
+Writes: results/resources/ (references that the project ships), results/spots/{slide}.h5ad with its
+        quality, results/labels/{slide}.tsv, and for annotated sections how inferred labels
         would have done, results/evaluation/{study}/labels.tsv
 """
 
@@ -41,6 +41,22 @@ rule align_spots:
             caption="../report/spots.rst",
             category="02 Alignment",
             labels={"slide": "{slide}", "figure": "spots on tissue"},
+        ),
+        # A folder of its own: a slide may be called as another with a suffix.
+        quality=report(
+            "results/spots/quality/{slide}.png",
+            caption="../report/spot_quality.rst",
+            category="02 Alignment",
+            labels={"slide": "{slide}", "figure": "counts, genes, mitochondria"},
+        ),
+        quality_table=report(
+            "results/spots/quality/{slide}.tsv",
+            caption="../report/spot_quality.rst",
+            category="02 Alignment",
+            labels={
+                "slide": "{slide}",
+                "figure": "counts, genes, mitochondria: table",
+            },
         ),
     log:
         "logs/align_spots/{slide}.log",

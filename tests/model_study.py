@@ -13,6 +13,7 @@ from scipy import ndimage, sparse
 from histogep.features import Features, tile_attributes, write_features
 from histogep.files import write_tsv
 from histogep.image_copies import Keypoints
+from histogep.normalise import add_expression
 
 LATTICE = {"kind": "visium", "pitch_um": 100.0, "tile_um": 112.0}
 BLOCKS = [("descriptors", 12), ("lite0", 96)]
@@ -91,9 +92,8 @@ def make_study(folder: Path, *, patients=("P", "P", "Q", "R", "S"), seed: int = 
             index=features.barcode[kept].astype(str),
         )
         var = pd.DataFrame(index=[*GENES, "BULK"])
-        anndata.AnnData(sparse.csr_matrix(counts), obs=obs, var=var).write_h5ad(
-            study.files["spots"][i]
-        )
+        section = anndata.AnnData(sparse.csr_matrix(counts), obs=obs, var=var)
+        add_expression(section).write_h5ad(study.files["spots"][i])
         tumour = fields[kept, 0]
         label = np.where(tumour > 0.2, "malignant", "non-malignant").astype(object)
         label[np.abs(tumour - 0.2) < 0.1] = "boundary"

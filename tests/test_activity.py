@@ -9,6 +9,7 @@ from scipy import sparse
 
 from histogep.activity import COLUMNS, score_activity, single_sample_scores
 from histogep.jobs import InputError
+from histogep.normalise import add_expression
 from histogep.plots_enrichment import activity_maps
 
 SETS = {"planted": {"TUMOUR": [f"G{i:02d}" for i in range(10)], "NOISE": ["G20", "G25", "G31"]}}
@@ -85,7 +86,8 @@ def test_measured_sections_have_no_tumour_and_every_gene_counts(tmp_path):
     var = pd.DataFrame(index=[f"G{i:02d}" for i in range(40)])
     counts = sparse.csr_matrix(rng.poisson(4, (36, 40)))
     path = tmp_path / "s.h5ad"
-    ad.AnnData(counts, obs=obs, var=var, uns={"lattice": LATTICE}).write_h5ad(path)
+    section = ad.AnnData(counts, obs=obs, var=var, uns={"lattice": LATTICE})
+    add_expression(section).write_h5ad(path)
     table, _ = score_activity([path], slides=["s"], slide_patients=["A"], **OPTIONS)
     assert table["n_genes"].tolist() == [3, 10]
     assert table[["tumour", "difference"]].isna().all(axis=None)

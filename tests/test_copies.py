@@ -21,6 +21,7 @@ from histogep.image_copies import (
     write_keypoints,
 )
 from histogep.jobs import InputError
+from histogep.normalise import add_expression
 
 
 def tissue(seed, side=300):
@@ -114,10 +115,12 @@ def section(seed, *, n=150, genes=200, programme=None):
         np.random.default_rng(99).normal(size=(4, genes)) if programme is None else programme
     )
     mean = np.exp(0.5 * rng.normal(size=(n, 4)) @ programme * 0.5 + np.linspace(0, 2, genes))
-    return anndata.AnnData(
-        sparse.csr_matrix(rng.poisson(mean).astype(np.float32)),
-        obs=pd.DataFrame(index=[f"{i}x1" for i in range(n)]),
-        var=pd.DataFrame(index=[f"G{i}" for i in range(genes)]),
+    return add_expression(
+        anndata.AnnData(
+            sparse.csr_matrix(rng.poisson(mean).astype(np.float32)),
+            obs=pd.DataFrame(index=[f"{i}x1" for i in range(n)]),
+            var=pd.DataFrame(index=[f"G{i}" for i in range(genes)]),
+        )
     )
 
 
@@ -136,6 +139,7 @@ def test_changed_counts_are_a_copy(change):
         copy.obs_names = [f"s{i}" for i in range(table.n_obs)]
     if change == "half":
         copy = table[::2].copy()
+    add_expression(copy)
     spots = {"S1": table, "S2": copy, "S3": section(5)}
     found = similar_counts(read_profiles(spots), {"S1": "P", "S2": "Q", "S3": "R"})
     copies = found[found["verdict"] == "copy"]
@@ -148,10 +152,12 @@ def test_the_sections_of_her2st_raise_no_false_alarm(shared_data):
 
     def read(name):
         table = pd.read_csv(shared_data / f"her2st/counts/{name}.tsv.gz", sep="\t", index_col=0)
-        return anndata.AnnData(
-            sparse.csr_matrix(table.to_numpy(np.float32)),
-            obs=pd.DataFrame(index=table.index.astype(str)),
-            var=pd.DataFrame(index=table.columns),
+        return add_expression(
+            anndata.AnnData(
+                sparse.csr_matrix(table.to_numpy(np.float32)),
+                obs=pd.DataFrame(index=table.index.astype(str)),
+                var=pd.DataFrame(index=table.columns),
+            )
         )
 
     spots = {name: read(name) for name in ("A1", "B4", "C2", "C3")}

@@ -20,6 +20,7 @@ from histogep.enrichment import (
 )
 from histogep.gene_sets import read_gmt
 from histogep.jobs import InputError
+from histogep.normalise import add_expression
 from histogep.plots_enrichment import CAVEAT, dot_plot, running_sums
 
 OPTIONS = {"min_size": 5, "max_size": 500, "permutations": 1000, "seed": 1}
@@ -180,7 +181,8 @@ def sections(tmp_path):
         obs = pd.DataFrame(index=[f"b{i}" for i in range(60)])
         var = pd.DataFrame(index=[f"G{i}" for i in range(29)] + [f"ONLY{number}"])
         path = tmp_path / f"s{number}.h5ad"
-        ad.AnnData(sp.csr_matrix(rng.poisson(rate)), obs=obs, var=var).write_h5ad(path)
+        section = ad.AnnData(sp.csr_matrix(rng.poisson(rate)), obs=obs, var=var)
+        add_expression(section).write_h5ad(path)
         spots.append(path)
         labels.append(tmp_path / f"s{number}.tsv")
         table = pd.DataFrame({"barcode": obs.index, "label": kinds})

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from scipy import io, sparse
 
 from histogep.jobs import InputError
@@ -167,6 +168,9 @@ def test_sparse_arrays_that_do_not_fit_are_refused_before_they_are_used(
         ("data", np.full(240, 2**30), "above 16777216"),
         ("barcodes", np.array([b"\xff\xfe"] * N_SPOTS), "entry 1 of /matrix/barcodes is not UTF-8"),
         ("features/name", np.array([b"A\nB"] * N_GENES), "control character"),
+        ("features/name", np.array(["TGF-β".encode()] * N_GENES), "'TGF-β'. is not ASCII"),
+        ("zone/name", np.array(["A"] * N_GENES, "S"), "zone/name has the name of another part"),
+        ("features/targets/indices", np.arange(240), "targets/indices has the name of another"),
         ("barcodes", np.array(["A-1"] * N_SPOTS, "S"), "A-1 is listed more than once"),
     ],
 )
@@ -176,6 +180,21 @@ def test_parts_of_a_10x_matrix_are_held_against_each_other(
     path = _h5(tmp_path / "x.h5", counts, places, **{part: values})
     with pytest.raises(InputError, match=message):
         read_section(path, positions=_positions(tmp_path, places))
+
+
+def test_a_second_list_of_names_would_be_taken_by_scanpy(tmp_path, counts, places):
+    """Why it is refused here. When scanpy reads parts by their path the guard may go."""
+    path = _h5(tmp_path / "x.h5", counts, places, **{"zone/name": np.array(["A"] * N_GENES, "S")})
+    assert list(sc.read_10x_h5(path).var_names) == ["A"] * N_GENES
+
+
+def test_a_matrix_of_probes_names_the_genes_and_not_the_probes(tmp_path, counts, places):
+    """As of raw_probe_bc_matrix.h5, where `id` is of the probe and `gene_id` of its gene."""
+    probes = np.array([f"{i}|{g}|abc" for i, g in zip(IDS, GENES, strict=True)], "S")
+    changes = {"features/id": probes, "features/gene_id": np.array(IDS, "S")}
+    path = _h5(tmp_path / "x.h5", counts, places, **changes)
+    raw = read_section(path, positions=_positions(tmp_path, places))
+    assert list(raw.gene_ids) == list(IDS)
 
 
 @pytest.mark.parametrize("part", ["matrix", "features", "data", "barcodes", "shape"])

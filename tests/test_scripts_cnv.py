@@ -17,6 +17,7 @@ from histogep.files import write_json, write_tsv
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.model_folder import FORMAT, folder_digest
+from histogep.normalise import add_expression
 from histogep.plots_cnv import profile_figure
 from histogep.positions import assign_arms, read_arms
 from histogep.preparation import Tiles
@@ -61,7 +62,7 @@ def _section(genome, folder, *, seed=1, reference=True, ranked=False):
     )
     spots.obsm["spatial"] = np.stack(LATTICE.centres_um(row, col), axis=1)
     spots.uns["lattice"] = LATTICE.to_settings()
-    spots.write_h5ad(folder / "spots.h5ad")
+    add_expression(spots).write_h5ad(folder / "spots.h5ad")
     label = np.where(tumour | (not reference), "malignant", "non-malignant")
     ends = np.full(len(col), "", dtype=object)
     if ranked:

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from histogep.files import file_sha256, read_json, read_tsv, write_json, write_tsv
 from histogep.jobs import InputError
+from histogep.normalise import add_expression
 
 TESTS = Path(__file__).parent
 OUTPUTS = {
@@ -80,7 +81,7 @@ def write_study(folder, *, keep=lambda section: True):
             var=pd.DataFrame(index=[*m.genes, "OTHER"]),
             uns={"slide": slide, "lattice": m.lattice.to_settings()},
         )[rng.permutation(len(m.barcode)), rng.permutation(len(m.genes) + 1)].copy()
-        table.write_h5ad(folder / "spots" / f"{slide}.h5ad")
+        add_expression(table).write_h5ad(folder / "spots" / f"{slide}.h5ad")
         spots.append(folder / "spots" / f"{slide}.h5ad")
     write_tsv(folds, folder / "folds.tsv")
     write_json({"ok": True}, folder / "leakage.json")

@@ -8,6 +8,7 @@ from scipy import sparse
 
 from histogep.files import file_sha256, read_json, read_tsv, write_tsv
 from histogep.genes import SCORE_COLUMNS, choose_panel
+from histogep.normalise import add_expression
 
 GENES = {
     "method": "moran",
@@ -32,13 +33,15 @@ def _spots(seed):
     # A gene that is striped in the held-out section alone.
     counts[:, 2] = rng.poisson(1 + 9 * (col >= 5)) if seed == 9 else rng.poisson(5, 100)
     names = ["STRIPE", "RPL3", "LATE", "CD3E", *(f"G{i}" for i in range(8))]
-    return anndata.AnnData(
-        sparse.csr_matrix(counts.astype(np.float32)),
-        obs=pd.DataFrame(
-            {"row": row, "col": col}, index=[f"{c}x{r}" for r, c in zip(row, col, strict=True)]
-        ),
-        var=pd.DataFrame(index=names),
-        obsm={"spatial": np.c_[col, row] * 60.0},
+    return add_expression(
+        anndata.AnnData(
+            sparse.csr_matrix(counts.astype(np.float32)),
+            obs=pd.DataFrame(
+                {"row": row, "col": col}, index=[f"{c}x{r}" for r, c in zip(row, col, strict=True)]
+            ),
+            var=pd.DataFrame(index=names),
+            obsm={"spatial": np.c_[col, row] * 60.0},
+        )
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from histogep.jobs import InputError
+from histogep.normalise import add_expression
 
 QUICK = {"repeats": 1, "refits": 5, "bootstraps": 100, "inner_folds": 3}
 
@@ -172,7 +173,8 @@ def test_measured_sections_are_enriched(run_script, tmp_path):
     rate[:20, :8] *= 2
     obs = pd.DataFrame(index=[f"b{i}" for i in range(40)])
     var = pd.DataFrame(index=[f"G{i:02d}" for i in range(40)])
-    ad.AnnData(sp.csr_matrix(rng.poisson(rate)), obs=obs, var=var).write_h5ad(tmp_path / "s.h5ad")
+    section = ad.AnnData(sp.csr_matrix(rng.poisson(rate)), obs=obs, var=var)
+    add_expression(section).write_h5ad(tmp_path / "s.h5ad")
     pd.DataFrame({"barcode": obs.index, "label": kinds}).to_csv(
         tmp_path / "s.tsv", sep="\t", index=False
     )

@@ -33,11 +33,20 @@ def prepared_a1(shared_data, tmp_path_factory):
     return folder / "A1.json"
 
 
+def _outputs(folder):
+    return {
+        "spots": folder / "A1.h5ad",
+        "overlay": folder / "A1.png",
+        "quality": folder / "quality.png",
+        "quality_table": folder / "quality.tsv",
+    }
+
+
 def _align(run_script, folder, *, counts, positions, slide, lattice=ST, **settings):
     run = run_script(
         "align_spots.py",
         input={"counts": counts, "positions": positions, "slide": slide},
-        output={"spots": folder / "A1.h5ad", "overlay": folder / "A1.png"},
+        output=_outputs(folder),
         params={"lattice": lattice, "spots": SPOTS | settings, "tissue": {}},
         wildcards={"slide": "A1"},
     )
@@ -67,8 +76,18 @@ def test_a_real_section_is_aligned_labelled_and_drawn(
     np.testing.assert_array_equal(spots.obsm["spatial"], given[["pixel_x", "pixel_y"]])
     with h5py.File(path) as file:
         assert file["X"].attrs["encoding-type"] == "csr_matrix"
-    with Image.open(tmp_path / "A1.png") as overlay:
-        assert min(overlay.size) > 300
+    for name in ("A1.png", "quality.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 300
+    quality = read_tsv(tmp_path / "quality.tsv").set_index("metric")["value"]
+    counts = pd.read_csv(her2st / "counts" / "A1.tsv.gz", sep="\t", index_col=0)
+    counts = counts.loc[spots.obs_names]
+    assert quality["spots"] == 345
+    assert quality["median_counts"] == counts.sum(axis=1).median()
+    assert quality["median_genes"] == (counts > 0).sum(axis=1).median()
+    # These tables hold no mitochondrial gene: that is no share of 0.
+    assert quality["mitochondrial_genes"] == 0
+    assert np.isnan(quality["mitochondrial_share"])
 
     run_script(
         "label_spots.py",
@@ -135,7 +154,7 @@ def test_damaged_counts_cost_their_slide_and_not_the_study(
     counts.write_text("\tA\tB\n10x10\t1.5\t2\n")
     task = {
         "input": {"counts": counts, "positions": her2st / "spots" / "A1.tsv", "slide": prepared_a1},
-        "output": {"spots": tmp_path / "A1.h5ad", "overlay": tmp_path / "A1.png"},
+        "output": _outputs(tmp_path),
         "params": {"lattice": ST, "spots": SPOTS, "tissue": {}},
         "wildcards": {"slide": "A1"},
     }
@@ -144,6 +163,8 @@ def test_damaged_counts_cost_their_slide_and_not_the_study(
     run_script("align_spots.py", resources={"skip_bad_slides": 1}, **task)
     with pytest.raises(BadSlide, match="not whole"):
         refuse_failed_spots(tmp_path / "A1.h5ad")
+    assert read_tsv(tmp_path / "quality.tsv").empty
+    assert (tmp_path / "quality.png").stat().st_size > 1000
     # What concerns every slide still stops the study.
     task["input"]["counts"] = her2st / "counts" / "A1.tsv.gz"
     task["params"]["lattice"] = {"kind": "visium", "pitch_um": 100, "tile_um": 112}

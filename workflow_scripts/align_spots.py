@@ -8,12 +8,13 @@ import anndata
 
 from histogep import plots
 from histogep.bad_slides import record_failure
-from histogep.files import complete
+from histogep.files import complete, write_tsv
 from histogep.jobs import BadSlide, InputError, job_log
 from histogep.lattice import Lattice
 from histogep.plots_slides import draw_failure
-from histogep.plots_spots import draw_spots
+from histogep.plots_spots import draw_quality, draw_spots
 from histogep.slides import Slide
+from histogep.spot_quality import quality_table
 from histogep.spot_readers import read_section
 from histogep.spots import align_spots, check_alignment
 from histogep.tissue import tissue_mask
@@ -45,13 +46,16 @@ with job_log(snakemake.log[0], snakemake) as log:
         except BadSlide:
             plots.save(figure, beside_log)
             raise
+        quality = draw_quality(spots)
     except BadSlide as error:
         failed = record_failure(
             error, rule="align_spots", skip=bool(snakemake.resources.get("skip_bad_slides"))
         )
         spots = anndata.AnnData(uns={"failed": json.dumps(failed)})
-        figure = draw_failure(snakemake.wildcards.slide, failed["reason"])
+        figure = quality = draw_failure(snakemake.wildcards.slide, failed["reason"])
     plots.save(figure, snakemake.output.overlay)
+    plots.save(quality, snakemake.output.quality)
+    write_tsv(quality_table(spots), snakemake.output.quality_table)
     with complete(snakemake.output.spots) as temporary:
         spots.write_h5ad(temporary, compression="gzip", convert_strings_to_categoricals=False)
     log.info("%d spots, %d genes", *spots.shape)

@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING
 
 from histogep.bad_slides import refuse_failed_spots
 from histogep.files import write_tsv
-from histogep.genes import score_genes
 from histogep.jobs import job_log
-from histogep.matrices import read_h5ad
-from histogep.normalise import log_cp10k
+from histogep.matrices import expression_of, read_h5ad
+from histogep.variable_genes import score_genes
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -17,7 +16,7 @@ with job_log(snakemake.log[0], snakemake) as log:
     spots = read_h5ad(snakemake.input.spots)
     settings = snakemake.params.genes
     scores = score_genes(
-        log_cp10k(spots.X),
+        expression_of(spots),
         spots.var_names,
         x=spots.obsm["spatial"][:, 0],
         y=spots.obsm["spatial"][:, 1],

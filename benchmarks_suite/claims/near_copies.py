@@ -25,6 +25,7 @@ from scipy import sparse
 from histogep.copies import similar_ids
 from histogep.count_copies import read_profiles, similar_counts, twin_share
 from histogep.image_copies import KEYPOINTS, Keypoints, judge_images, keypoints_of, similar_images
+from histogep.normalise import add_expression
 
 SECTIONS = ("A1", "A2", "B4", "C2", "C3", "C4")
 #: Side in px at which images are changed, before their thumbnails are made.
@@ -82,11 +83,12 @@ def read_counts(path: Path) -> anndata.AnnData:
     """Return the counts of a section of her2st: spots with at least 100."""
     table = pd.read_csv(path, sep="\t", index_col=0)
     table = table[table.sum(axis=1) >= 100]
-    return anndata.AnnData(
+    spots = anndata.AnnData(
         sparse.csr_matrix(table.to_numpy(np.float32)),
         obs=pd.DataFrame(index=table.index.astype(str)),
         var=pd.DataFrame(index=table.columns.astype(str)),
     )
+    return add_expression(spots)
 
 
 def changed_counts(table: anndata.AnnData, rng: np.random.Generator) -> dict[str, anndata.AnnData]:
@@ -102,7 +104,7 @@ def changed_counts(table: anndata.AnnData, rng: np.random.Generator) -> dict[str
     order = rng.permutation(table.n_obs)
     renamed = table[order].copy()
     renamed.obs_names = [f"spot{i}" for i in range(table.n_obs)]
-    return {
+    copies = {
         "one spot left out": table[1:].copy(),
         "one count changed": one,
         "thinned to 90 %": thinned(0.9),
@@ -112,6 +114,7 @@ def changed_counts(table: anndata.AnnData, rng: np.random.Generator) -> dict[str
         "half of the spots": table[np.sort(order[: table.n_obs // 2])].copy(),
         "half of the genes": table[:, np.sort(rng.permutation(table.n_vars)[::2])].copy(),
     }
+    return {name: add_expression(copy) for name, copy in copies.items()}
 
 
 def show_images(images: dict[str, Image.Image], rng: np.random.Generator) -> pd.DataFrame:
