@@ -16,6 +16,7 @@ from histogep.covariates import STAGES, clinical_numbers, has_outcome
 from histogep.files import read_tsv
 from histogep.jobs import InputError
 from histogep.matrices import read_h5ad
+from histogep.neighbourhood_measures import MEASURES, average_slides
 from histogep.patient_joins import report_join
 from histogep.signatures import Signature, score_signatures
 from histogep.slide_images import find_copies, image_of, section_of
@@ -23,6 +24,7 @@ from histogep.slide_images import find_copies, image_of, section_of
 log = logging.getLogger(__name__)
 
 GENE, UPPER, SIGNATURE, SHARE = "gene:", "upper:", "signature:", "share_"
+NEIGHBOURHOOD = "neighbourhood:"
 CLINICAL = ("age", "sex", "stage")
 #: Strength of a patient's profile, as copy number and as an expression subtype.
 BURDENS = ("cnv_burden", "expression_burden")
@@ -75,6 +77,7 @@ def summarise_patients(
     patients: pd.DataFrame | None,
     signatures: dict[str, Signature],
     subtypes: str | Path | None = None,
+    neighbourhoods: str | Path | None = None,
     tumour_threshold: float = 0.5,
     min_tumour_tiles: int = 5,
     upper_quantile: float = 0.9,
@@ -97,6 +100,8 @@ def summarise_patients(
         From `histogep.signatures.read_signatures`.
     subtypes
         `results/cnv/{cohort}/patients.tsv`, where copy number was inferred.
+    neighbourhoods
+        `results/neighbourhoods/{cohort}/slides.tsv`, where neighbourhoods were described.
     tumour_threshold
         Tumour probability from which a tile is a tumour tile.
     min_tumour_tiles
@@ -132,6 +137,8 @@ def summarise_patients(
           slide (predicted log1p CP10k);
         - cnv_burden (expression_burden where the profiles are no copy number) and
           share_<subtype>, where `subtypes` has them;
+        - neighbourhood:<measure>, where `neighbourhoods` has them
+          (`histogep.neighbourhood_measures.MEASURES`); NaN where a slide does not say;
         - time (months), event, response as in the sheet; age (years); sex (1 male, 0 female);
           stage (1 to 4); NaN for unknown;
         - gene:<SYMBOL>: mean predicted log1p CP10k in tumour tiles, predictable genes only;
@@ -243,6 +250,8 @@ def summarise_patients(
     table = table[["patient", *[name for name in table if name != "patient"]]]
     if subtypes is not None:
         table = _with_subtypes(table, subtypes)
+    if neighbourhoods is not None:
+        table = _with_neighbourhoods(table, neighbourhoods, slides, slide_patients)
     tumour = pd.DataFrame([r["_genes"] for r in rows], columns=genes, dtype=np.float64)
     upper = pd.DataFrame([r["_upper"] for r in rows], columns=genes, dtype=np.float64)
     tissue = pd.DataFrame([r["_tissue"] for r in rows], columns=genes, dtype=np.float64)
@@ -259,6 +268,18 @@ def image_columns(table: pd.DataFrame) -> tuple[list[str], list[str], list[str]]
     upper = [name for name in table if name.startswith(UPPER)]
     others = [name for name in table if name in COMPOSITION or name.startswith((SIGNATURE, SHARE))]
     return genes, upper, others
+
+
+def image_blocks(table: pd.DataFrame, *, neighbourhoods: bool) -> tuple[np.ndarray, ...]:
+    """Return the blocks of features of the image models, each patients x features.
+
+    Means of genes, their upper quantiles, others (`image_columns`), and if asked for the
+    neighbourhoods, which are a block of their own.
+    """
+    blocks = [*image_columns(table)]
+    if neighbourhoods:
+        blocks.append([name for name in table if name.startswith(NEIGHBOURHOOD)])
+    return tuple(table[names].to_numpy(float) for names in blocks)
 
 
 def _pool_tiles(
@@ -407,6 +428,18 @@ def _with_subtypes(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     if absent:
         log.info("%d patients have no copy-number profile: %s", len(absent), ", ".join(absent[:10]))
     return table.merge(subtypes[["patient", *wanted]], on="patient", how="left", validate="1:1")
+
+
+def _with_neighbourhoods(
+    table: pd.DataFrame, path: str | Path, slides: Sequence[str], slide_patients: Sequence[str]
+) -> pd.DataFrame:
+    """Add what lies beside what on those slides that describe the patients."""
+    described = read_tsv(path, dtype={"slide": str, "patient": str}).set_index("slide")
+    if absent := sorted(set(slides) - set(described.index)):
+        raise InputError(f"{path} has no row of {', '.join(absent[:5])}: describe its slides again")
+    of_patients = average_slides(described.loc[list(slides)].assign(patient=list(slide_patients)))
+    named = of_patients[["patient", *MEASURES]].set_index("patient").add_prefix(NEIGHBOURHOOD)
+    return table.merge(named, left_on="patient", right_index=True, how="left", validate="1:1")
 
 
 def _report(table: pd.DataFrame, n_genes: int) -> None:

@@ -26,7 +26,7 @@ from histogep.learners import LogisticLearner
 from histogep.map_scores import MapScores, read_map_scores
 from histogep.metrics import false_discovery_rate
 from histogep.nested import NestedScores, nested_scores, refit_bootstrap
-from histogep.patients import CLINICAL, GENE, SIGNATURE, image_columns, source_name
+from histogep.patients import CLINICAL, GENE, SIGNATURE, image_blocks, image_columns, source_name
 from histogep.stages import MIN_CLASS
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "refits": 50,
     "bootstraps": 1000,
     "covariates": list(CLINICAL),
+    "neighbourhoods": False,
 }
 #: At most one image component for so many patients of the rarer class.
 CLASS_PER_COMPONENT = 2
@@ -121,13 +122,13 @@ def predict_response(
     folds = response_folds(response, settings["folds"])
     clinical = table[[name for name in settings["covariates"] if name in table]]
     clinical = clinical.loc[:, [np.isfinite(clinical[c].to_numpy(float)).any() for c in clinical]]
-    genes, upper, others = image_columns(table)
+    genes, _, others = image_columns(table)
     signatures = [name for name in others if name.startswith(SIGNATURE)]
     if not genes and not others and clinical.shape[1] == 0:
         raise InputError(
             "there is nothing to score a response with: no gene, signature or covariate"
         )
-    image = tuple(table[names].to_numpy(float) for names in (genes, upper, others))
+    image = image_blocks(table, neighbourhoods=settings["neighbourhoods"])
     learner, warned = LogisticLearner(response), set()
     repeats = [
         nested_scores(

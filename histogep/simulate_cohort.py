@@ -25,8 +25,15 @@ from histogep.jobs import InputError
 
 #: log hazard per standard deviation of the clone B share, of age and of stage.
 LOG_HAZARD = {"clone_b": 1.9, "age": 0.45, "stage": 0.45}
-#: log odds of response per standard deviation of the immune level.
+#: log odds of response per standard deviation of the immune level, and of the infiltrated pattern
+#: (the excluded pattern has as much the other way).
 LOG_ODDS_IMMUNE = 2.4
+LOG_ODDS_INFILTRATED = 1.8
+#: Pattern of infiltration -> share of the immune cells that lie between the tumour cells; the others
+#: lie in infiltrates of their own. Both patterns have as many immune cells.
+INFILTRATED_SHARE = {"excluded": 0.15, "infiltrated": 0.6}
+#: Lymphocytes are at most this share of the cells of the tumour.
+_MOST_INFILTRATION = 0.35
 WEIBULL_SHAPE = 1.4
 WEIBULL_SCALE_MONTHS = 24.0
 CENSORING_MONTHS = (24.0, 156.0)
@@ -36,6 +43,8 @@ AGE_YEARS = (61.0, 11.0)
 #: Prefixes of the patients with spots and of those with slides only.
 WITH_SPOTS, WITHOUT_SPOTS = "P", "H"
 _LATENTS = ("tumour", "clone_b", "immune", "fat", "age", "stage", "sex")
+#: Of a second scrambling of the sequence, which leaves the first ones what they are without it.
+_PATTERN = "pattern"
 _SLIDE_ID = re.compile(r"^([PH])(\d+)-(\d+)$")
 _STAGE_SD = float(
     np.sqrt(np.cov(np.arange(4), aweights=np.array(STAGE_SHARES), ddof=0)),
@@ -53,28 +62,40 @@ class Composition:
     clone_b
         Share of the tumour that belongs to clone B; the rest is clone A.
     immune
-        Level 0..1 that sets both the area of immune infiltrates and the lymphocytes in the tumour.
+        Level 0..1 that sets how many immune cells there are.
     fat
         Share of the tissue area that is fat.
+    pattern
+        Where the immune cells are, a key of `INFILTRATED_SHARE`; "" for a share that follows from
+        the level alone.
     """
 
     tumour: float
     clone_b: float
     immune: float
     fat: float
+    pattern: str = ""
+
+    @property
+    def immune_cells(self) -> float:
+        """Share of the tissue that is immune cells, wherever they are."""
+        return 0.05 + 0.13 * self.immune + self.tumour * (0.03 + 0.27 * self.immune)
 
     @property
     def immune_area(self) -> float:
         """Share of the tissue area that is immune infiltrate."""
-        return 0.05 + 0.13 * self.immune
+        return self.immune_cells - self.tumour * self.infiltration
 
     @property
     def infiltration(self) -> float:
         """Mean share of lymphocytes among the cells of the tumour."""
-        return 0.03 + 0.27 * self.immune
+        if not self.pattern:
+            return 0.03 + 0.27 * self.immune
+        within = INFILTRATED_SHARE[self.pattern] * self.immune_cells
+        return min(within / self.tumour, _MOST_INFILTRATION)
 
-    def to_settings(self) -> dict[str, float]:
-        """Return plain numbers."""
+    def to_settings(self) -> dict[str, Any]:
+        """Return plain values."""
         return asdict(self)
 
 
@@ -100,8 +121,9 @@ def slide_composition(seed: int, slide: str) -> Composition:
     """
     base = patient_composition(seed, patient_of(slide))
     jitter = stream(seed, "composition", slide).normal(size=4) * (0.02, 0.03, 0.04, 0.01)
-    moved = np.array(list(asdict(base).values())) + jitter
-    return Composition(*np.clip(moved, (0.3, 0.03, 0.0, 0.02), (0.7, 0.97, 1.0, 0.25)).tolist())
+    moved = np.array([base.tumour, base.clone_b, base.immune, base.fat]) + jitter
+    held = np.clip(moved, (0.3, 0.03, 0.0, 0.02), (0.7, 0.97, 1.0, 0.25)).tolist()
+    return Composition(*held, pattern=base.pattern)
 
 
 def patient_composition(seed: int, patient: str) -> Composition:
@@ -117,6 +139,7 @@ def patient_composition(seed: int, patient: str) -> Composition:
         clone_b=low + (high - low) * latent["clone_b"],
         immune=latent["immune"],
         fat=0.04 + 0.13 * latent["fat"],
+        pattern="infiltrated" if latent[_PATTERN] >= 0.5 else "excluded",
     )
 
 
@@ -127,8 +150,9 @@ def simulate_patients(
 
     The log hazard is the sum over `LOG_HAZARD` of coefficient times standardised covariate;
     times are Weibull, censored at a uniform time. The log odds of a response are
-    `LOG_ODDS_IMMUNE` times the standardised immune level. Standardisation uses the design's
-    means and standard deviations, not the sample's.
+    `LOG_ODDS_IMMUNE` times the standardised immune level, plus or minus `LOG_ODDS_INFILTRATED` by
+    the pattern of infiltration, on which the hazard does not depend. Standardisation uses the
+    design's means and standard deviations, not the sample's.
 
     Parameters
     ----------
@@ -140,7 +164,7 @@ def simulate_patients(
     Returns
     -------
     DataFrame
-        patient, tumour, clone_b, immune, fat (see `Composition`), age (years), sex, stage,
+        patient, tumour, clone_b, immune, fat, pattern (see `Composition`), age (years), sex, stage,
         log_hazard, log_odds, and for patients without spots time (months), event (0/1) and
         response (0/1); NaN for the others.
     """
@@ -229,6 +253,8 @@ def formulas() -> dict[str, Any]:
     return {
         "log_hazard_per_sd": dict(LOG_HAZARD),
         "log_odds_of_response_per_sd_immune": LOG_ODDS_IMMUNE,
+        "log_odds_of_response_infiltrated": LOG_ODDS_INFILTRATED,
+        "immune_cells_between_tumour_cells": dict(INFILTRATED_SHARE),
         "weibull_shape": WEIBULL_SHAPE,
         "weibull_scale_months": WEIBULL_SCALE_MONTHS,
         "censoring_months": list(CENSORING_MONTHS),
@@ -249,6 +275,7 @@ def _patient(seed: int, patient: str) -> dict[str, Any]:
         + LOG_HAZARD["stage"] * (stage - mean_stage) / _STAGE_SD
     )
     log_odds = LOG_ODDS_IMMUNE * (composition.immune - 0.5) * np.sqrt(12)
+    log_odds += LOG_ODDS_INFILTRATED * (1 if composition.pattern == "infiltrated" else -1)
     row: dict[str, Any] = {
         "patient": patient,
         **asdict(composition),
@@ -280,9 +307,16 @@ def _latents(seed: int, patient: str) -> dict[str, float]:
     if match is None:
         _refuse(patient)
     group, number = match[1], int(match[2]) - 1
-    sequence = qmc.Sobol(len(_LATENTS), rng=stream(seed, "latents", group))
-    point = sequence.fast_forward(number).random(1)[0] if number else sequence.random(1)[0]
-    return dict(zip(_LATENTS, np.clip(point, 1e-6, 1 - 1e-6).tolist(), strict=True))
+
+    def point(*name: str, dimensions: int) -> np.ndarray:
+        sequence = qmc.Sobol(dimensions, rng=stream(seed, *name))
+        drawn = sequence.fast_forward(number).random(1)[0] if number else sequence.random(1)[0]
+        return np.clip(drawn, 1e-6, 1 - 1e-6)
+
+    first = point("latents", group, dimensions=len(_LATENTS)).tolist()
+    # One dimension more: it is even beside the others too, as each dimension is scrambled by itself.
+    pattern = point("pattern", group, dimensions=len(_LATENTS) + 1)[-1]
+    return {**dict(zip(_LATENTS, first, strict=True)), _PATTERN: float(pattern)}
 
 
 def _refuse(name: str) -> str:

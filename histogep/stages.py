@@ -22,6 +22,7 @@ MIN_CLASS = 3
 _WRITES = {
     "expression": "results/predicted_slides.tsv",
     "cnv": "results/cnv/{cohort}/subtypes.tsv",
+    "neighbourhoods": "results/neighbourhoods/{cohort}/slides.tsv",
     "patients": "results/patients/{cohort}.parquet",
     "survival": "results/survival/{cohort}",
     "response": "results/response/{cohort}",
@@ -245,13 +246,21 @@ def plan_stages(
         else:
             plan("cnv", [], "references.gene_positions is not given", cohort)
 
+        mapped = applied_model is None or "tumour" in applied_model.get("models", ())
+        described = len(members) if mapped else len(members.index.intersection(sections))
+        target, reason = [f"results/neighbourhoods/{cohort}/slides.tsv"], f"{described} slides"
+        if not config.get("neighbourhoods", {}).get("run", False):
+            target, reason = [], "neighbourhoods.run is false"
+        elif not described:
+            target, reason = [], "the model folder has no tumour map"
+        plan("neighbourhoods", target, reason, cohort)
+
         unfit = "" if len(predicted) else _ONLY_SPOTS
         if excluded:
             # What the model predicts of its own training patients is not out of sample.
             new = [s for s in predicted if patient_key(members.loc[s, "patient"]) not in excluded]
             unfit = unfit or ("" if new else _ONLY_TRAINED)
             predicted = members.index.intersection(new)
-        mapped = applied_model is None or "tumour" in applied_model.get("models", ())
         measurable = bool(set(members.index) & set(sections)) or (len(predicted) and mapped)
         contrasts = ["tumour"] if measurable else []
         known = _outcomes(members.loc[predicted], patients)
@@ -288,6 +297,7 @@ def plan_stages(
             plan("activity", [f"results/activity/{cohort}.tsv"], "enrichment.activity", cohort)
     for cohort, rows in sorted((measured or {}).items()):
         plan("cnv", [], "measured bulk expression: there is no slide to infer it from", cohort)
+        plan("neighbourhoods", [], "measured bulk expression: there is no slide to map", cohort)
         plan(
             "patients",
             [f"results/patients/{cohort}.parquet"],

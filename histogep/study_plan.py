@@ -293,6 +293,23 @@ class Study:
             files["agreement"] = f"results/cnv/{self.name}/agreement.tsv"
         return files
 
+    def neighbourhood_files(self, slide: str) -> dict[str, str]:
+        """Return measured spots with labels, or the prediction; and the clones where they are called."""
+        files = {"expression": f"results/expression/{slide}.h5ad"}
+        if slide in self._with_spots:
+            files = {
+                "spots": f"results/spots/{slide}.h5ad",
+                "labels": f"results/labels/{slide}.tsv",
+            }
+        if self.stages.runs("cnv", self.row(slide)["cohort"]):
+            files["cnv"] = f"results/cnv/{slide}.h5ad"
+        return files
+
+    def neighbourhood_threshold(self, slide: str) -> float | None:
+        """Return the probability of a malignant place; None for a section, which has labels."""
+        measured = slide in self._with_spots
+        return None if measured else self.settings["summary"]["tumour_threshold"]
+
     # ---------------------------------------------------------------- all slides, all sections
 
     def slide_rows(self) -> dict[str, dict[str, str]]:
@@ -447,6 +464,16 @@ class Study:
         """Return the predicted expression of each slide without spots of a cohort."""
         return _files("results/expression/{slide}.h5ad", self.cohort_slides(cohort, spots=False))
 
+    def described_patients(self, cohort: str) -> dict[str, str]:
+        """Return the patients of the slides of a cohort whose neighbourhoods are described."""
+        mapped = self.applied is None or "tumour" in self.applied["models"]
+        slides = self.cohort_slides(cohort)
+        return self._patients(s for s in slides if mapped or s in self._with_spots)
+
+    def described_files(self, cohort: str) -> list[str]:
+        """Return the neighbourhoods of each of these slides."""
+        return _files("results/neighbourhoods/{slide}.tsv", self.described_patients(cohort))
+
     def summary_files(self, cohort: str) -> dict[str, Any]:
         """Return the expression of a cohort, measured or predicted, its patients and subtypes."""
         references = self.references
@@ -455,9 +482,12 @@ class Study:
             positions = _given(gene_positions=references.gene_positions)
             return {**references.measured[cohort], **positions}
         subtyped = self.stages.runs("cnv", cohort)
+        described = self.stages.runs("neighbourhoods", cohort)
+        neighbourhoods = f"results/neighbourhoods/{cohort}/slides.tsv" if described else None
         return {
             "expression": self.predicted_maps(cohort),
             **({"subtypes": f"results/cnv/{cohort}/patients.tsv"} if subtyped else {}),
+            **_given(neighbourhoods=neighbourhoods),
             **_given(patients=references.patients),
         }
 

@@ -27,7 +27,7 @@ from histogep.learners import CoxLearner
 from histogep.map_scores import MapScores, map_concordance, read_map_scores
 from histogep.multivariable import Multivariable, fit_multivariable
 from histogep.nested import NestedScores, nested_scores, refit_bootstrap
-from histogep.patients import GENE, image_columns, source_name
+from histogep.patients import GENE, image_blocks, image_columns, source_name
 from histogep.risk_groups import above_median, compare_halves, follow_up
 from histogep.stages import MIN_EVENTS
 
@@ -45,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "covariates": ["age", "sex", "stage"],
     "horizons": [36, 60],
     "gene_scale": "normal_scores",
+    "neighbourhoods": False,
 }
 #: At most one image component for so many events of the cohort.
 _EVENTS_PER_COMPONENT = 3
@@ -140,8 +141,8 @@ def fit_survival(
     table = with_outcome(table, settings["folds"])
     time, event = table["time"].to_numpy(float), table["event"].to_numpy(int)
     clinical = known_covariates(table, settings["covariates"])
-    genes, upper, others = image_columns(table)
-    image = tuple(table[names].to_numpy(float) for names in (genes, upper, others))
+    genes, _, others = image_columns(table)
+    image = image_blocks(table, neighbourhoods=settings["neighbourhoods"])
     if clinical.shape[1] == 0 and not genes and not others:
         raise InputError(
             "there is nothing to model risk with: no predictable gene and none of the covariates "

@@ -39,6 +39,7 @@ with job_log(snakemake.log[0], snakemake):
             patients=patients,
             signatures=signatures,
             subtypes=snakemake.input.get("subtypes"),
+            neighbourhoods=snakemake.input.get("neighbourhoods"),
             training=snakemake.params.training,
             **settings,
         )
