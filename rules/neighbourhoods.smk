@@ -22,7 +22,7 @@ rule describe_neighbourhoods:
     benchmark:
         "benchmarks/describe_neighbourhoods/{slide}.tsv"
     conda:
-        "../envs/neighbourhoods.yaml"
+        "../envs/spatial.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=60,

@@ -48,9 +48,8 @@ with job_log(snakemake.log[0], snakemake) as log:
             raise
         quality = draw_quality(spots)
     except BadSlide as error:
-        failed = record_failure(
-            error, rule="align_spots", skip=bool(snakemake.resources.get("skip_bad_slides"))
-        )
+        skip = bool(snakemake.resources.get("skip_bad_slides"))
+        failed = record_failure(error, rule="align_spots", skip=skip)
         spots = anndata.AnnData(uns={"failed": json.dumps(failed)})
         figure = quality = draw_failure(snakemake.wildcards.slide, failed["reason"])
     plots.save(figure, snakemake.output.overlay)
