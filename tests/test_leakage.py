@@ -39,7 +39,7 @@ def gene_scores(slide):
             "p": np.where(moran > 0.1, 1e-6, 0.5),
             "fdr": 0.01,
             "mean": rng.uniform(0, 3, n),
-            "variance": rng.uniform(0, 1, n),
+            "dispersion": rng.uniform(0, 1, n),
             "detected": rng.uniform(0.2, 1, n),
         }
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,8 @@ from scipy import sparse, stats
 from histogep.cards import tumour_cards
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.normalise import log_cp10k
+from histogep.matrices import expression_of
+from histogep.normalise import add_expression
 from histogep.predictions import HeldOut, Measured, check_truth, read_heldout
 from histogep.scorecards import COLUMNS, evaluate
 from histogep.tumour_scores import tumour_table
@@ -45,7 +47,8 @@ def make_study(*, seed=0, n_patients=4, quality=0.8, honest_patients=None):
         depth = rng.lognormal(0, 0.3, (SIDE * SIDE, 1))
         counts = rng.poisson(np.concatenate([rate, np.full((SIDE * SIDE, 1), 3000.0)], 1) * depth)
         library = counts.sum(1).astype(float)
-        expression = np.asarray(log_cp10k(counts).toarray()[:, : len(GENES)], np.float32)
+        normalised = expression_of(add_expression(anndata.AnnData(counts)))
+        expression = normalised.toarray()[:, : len(GENES)]
         barcode = np.array([f"{slide}-{i}" for i in range(len(row))], object)
         measured[slide] = Measured(
             slide=slide,
