@@ -42,12 +42,12 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
     size_mm = inside + (left + right, top + bottom)
     fig = figure(width_mm=size_mm[0], height_mm=size_mm[1], placed=True)
     axes = fig.add_axes((*np.array([left, bottom]) / size_mm, *inside / size_mm))
-    pen = mask.pen.every(step)
+    pen = mask.pen[::step, ::step]
     overview[pen] = [int(_PEN[place : place + 2], 16) for place in (1, 3, 5)]
     scale_um = mask.um_per_px / 1000
     extent = (0, mask.mask.shape[1] * scale_um, mask.mask.shape[0] * scale_um, 0)
     axes.imshow(overview, extent=extent, interpolation="antialiased")
-    tissue = mask.mask.every(step)
+    tissue = mask.mask[::step, ::step]
     if tissue.any() and not tissue.all():
         outline = np.pad(tissue.astype(np.float32), 1)
         x_mm, y_mm = ((np.arange(-1, size + 1) + 0.5) * step * scale_um for size in (width, height))
@@ -59,8 +59,8 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
     for chosen, colour in ((~blurred, _TILE), (blurred, _BLURRED)):
         axes.scatter(x_mm[chosen], y_mm[chosen], s=size, c=colour, linewidths=0)
     axes.set(xlabel="mm", ylabel="mm", xlim=extent[:2], ylim=extent[2:])
-    folded, n_pen = (tiles["fold"] > FOLDED).mean(), mask.pen.count()
-    marked = n_pen / max(1, n_pen + mask.mask.count())
+    folded, n_pen = (tiles["fold"] > FOLDED).mean(), np.count_nonzero(mask.pen)
+    marked = n_pen / max(1, n_pen + np.count_nonzero(mask.mask))
     quality = f"{blurred.mean():.1%} of tiles blurred, {folded:.1%} folded, {marked:.1%} under pen"
     axes.set_title(f"{title}\n{quality}")
     axes.set_aspect("equal")

@@ -18,7 +18,6 @@ import numpy as np
 import shapely
 from skimage.measure import find_contours, points_in_poly
 
-from histogep.bitmask import BitMask
 from histogep.files import complete, given_file
 from histogep.jobs import InputError
 
@@ -370,7 +369,7 @@ def write_tiles(
 
 
 def write_outlines(
-    path: str | Path, *, name: str, mask: BitMask, px_per_px: tuple[float, float]
+    path: str | Path, *, name: str, mask: np.ndarray, px_per_px: tuple[float, float]
 ) -> None:
     """Write the pieces of a tissue mask, with their holes, as annotations of the class Tissue.
 
@@ -381,12 +380,13 @@ def write_outlines(
     name
         Id of the slide.
     mask
-        The tissue; every so-manieth pixel of a large one, so that at most `OUTLINE_PX` a side count.
+        The tissue, bool (height, width). Of a large one every n-th pixel counts, so that there are at
+        most `OUTLINE_PX` a side.
     px_per_px
         Level-0 px in a mask pixel, along x and y.
     """
     step = max(1, -(-max(mask.shape) // OUTLINE_PX))
-    padded = np.pad(mask.every(step), 1).astype(np.float64)
+    padded = np.pad(mask[::step, ::step], 1).astype(np.float64)
     scale = np.array(px_per_px) * step
     # Between the centres of two pixels lies their edge; the padding shifts by one pixel.
     rings = [(ring[:, ::-1] - 0.5) * scale for ring in find_contours(padded, 0.5)]

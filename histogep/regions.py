@@ -11,7 +11,6 @@ import numpy as np
 import shapely
 
 from histogep.annotation_fit import HARDLY_ANY, explain_misfit
-from histogep.bitmask import WINDOW_PX, BitMask, Window
 from histogep.jobs import BadSlide, InputError
 from histogep.qupath import read_annotations
 
@@ -20,6 +19,8 @@ log = logging.getLogger(__name__)
 #: Classes of annotations that limit the tissue, and that are taken out of it (case does not matter).
 INCLUDE = ("include", "region", "tissue")
 EXCLUDE = ("exclude", "ignore", "artefact", "artifact")
+#: Mask rows that are looked at together.
+BAND_PX = 256
 #: Crossings of edges and rows that are held at once.
 _MOST_CROSSINGS = 4_000_000
 #: Places on tissue that annotations are compared with.
@@ -43,14 +44,14 @@ class Regions:
     path: str = ""
 
     def limit(
-        self, mask: BitMask, *, px_per_px: tuple[float, float], slide: str = "", mpp: float = 0
+        self, mask: np.ndarray, *, px_per_px: tuple[float, float], slide: str = "", mpp: float = 0
     ) -> None:
         """Take off a mask what lies in no included polygon (if there are any), or in an excluded one.
 
         Parameters
         ----------
         mask
-            Is changed.
+            The tissue, bool (height, width); is changed.
         px_per_px
             Level-0 px in a mask pixel, along x and y.
         slide, mpp
@@ -67,18 +68,16 @@ class Regions:
             "include": [_edges(polygon, px_per_px) for polygon in self.include],
             "exclude": [_edges(polygon, px_per_px) for polygon in self.exclude],
         }
-        n_before, points = mask.count(), _places(mask, px_per_px)
-        height, width = mask.shape
-        for top in range(0, height, WINDOW_PX):
-            band = Window(top, min(height, top + WINDOW_PX), 0, width)
-            values = mask.read(band)
-            if not values.any():
+        n_before, points = np.count_nonzero(mask), _places(mask, px_per_px)
+        for top in range(0, len(mask), BAND_PX):
+            band = mask[top : top + BAND_PX]
+            if not band.any():
                 continue
-            excluded = _covered(edges["exclude"], band, values, touching["exclude"])
+            excluded = _covered(edges["exclude"], top, band, touching["exclude"])
             if self.include:
-                values = values & _covered(edges["include"], band, values, touching["include"])
-            mask.write(band, values & ~excluded)
-        n_after = mask.count()
+                band &= _covered(edges["include"], top, band, touching["include"])
+            band &= ~excluded
+        n_after = np.count_nonzero(mask)
         where = f"slide {slide}: {self.path}"
         log.info(
             "%s: %.1f %% of the tissue is left; %d of %d included and %d of %d excluded areas lie on it",
@@ -141,10 +140,10 @@ def _counts(touched: np.ndarray) -> tuple[int, int]:
     return int(touched.sum()), len(touched)
 
 
-def _places(mask: BitMask, px_per_px: tuple[float, float]) -> np.ndarray:
+def _places(mask: np.ndarray, px_per_px: tuple[float, float]) -> np.ndarray:
     """Return some places on tissue (x, y), (n, 2), level-0 px."""
-    step = max(1, round((mask.count() / _SAMPLE) ** 0.5))
-    row, col = np.nonzero(mask.every(step))
+    step = max(1, round((np.count_nonzero(mask) / _SAMPLE) ** 0.5))
+    row, col = np.nonzero(mask[::step, ::step])
     return (np.column_stack([col, row]) * step + 0.5) * np.array(px_per_px)
 
 
@@ -159,26 +158,28 @@ def _edges(polygon: shapely.Polygon, px_per_px: tuple[float, float]) -> np.ndarr
 
 
 def _covered(
-    areas: Sequence[np.ndarray], band: Window, tissue: np.ndarray, touching: np.ndarray
+    areas: Sequence[np.ndarray], top: int, tissue: np.ndarray, touching: np.ndarray
 ) -> np.ndarray:
-    """Return which pixels of a band have their centre in an area; note in which there is tissue."""
-    covered = np.zeros(band.shape, bool)
+    """Return which pixels of a band of tissue have their centre in an area; note which hold tissue."""
+    covered = np.zeros(tissue.shape, bool)
     for number, edges in enumerate(areas):
         # Rows whose centres an edge crosses: from its upper end to just above its lower one.
-        first = np.ceil(np.maximum(edges[:, 1], band.top)).astype(np.int64)
-        count = np.ceil(np.minimum(edges[:, 3], band.bottom)).astype(np.int64) - first
+        first = np.ceil(np.maximum(edges[:, 1], top)).astype(np.int64)
+        count = np.ceil(np.minimum(edges[:, 3], top + len(tissue))).astype(np.int64) - first
         here = np.flatnonzero(count > 0)
         if not len(here):
             continue
-        parity = _parity(edges[here], first[here], count[here], band)
+        parity = _parity(edges[here], first[here] - top, count[here], top, tissue.shape)
         covered |= parity
         touching[number] |= bool((parity & tissue).any())
     return covered
 
 
-def _parity(edges: np.ndarray, first: np.ndarray, count: np.ndarray, band: Window) -> np.ndarray:
+def _parity(
+    edges: np.ndarray, first: np.ndarray, count: np.ndarray, top: int, shape: tuple[int, int]
+) -> np.ndarray:
     """Return where an odd number of edges lies to the left of a pixel's centre: inside."""
-    height, width = band.shape
+    height, width = shape
     turns = np.zeros(height * (width + 1), np.uint8)
     pieces = np.append(np.searchsorted(count.cumsum(), np.arange(0, count.sum(), _MOST_CROSSINGS)),
                        len(edges))  # fmt: skip
@@ -187,9 +188,9 @@ def _parity(edges: np.ndarray, first: np.ndarray, count: np.ndarray, band: Windo
         crossed = count[start:stop]
         edge = np.repeat(np.arange(stop - start), crossed)
         row = np.arange(len(edge)) - (crossed.cumsum() - crossed)[edge] + first[start:stop][edge]
-        x = x0[edge] + (row - y0[edge]) * ((x1 - x0) / (y1 - y0))[edge]
+        x = x0[edge] + (row + top - y0[edge]) * ((x1 - x0) / (y1 - y0))[edge]
         col = np.ceil(np.clip(x, 0, width)).astype(np.int64)
-        place = (row - band.top) * (width + 1) + col
+        place = row * (width + 1) + col
         turns ^= (np.bincount(place, minlength=len(turns)) & 1).astype(np.uint8)
     inside = np.cumsum(turns.reshape(height, width + 1), axis=1, dtype=np.uint8)
     return (inside[:, :width] & 1).astype(bool)

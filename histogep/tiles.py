@@ -217,13 +217,13 @@ def summarise_quality(
     """
     size_um = slide.width_px * slide.mpp, slide.height_px * slide.mpp
     n_cells = sum(len(row) for row, _ in lattice.cover_by_rows(*size_um))
-    n_pen, n_tissue = mask.pen.count(), mask.mask.count()
+    n_pen, n_tissue = np.count_nonzero(mask.pen), np.count_nonzero(mask.mask)
     values = {
         "n_cells": n_cells,
         "n_tiles": len(tiles),
         "tissue_mm2": mask.tissue_mm2,
         "n_fragments": mask.n_fragments,
-        "share_tissue": n_tissue / (mask.mask.shape[0] * mask.mask.shape[1]),
+        "share_tissue": n_tissue / mask.mask.size,
         "share_pen": n_pen / max(1, n_pen + n_tissue),
         "share_blurred": (tiles["blur"] < BLURRED).mean(),
         "share_folded": (tiles["fold"] > FOLDED).mean(),

@@ -2,14 +2,14 @@
 
 Saturation alone takes the pink haze around some sections for tissue. Haze, glass and mounting
 medium are smooth while tissue is not, so the mask rests on texture at about 8 um per px, joined by
-what is dense and coloured without texture (mucin, tissue out of focus). It is found window by
-window, with thresholds and pieces of the whole slide, in memory that does not grow with the slide.
+what is dense and coloured without texture (mucin, tissue out of focus). The image and the masks are
+arrays at that resolution (a slide of 50 mm x 50 mm has 39 million such pixels); what takes more
+bytes a pixel is computed band by band.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from skimage.color import rgb2hsv
 from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
-from histogep.bitmask import BitMask, Pieces, Window, windows
 from histogep.jobs import BadSlide
 from histogep.regions import Regions
 from histogep.slides import Slide
@@ -43,12 +42,17 @@ HOLE_MM2 = 0.1
 PEN_RADIUS_UM = 24.0
 #: A slide is dark, so not bright-field, when this share of it is below this grey level.
 DARK_SHARE, DARK_LEVEL = 0.5, 50
-#: Surroundings in um that a window is seen with: what closing, opening and pen rims reach, and more.
+#: Mask rows that are looked at together, and the side of the blocks in which pixels are read.
+BAND_PX = 256
+#: Surroundings in um that a band is seen with: what closing, opening and pen rims reach, and more.
 MARGIN_UM = 240.0
 #: The overview has at most this many px a side.
 OVERVIEW_PX = 450
 #: Mask rows whose shares are computed together.
-_BAND_PX = 32
+_SHARE_PX = 32
+#: Pixels around a block that are read with it, since its rim is averaged with them.
+_RIM_PX = 2
+_DIAGONAL = np.ones((3, 3), bool)
 _TEXTURE_BINS = np.linspace(0, np.log1p(128), 1025)
 _DENSITY_BINS = np.linspace(0, np.log(256), 5546)
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
@@ -61,7 +65,7 @@ class TissueMask:
     Attributes
     ----------
     mask
-        Tissue without pen marks.
+        Tissue without pen marks, bool (height, width).
     pen
         Pen marks, same shape.
     overview
@@ -74,8 +78,8 @@ class TissueMask:
         Pieces of tissue.
     """
 
-    mask: BitMask
-    pen: BitMask
+    mask: np.ndarray
+    pen: np.ndarray
     overview: np.ndarray
     um_per_px: float
     px_per_px: tuple[float, float]
@@ -89,7 +93,7 @@ class TissueMask:
     @property
     def tissue_mm2(self) -> float:
         """Area of the tissue in mm2."""
-        return self.mask.count() * self.um_per_px**2 / 1e6
+        return np.count_nonzero(self.mask) * self.um_per_px**2 / 1e6
 
     def share(self, x_px: np.ndarray, y_px: np.ndarray, side_px: float) -> np.ndarray:
         """Return the share (0 to 1, float32) of tissue in squares about level-0 centres.
@@ -108,10 +112,10 @@ class TissueMask:
         col = np.floor(np.asarray(x_px, float) / self.px_per_px[0]).astype(np.int64)
         row = np.floor(np.asarray(y_px, float) / self.px_per_px[1]).astype(np.int64)
         inside = (col >= 0) & (col < width) & (row >= 0) & (row < height)
-        return inside & self.mask.at(np.clip(row, 0, height - 1), np.clip(col, 0, width - 1))
+        return inside & self.mask[np.clip(row, 0, height - 1), np.clip(col, 0, width - 1)]
 
     def _share(
-        self, mask: BitMask, x_px: np.ndarray, y_px: np.ndarray, side_px: float
+        self, mask: np.ndarray, x_px: np.ndarray, y_px: np.ndarray, side_px: float
     ) -> np.ndarray:
         """Sum over squares with fractional edges, by interpolation of integral images of bands."""
         height, width = mask.shape
@@ -124,12 +128,12 @@ class TissueMask:
             for sign in (-1, 1)
         )
         area = np.zeros(len(left))
-        band = np.minimum(top, height - 1).astype(np.int64) // _BAND_PX
+        band = np.minimum(top, height - 1).astype(np.int64) // _SHARE_PX
         for number in np.unique(band):
             here = np.flatnonzero(band == number)
-            first = int(number) * _BAND_PX
+            first = int(number) * _SHARE_PX
             last = min(height, int(np.ceil(bottom[here].max())))
-            values = mask.read(Window(first, max(last, first + 1), 0, width))
+            values = mask[first : max(last, first + 1)]
             if not values.any():
                 continue
             total = np.zeros((values.shape[0] + 1, width + 1))
@@ -165,19 +169,13 @@ def tissue_mask(
     scale = max(1.0, float(settings.get("mask_um", 8.0)) / slide.mpp)
     width, height = (max(1, round(side / scale)) for side in (slide.width_px, slide.height_px))
     step_x, step_y = slide.width_px / width, slide.height_px / height
-
-    def read(window: Window) -> np.ndarray:
-        rows, cols = window.shape
-        corner = window.left * step_x, window.top * step_y
-        return slide.read(*corner, cols * step_x, rows * step_y, size=(cols, rows))
-
     um_per_px = slide.mpp * float(np.sqrt(step_x * step_y))
-    with _Pixels(read, (height, width), um_per_px=um_per_px) as pixels:
-        found = _find(
-            pixels,
-            min_fragment_mm2=float(settings.get("min_fragment_mm2", 0.02)),
-            slide=slide.slide,
-        )
+    found = _find(
+        _read(slide, (height, width)),
+        um_per_px=um_per_px,
+        min_fragment_mm2=float(settings.get("min_fragment_mm2", 0.02)),
+        slide=slide.slide,
+    )
     if found.n_fragments == 0 and found.n_dropped:
         raise BadSlide(f"slide {slide.slide}: {slide.image} has no colour: it is not H&E")
     if found.n_fragments == 0:
@@ -188,7 +186,7 @@ def tissue_mask(
     n_fragments = found.n_fragments
     if regions:
         regions.limit(found.tissue, px_per_px=(step_x, step_y), slide=slide.slide, mpp=slide.mpp)
-        n_fragments = len(Pieces(found.tissue, diagonal=True))
+        n_fragments = ndimage.label(found.tissue, _DIAGONAL)[1]
     return TissueMask(
         mask=found.tissue,
         pen=found.pen,
@@ -213,14 +211,8 @@ def segment(
     min_fragment_mm2
         Smaller pieces of tissue are left out.
     """
-
-    def read(window: Window) -> np.ndarray:
-        return rgb[window.top : window.bottom, window.left : window.right]
-
-    with _Pixels(read, rgb.shape[:2], um_per_px=um_per_px) as pixels:
-        found = _find(pixels, min_fragment_mm2=min_fragment_mm2)
-    whole = Window(0, rgb.shape[0], 0, rgb.shape[1])
-    return found.tissue.read(whole), found.pen.read(whole)
+    found = _find(rgb, um_per_px=um_per_px, min_fragment_mm2=min_fragment_mm2)
+    return found.tissue, found.pen
 
 
 def find_pen(rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
@@ -239,161 +231,156 @@ def find_pen(rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
     blue = (degrees >= 185) & (degrees < 222) & (saturation > 0.35)
     red = ((degrees < 12) | (degrees > 350)) & (saturation > 0.68) & (value > 0.45)
     black = (value < 0.36) & (saturation < 0.6)
-    radius = max(1, round(PEN_RADIUS_UM / um_per_px))
+    radius = _px(PEN_RADIUS_UM, um_per_px)
     for colour in (green, blue, red, black):
         if colour.any():
             pen |= ndimage.binary_opening(colour, disk(radius))
     return ndimage.binary_dilation(pen, disk(radius), mask=saturation > 0.15) if pen.any() else pen
 
 
-class _Pixels:
-    """An image read once, window by window with margins, and kept in a file for further looks."""
-
-    def __init__(
-        self, read: Callable[[Window], np.ndarray], shape: tuple[int, int], *, um_per_px: float
-    ) -> None:
-        self.shape, self.um_per_px = shape, um_per_px
-        self._read = read
-        self._places: dict[Window, int] = {}
-        self._margin = int(np.ceil(MARGIN_UM / um_per_px)) + 4
-
-    def __enter__(self) -> _Pixels:
-        self._file = tempfile.TemporaryFile()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def px(self, um: float, *, least: int = 1) -> int:
-        """Return a length in pixels."""
-        return max(least, round(um / self.um_per_px))
-
-    def around(self, window: Window) -> Window:
-        """Return the window with its margins."""
-        return window.grown(self._margin, self.shape)
-
-    def looks(self) -> Iterator[tuple[Window, Window, np.ndarray]]:
-        """Give each window, the window with its margins, and the pixels of the latter."""
-        for window in windows(self.shape):
-            outer = self.around(window)
-            yield window, outer, self.look(window, outer)
-
-    def look(self, window: Window, outer: Window) -> np.ndarray:
-        """Return the pixels of a window with its margins, uint8 RGB."""
-        if window not in self._places:
-            rgb = np.ascontiguousarray(self._read(outer))
-            self._places[window] = self._file.seek(0, 2)
-            self._file.write(rgb)
-            return rgb
-        self._file.seek(self._places[window])
-        n = 3 * outer.shape[0] * outer.shape[1]
-        return np.frombuffer(self._file.read(n), np.uint8).reshape(*outer.shape, 3)
-
-
 @dataclass(frozen=True)
 class _Found:
     """What `_find` found: masks, an overview, pieces of tissue, and pieces without colour."""
 
-    tissue: BitMask
-    pen: BitMask
+    tissue: np.ndarray
+    pen: np.ndarray
     overview: np.ndarray
     n_fragments: int
     n_dropped: int
 
 
-def _find(pixels: _Pixels, *, min_fragment_mm2: float, slide: str = "") -> _Found:
+@dataclass(frozen=True)
+class _Band:
+    """Rows of an image: `rows`, the same with a margin (`outer`), and `rows` in that (`inner`)."""
+
+    rows: slice
+    outer: slice
+    inner: slice
+
+
+def _bands(height: int, margin: int = 0) -> Iterator[_Band]:
+    """Give the bands that cover an image once."""
+    for top in range(0, height, BAND_PX):
+        rows = slice(top, min(height, top + BAND_PX))
+        outer = slice(max(0, top - margin), min(height, rows.stop + margin))
+        yield _Band(rows, outer, slice(top - outer.start, rows.stop - outer.start))
+
+
+def _read(slide: Slide, shape: tuple[int, int]) -> np.ndarray:
+    """Return a slide at the size of its mask, uint8 RGB; in blocks, since its levels may be fine."""
+    height, width = shape
+    step_x, step_y = slide.width_px / width, slide.height_px / height
+    rgb = np.empty((*shape, 3), np.uint8)
+    for y in _bands(height, _RIM_PX):
+        for x in _bands(width, _RIM_PX):
+            cols, rows = x.outer.stop - x.outer.start, y.outer.stop - y.outer.start
+            corner = x.outer.start * step_x, y.outer.start * step_y
+            block = slide.read(*corner, cols * step_x, rows * step_y, size=(cols, rows))
+            rgb[y.rows, x.rows] = block[y.inner, x.inner]
+    return rgb
+
+
+def _find(rgb: np.ndarray, *, um_per_px: float, min_fragment_mm2: float, slide: str = "") -> _Found:
     """Find pen and tissue; with the id of a slide, refuse one that is dark."""
-    tissue, pen = BitMask(pixels.shape), BitMask(pixels.shape)
-    overview = _overview_and_pen(pixels, pen, slide=slide)
-    texture_threshold = _texture_threshold(pixels, pen)
-    glass_density, glass_chroma = _glass(pixels, pen, texture_threshold)
-    closing = pixels.px(CLOSING_UM)
-    for window, outer, rgb in pixels.looks():
-        rough = np.log1p(_texture(rgb, pixels)) > texture_threshold
-        dense = _density(rgb) > glass_density + DENSE_OD
-        dense &= _chroma(rgb) / np.maximum(_brightest(rgb), 1) > DENSE_SATURATION
-        stroke = pen.read(outer)
-        rim = _pen_rim(stroke, pixels)
+    if slide:
+        _refuse_dark(rgb, slide)
+    step = _overview_step(rgb.shape[:2])
+    bands = list(_bands(len(rgb), int(np.ceil(MARGIN_UM / um_per_px)) + 4))
+    pen, tissue = np.zeros(rgb.shape[:2], bool), np.zeros(rgb.shape[:2], bool)
+    for band in bands:
+        pen[band.rows] = find_pen(rgb[band.outer], um_per_px=um_per_px)[band.inner]
+    texture_threshold = _texture_threshold(rgb, pen, bands, um_per_px)
+    glass_density, glass_chroma = _glass(rgb, pen, bands, um_per_px, texture_threshold)
+    closing = _px(CLOSING_UM, um_per_px)
+    for band in bands:
+        seen, stroke = rgb[band.outer], pen[band.outer]
+        rough = np.log1p(_texture(seen, um_per_px)) > texture_threshold
+        dense = _density(seen) > glass_density + DENSE_OD
+        dense &= _chroma(seen) / np.maximum(_brightest(seen), 1) > DENSE_SATURATION
         shown = rough | dense
         if not shown.any():
             continue
         # The texture of an edge reaches half a window onto the glass; closing and opening keep the
         # size.
-        shown = _close(shown, closing) & ~rim | (dense & ~stroke)
+        shown = _close(shown, closing) & ~_pen_rim(stroke, um_per_px) | (dense & ~stroke)
         shown = ndimage.binary_opening(shown, disk(max(1, closing // 3)))
-        tissue.write(window, shown[window.within(outer)])
-    px_per_mm2 = 1e6 / pixels.um_per_px**2
-    holes = Pieces(tissue, holes=True)
-    holes.keep(holes.area > max(1, round(HOLE_MM2 * px_per_mm2)))
-    for window in windows(pixels.shape):
-        tissue.write(window, tissue.read(window) & ~pen.read(window))
-    pieces = Pieces(tissue)
-    pieces.keep(pieces.area > max(1, round(min_fragment_mm2 * px_per_mm2)))
-    pieces = Pieces(tissue, diagonal=True)
-
-    def chroma(window: Window) -> np.ndarray:
-        outer = pixels.around(window)
-        return _chroma(pixels.look(window, outer)[window.within(outer)])
-
+        tissue[band.rows] = shown[band.inner]
+    px_per_mm2 = 1e6 / um_per_px**2
+    labels, n = ndimage.label(~tissue)
+    filled = _areas(labels, n) <= max(1, round(HOLE_MM2 * px_per_mm2))
+    filled[0] = False
+    tissue |= filled[labels]
+    tissue &= ~pen
+    labels, n = ndimage.label(tissue)
+    kept = _areas(labels, n) > max(1, round(min_fragment_mm2 * px_per_mm2))
+    kept[0] = False
+    tissue = kept[labels]
     # Pieces without colour are hairs, cover-slip edges, stitching.
-    means = pieces.mean(chroma)
-    coloured = means - glass_chroma >= DUST_CHROMA
-    pieces.keep(coloured)
+    labels, n = ndimage.label(tissue, _DIAGONAL)
+    total = _areas(labels, n, rgb)[1:]
+    coloured = np.append(False, total / _areas(labels, n)[1:] - glass_chroma >= DUST_CHROMA)
     n_fragments = int(coloured.sum())
-    return _Found(tissue, pen, overview, n_fragments, len(pieces) - n_fragments)
+    return _Found(coloured[labels], pen, rgb[::step, ::step].copy(), n_fragments, n - n_fragments)
 
 
-def _overview_and_pen(pixels: _Pixels, pen: BitMask, *, slide: str) -> np.ndarray:
-    """Fill in the pen marks; return every so-manieth pixel; refuse a slide that is dark."""
-    step = _overview_step(pixels.shape)
-    height, width = pixels.shape
-    overview = np.zeros((-(-height // step), -(-width // step), 3), np.uint8)
-    dark = 0
-    for window, outer, rgb in pixels.looks():
-        inner = rgb[window.within(outer)]
-        dark += int((_brightest(inner) < DARK_LEVEL).sum())
-        first = -(-window.top // step), -(-window.left // step)
-        sampled = inner[first[0] * step - window.top :: step, first[1] * step - window.left :: step]
-        rows, cols = sampled.shape[:2]
-        overview[first[0] : first[0] + rows, first[1] : first[1] + cols] = sampled
-        marks = find_pen(rgb, um_per_px=pixels.um_per_px)
-        if marks.any():
-            pen.write(window, marks[window.within(outer)])
-    if slide and dark > DARK_SHARE * height * width:
+def _areas(labels: np.ndarray, n: int, rgb: np.ndarray | None = None) -> np.ndarray:
+    """Return the pixels of each label from 0 to n, or the sum of an image's chroma over them."""
+    total = np.zeros(n + 1)
+    for band in _bands(len(labels)):
+        weights = None if rgb is None else _chroma(rgb[band.rows]).ravel()
+        total += np.bincount(labels[band.rows].ravel(), weights, minlength=n + 1)
+    return total
+
+
+def _refuse_dark(rgb: np.ndarray, slide: str) -> None:
+    dark = sum(int((_brightest(rgb[band.rows]) < DARK_LEVEL).sum()) for band in _bands(len(rgb)))
+    if dark > DARK_SHARE * rgb.shape[0] * rgb.shape[1]:
         raise BadSlide(
             f"slide {slide}: its background is dark (fluorescence?), so it is not H&E; "
             "leave it out of the slides sheet"
         )
-    return overview
 
 
-def _texture_threshold(pixels: _Pixels, pen: BitMask) -> float:
+def _px(um: float, um_per_px: float, *, least: int = 1) -> int:
+    """Return a length in pixels."""
+    return max(least, round(um / um_per_px))
+
+
+def _texture_threshold(
+    rgb: np.ndarray, pen: np.ndarray, bands: Sequence[_Band], um_per_px: float
+) -> float:
     """Return Otsu's threshold of the log texture of what is no pen, within its bounds."""
     low, high = np.log1p(TEXTURE_BOUNDS)
     counts = np.zeros(len(_TEXTURE_BINS) - 1, np.int64)
-    for window, outer, rgb in pixels.looks():
-        inner = window.within(outer)
-        clean = ~_pen_rim(pen.read(outer), pixels)[inner]
-        counts += np.histogram(np.log1p(_texture(rgb, pixels)[inner][clean]), _TEXTURE_BINS)[0]
+    for band in bands:
+        clean = ~_pen_rim(pen[band.outer], um_per_px)[band.inner]
+        texture = _texture(rgb[band.outer], um_per_px)[band.inner]
+        counts += np.histogram(np.log1p(texture[clean]), _TEXTURE_BINS)[0]
     if (counts > 0).sum() < 2:
         return high
     centres = (_TEXTURE_BINS[1:] + _TEXTURE_BINS[:-1]) / 2
     return float(np.clip(threshold_otsu(hist=(counts, centres)), low, high))
 
 
-def _glass(pixels: _Pixels, pen: BitMask, texture_threshold: float) -> tuple[float, float]:
+def _glass(
+    rgb: np.ndarray,
+    pen: np.ndarray,
+    bands: Sequence[_Band],
+    um_per_px: float,
+    texture_threshold: float,
+) -> tuple[float, float]:
     """Return optical density (lower quartile) and chroma (median) of the smooth bright ground."""
     densities = np.zeros(len(_DENSITY_BINS) - 1, np.int64)
     chromas = np.zeros(256, np.int64)
-    for window, outer, rgb in pixels.looks():
-        inner = window.within(outer)
-        density = _density(rgb[inner])
-        smooth = np.log1p(_texture(rgb, pixels)[inner]) <= texture_threshold
-        smooth &= (density < GLASS_OD) & ~_pen_rim(pen.read(outer), pixels)[inner]
+    for band in bands:
+        density = _density(rgb[band.rows])
+        texture = _texture(rgb[band.outer], um_per_px)[band.inner]
+        smooth = np.log1p(texture) <= texture_threshold
+        smooth &= (density < GLASS_OD) & ~_pen_rim(pen[band.outer], um_per_px)[band.inner]
         densities += np.histogram(density[smooth], _DENSITY_BINS)[0]
-        chromas += np.bincount(_chroma(rgb[inner])[smooth], minlength=256)
+        chromas += np.bincount(_chroma(rgb[band.rows])[smooth], minlength=256)
     # With hardly any smooth bright ground the image is all tissue, and glass is taken as white.
-    if chromas.sum() <= 0.01 * pixels.shape[0] * pixels.shape[1]:
+    if chromas.sum() <= 0.01 * rgb.shape[0] * rgb.shape[1]:
         return 0.0, 0.0
     quartile = np.searchsorted(densities.cumsum(), 0.25 * densities.sum())
     median = np.searchsorted(chromas.cumsum(), 0.5 * chromas.sum())
@@ -419,16 +406,16 @@ def _density(rgb: np.ndarray) -> np.ndarray:
     return (_DENSITY[red] + _DENSITY[green] + _DENSITY[blue]) / 3
 
 
-def _pen_rim(stroke: np.ndarray, pixels: _Pixels) -> np.ndarray:
+def _pen_rim(stroke: np.ndarray, um_per_px: float) -> np.ndarray:
     """Return pen marks with their rims: these would be texture."""
     if not stroke.any():
         return stroke
-    return ndimage.binary_dilation(stroke, disk(pixels.px(PEN_RADIUS_UM)))
+    return ndimage.binary_dilation(stroke, disk(_px(PEN_RADIUS_UM, um_per_px)))
 
 
-def _texture(rgb: np.ndarray, pixels: _Pixels) -> np.ndarray:
+def _texture(rgb: np.ndarray, um_per_px: float) -> np.ndarray:
     """Return the standard deviation of the grey level around each pixel."""
-    size = pixels.px(TEXTURE_UM, least=3) | 1
+    size = _px(TEXTURE_UM, um_per_px, least=3) | 1
     # float64, and near 0: the difference of two large sums would be noise on smooth glass.
     centred = (rgb[..., 0].astype(np.float64) + rgb[..., 1] + rgb[..., 2]) / 3 - 240
     mean = ndimage.uniform_filter(centred, size)

@@ -9,8 +9,7 @@ import shapely
 from scipy import ndimage
 from shapely.geometry import Point, Polygon, mapping
 
-from histogep import bitmask
-from histogep.bitmask import BitMask, Window
+from histogep import regions as regions_module
 from histogep.jobs import BadSlide, InputError
 from histogep.qupath import write_outlines
 from histogep.regions import read_regions
@@ -35,12 +34,8 @@ def _blobs(shape=(90, 130)):
     return field > 0
 
 
-def _whole(mask):
-    return mask.read(Window(0, mask.shape[0], 0, mask.shape[1]))
-
-
 def test_regions_are_those_of_shapely(tmp_path, monkeypatch):
-    monkeypatch.setattr(bitmask, "WINDOW_PX", 32)
+    monkeypatch.setattr(regions_module, "BAND_PX", 32)
     ring = Polygon(
         Point(400, 300).buffer(280).exterior, [Point(400, 300).buffer(90).exterior.coords]
     )
@@ -54,17 +49,17 @@ def test_regions_are_those_of_shapely(tmp_path, monkeypatch):
         ("Tumor", cut),
     )
     array = np.ones((90, 130), bool)
-    mask = BitMask.of(array)
+    mask = array.copy()
     read_regions(path).limit(mask, px_per_px=(10.0, 10.0))
     y, x = np.indices(array.shape)
     points = geopandas.GeoSeries.from_xy(x.ravel() * 10 + 5, y.ravel() * 10 + 5)
     expected = points.within(ring.union(away).difference(cut)).to_numpy().reshape(array.shape)
     assert expected.mean() > 0.1
-    np.testing.assert_array_equal(_whole(mask), expected)
+    np.testing.assert_array_equal(mask, expected)
     # Without an included region all but the excluded one counts; a bare list will do.
-    mask = BitMask.of(array)
+    mask = array.copy()
     read_regions(_write(path, ("Exclude", cut), bare=True)).limit(mask, px_per_px=(10.0, 10.0))
-    np.testing.assert_array_equal(_whole(mask), ~points.within(cut).to_numpy().reshape(array.shape))
+    np.testing.assert_array_equal(mask, ~points.within(cut).to_numpy().reshape(array.shape))
 
 
 def test_files_without_regions_are_refused(tmp_path):
@@ -84,21 +79,21 @@ def test_outlines_hold_the_mask_and_come_back_as_regions(tmp_path, monkeypatch, 
     array[20:26, 30:36] = False
     monkeypatch.setattr("histogep.qupath.OUTLINE_PX", -(-130 // step))
     path = tmp_path / "tissue.geojson"
-    write_outlines(path, name="S1", mask=BitMask.of(array), px_per_px=(16.0, 16.5))
+    write_outlines(path, name="S1", mask=array.copy(), px_per_px=(16.0, 16.5))
     shapes = geopandas.read_file(path).set_crs(None, allow_override=True)
     assert shapes.is_valid.all()
     if step == 1:
         # A contour cuts the corner of a pixel, an eighth of it.
         assert shapes.area.sum() == pytest.approx(array.sum() * 16 * 16.5, rel=0.01)
         assert len(shapes) == ndimage.label(array)[1]
-    mask = BitMask.of(np.ones_like(array))
+    mask = np.ones_like(array)
     read_regions(path).limit(mask, px_per_px=(16.0, 16.5))
-    agree = (_whole(mask) == array).mean()
+    agree = (mask == array).mean()
     assert agree == 1 if step == 1 else agree > 0.93
     first = path.read_bytes()
-    write_outlines(path, name="S1", mask=BitMask.of(array), px_per_px=(16.0, 16.5))
+    write_outlines(path, name="S1", mask=array.copy(), px_per_px=(16.0, 16.5))
     assert path.read_bytes() == first
-    write_outlines(path, name="S1", mask=BitMask((1, 1)), px_per_px=(1.0, 1.0))
+    write_outlines(path, name="S1", mask=np.zeros((1, 1), bool), px_per_px=(1.0, 1.0))
     assert json.loads(path.read_text())["features"] == []
 
 
@@ -115,9 +110,9 @@ def _feature(geometry, classification="Tissue", **properties):
 def _limited(path, content, **dump):
     text = content if isinstance(content, bytes) else json.dumps(content, **dump).encode()
     path.write_bytes(text)
-    mask = BitMask.of(np.ones((100, 100), bool))
+    mask = np.ones((100, 100), bool)
     read_regions(path).limit(mask, px_per_px=(10.0, 10.0))
-    return int(mask.count())
+    return int(mask.sum())
 
 
 LEFT = _square(0, 0, 500, 1000)
@@ -233,11 +228,11 @@ def test_many_points_are_rasterised_once(tmp_path, crossing):
     geometry = f'{{"type": "Polygon", "coordinates": [{ring}]}}'
     path = tmp_path / "r.geojson"
     path.write_text(json.dumps([_feature("HERE")]).replace('"HERE"', geometry))
-    mask = BitMask.of(np.ones((625, 625), bool))
+    mask = np.ones((625, 625), bool)
     read_regions(path).limit(mask, px_per_px=(16.0, 16.0))
     y, x = np.indices((625, 625)) * 16 + 8 - 5000
     expected = np.hypot(x, y) < 4000 + 50 * np.sin(2000 * np.arctan2(y, x))
-    assert (_whole(mask) == expected).mean() > 0.997
+    assert (mask == expected).mean() > 0.997
 
 
 def test_the_raster_is_that_of_shapely_on_random_polygons(tmp_path):
@@ -248,25 +243,25 @@ def test_the_raster_is_that_of_shapely_on_random_polygons(tmp_path):
         path = tmp_path / "r.geojson"
         path.write_text(json.dumps([_feature(shape)]))
         regions = read_regions(path)
-        mask = BitMask.of(np.ones((90, 110), bool))
+        mask = np.ones((90, 110), bool)
         y, x = np.indices((90, 110)) * 10.0 + 5
         expected = shapely.contains_xy(shapely.union_all(regions.include), x, y)
         if expected.any():
             regions.limit(mask, px_per_px=(10.0, 10.0))
-            np.testing.assert_array_equal(_whole(mask), expected)
+            np.testing.assert_array_equal(mask, expected)
 
 
 def test_regions_that_touch_no_tissue_are_counted_and_explained(tmp_path, caplog):
-    mask = BitMask.of(np.zeros((100, 100), bool))
+    mask = np.zeros((100, 100), bool)
     tissue = np.zeros((100, 100), bool)
     tissue[50:90, 50:90] = True
     path = tmp_path / "r.geojson"
     path.write_text(json.dumps([_feature(_square(120, 120, 230, 230))]))  # a quarter of the size
-    mask = BitMask.of(tissue)
+    mask = tissue.copy()
     with pytest.raises(BadSlide, match="100% would be if their coordinates were multiplied by 4"):
         read_regions(path).limit(mask, px_per_px=(10.0, 10.0), slide="S1")
     path.write_text(json.dumps([_feature(_square(500, 500, 900, 900)), _feature(LEFT, "Ignore*")]))
-    mask = BitMask.of(tissue)
+    mask = tissue.copy()
     read_regions(path).limit(mask, px_per_px=(10.0, 10.0), slide="S1")
-    assert mask.count() == tissue.sum()
+    assert mask.sum() == tissue.sum()
     assert "1 of 1 areas to exclude touch no tissue" in caplog.text

@@ -8,8 +8,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.draw import disk
 
-from histogep import bitmask
-from histogep.bitmask import BitMask
+from histogep import tissue as tissue_module
 from histogep.geometry import describe_slide
 from histogep.jobs import InputError
 from histogep.slides import Slide
@@ -125,7 +124,7 @@ def test_shares_and_points_are_exact():
     mask = np.zeros((100, 120), bool)
     mask[20:60, 30:80] = True
     overview = np.zeros((100, 120, 3), np.uint8)
-    tissue = TissueMask(BitMask.of(mask), BitMask.of(~mask), overview, 8.0, (10.0, 10.0), 1)
+    tissue = TissueMask(mask, ~mask, overview, 8.0, (10.0, 10.0), 1)
     # A square of 200 px is 20 mask px; centred on the corner, a quarter is tissue.
     share = tissue.share([500, 300, 300, 100, -500], [400, 200, 400, 900, -500], 200)
     np.testing.assert_allclose(share, [1, 0.25, 0.5, 0, 0], atol=1e-6)
@@ -227,7 +226,7 @@ def test_windows_find_what_one_look_finds(name, request, monkeypatch):
         folder = request.getfixturevalue("shared_data") / "wsi" / "qc_tiles"
         rgb = np.asarray(Image.open(folder / "low-nuclei-score-level1.png").convert("RGB"))
     whole = segment(rgb, um_per_px=8, min_fragment_mm2=0.02)
-    monkeypatch.setattr(bitmask, "WINDOW_PX", 64)
+    monkeypatch.setattr(tissue_module, "BAND_PX", 64)
     parts = segment(rgb, um_per_px=8, min_fragment_mm2=0.02)
     assert whole[0].any()
     for one, other in zip(whole, parts, strict=True):
@@ -238,10 +237,10 @@ def test_windows_of_a_slide_are_read_where_they_lie(tmp_path, monkeypatch):
     rgb, _ = _image([(120, 100, 60), (150, 300, 50), (290, 395, 40)], height=301, width=403)
     slide = _slide(tmp_path, rgb)
     whole = tissue_mask(slide, {"mask_um": 11, "min_fragment_mm2": 0.02})
-    monkeypatch.setattr(bitmask, "WINDOW_PX", 64)
+    monkeypatch.setattr(tissue_module, "BAND_PX", 64)
     parts = tissue_mask(slide, {"mask_um": 11, "min_fragment_mm2": 0.02})
     assert parts.n_fragments == whole.n_fragments == 3
-    one, other = (mask.mask.every(1) for mask in (whole, parts))
+    one, other = whole.mask, parts.mask
     # The pixels at the rim of a margin are averaged over a little less.
     assert (one != other).mean() < 1e-3
     np.testing.assert_allclose(whole.overview, parts.overview, atol=2)
@@ -251,7 +250,7 @@ def test_all_spots_of_a_band_and_over_its_edge_are_counted():
     rng = np.random.default_rng(3)
     mask = ndimage.gaussian_filter(rng.normal(size=(400, 250)), 6) > 0
     overview = np.zeros((1, 1, 3), np.uint8)
-    tissue = TissueMask(BitMask.of(mask), BitMask.of(~mask), overview, 8.0, (16.0, 16.0), 1)
+    tissue = TissueMask(mask, ~mask, overview, 8.0, (16.0, 16.0), 1)
     y, x = rng.integers(20, 380, 300), rng.integers(20, 230, 300)
     found = tissue.share(x * 16, y * 16, 10 * 16)
     expected = [mask[b - 5 : b + 5, a - 5 : a + 5].mean() for a, b in zip(x, y, strict=True)]

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from histogep import plots, tiles
 from histogep.bad_slides import record_failure, refuse_failed_spots
-from histogep.bitmask import BitMask
 from histogep.files import complete, write_tsv
 from histogep.image_copies import find_keypoints, write_keypoints
 from histogep.jobs import BadSlide, job_log
@@ -50,7 +50,7 @@ with job_log(snakemake.log[0], snakemake) as log:
         failed = record_failure(error, rule="tile_slide", skip=skip)
         table, keypoints = tiles.no_tiles(), {}
         table.attrs["failed"] = failed
-        write_outlines(outlines, name=name, mask=BitMask((1, 1)), px_per_px=(1.0, 1.0))
+        write_outlines(outlines, name=name, mask=np.zeros((1, 1), bool), px_per_px=(1.0, 1.0))
         quality = pd.DataFrame({"metric": ["n_tiles"], "value": [0.0]})
         overview = draw_failure(name, failed["reason"])
     with complete(snakemake.output.tiles) as temporary:
