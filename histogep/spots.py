@@ -142,7 +142,6 @@ def align_spots(
     *,
     lattice: Lattice,
     settings: Mapping[str, Any],
-    patient: str = "",
 ) -> anndata.AnnData:
     """Return the in-tissue spots of a section in the pixels of its slide.
 
@@ -163,16 +162,15 @@ def align_spots(
     settings
         min_counts: spots with fewer counts are dropped; mpp_tolerance: relative difference of
         pixel sizes that is warned of.
-    patient
-        Id of the patient, kept in `uns`.
 
     Returns
     -------
     AnnData
         X raw counts (CSR, float32); layers log1p_cp10k (`histogep.normalise`); obs array_row,
         array_col, row, col, in_tissue, on_tissue, total_counts, n_genes_by_counts, pct_counts_mt
-        (`histogep.spot_quality`); var gene_id, gene_ids, mitochondrial; obsm spatial (x, y in level-0 px); uns spatial (as
-        squidpy reads it), lattice, slide, patient, source, mpp, mpp_estimates, lattice_fit, joins
+        (`histogep.spot_quality`); var gene_id, gene_ids, mitochondrial; obsm spatial (x, y in
+        level-0 px); uns spatial (as squidpy reads it), lattice, slide, source, mpp, mpp_estimates,
+        lattice_fit, joins
         (what share of counts and positions matched, and on which image).
 
     Raises
@@ -220,7 +218,6 @@ def align_spots(
     name = slide.slide if slide is not None else ""
     spots.uns = {
         "slide": name,
-        "patient": patient,
         "source": raw.source,
         "lattice": lattice.to_settings(),
         "mpp": mpp,
