@@ -16,7 +16,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from histogep.distance import FeatureDistance, call_tiles
+from histogep.distance import FeatureDistance
 from histogep.features import Features
 from histogep.image_copies import Keypoints, read_keypoints, training_copy
 from histogep.inference import Model, build_model, network_shapes, predict_tiles
@@ -58,13 +58,13 @@ class Prediction:
     tumour
         Probability, (n,) float32; NaN where the folder has no tumour model.
     distance
-        To the training features, (n,) float32, in units of the limit for the median tile of a new
-        patient's slide: a slide of which most tiles are above 1 is out of distribution.
+        To the training features, (n,) float32, in units of the limit of single tiles.
     distant
         Beyond what nearly all tiles of left-out patients show, (n,) bool; in a slide that is out of
-        distribution, all tiles above 1 (`histogep.distance.call_tiles`).
+        distribution at least half of its tiles (`histogep.distance.Judged`).
     uns
-        Model digest, study, lattice, um per px, and whether the slide as a whole is distant.
+        Model digest, study, lattice, um per px, how far the slide as a whole lies from the training
+        patients (`median_distance`), and whether it is out of distribution.
     """
 
     features: Features
@@ -148,7 +148,7 @@ class DeployedModel:
             tumour=np.full(len(features.row), np.nan, np.float32)
             if tumour is None
             else tumour[:, 0],
-            distances=self.distances.distance(features.values),
+            measures=self.distances.measure(features.values),
         )
 
     def of_role(self, said: dict[str, np.ndarray], role: str) -> np.ndarray | None:
@@ -162,26 +162,25 @@ class DeployedModel:
         *,
         expression: np.ndarray,
         tumour: np.ndarray,
-        distances: np.ndarray,
+        measures: np.ndarray,
         image: str = "",
         picture: Keypoints | None = None,
     ) -> Prediction:
         """Return a prediction with what else is known of the slide; warn if it is distant.
 
-        `distances` are those of `FeatureDistance.distance`; `image` is the SHA-256 of the slide's image, "" where it is not known; `picture` has its
+        `measures` are those of `FeatureDistance.measure`; `image` is the SHA-256 of the slide's image, "" where it is not known; `picture` has its
         keypoints.
         """
         # What is not a number would be written as it is, and no rule after this one would ask.
-        distance = distances[:, 0]
-        others = {"the distance to training": np.minimum(distance, 1.0)}
+        judged = self.distances.judge(measures)
+        others = {"the distance to training": np.minimum(judged.distance, 1.0)}
         if "tumour" in self.settings["models"]:
             others["the tumour probability"] = tumour
         for name, values in others.items():
             told = {"slide": features.slide, "study": self.settings["study"], "names": [name]}
             check_predicted(values[:, None], rows=np.arange(len(values)), **told)
-        distant, out = call_tiles(distances)
-        share = float(distant.mean())
-        if out:
+        share = float(judged.distant.mean())
+        if judged.out:
             LOG.warning(
                 "slide %s: %.0f %% of the tiles lie far from the training features; its "
                 "predictions are extrapolated (stain, scanner, tissue or pixel size?)",
@@ -194,8 +193,8 @@ class DeployedModel:
             expression=expression,
             genes=self.genes.loc[panel, ["predictable", "half_width", "score"]],
             tumour=tumour,
-            distance=distance.astype(np.float32),
-            distant=distant,
+            distance=judged.distance,
+            distant=judged.distant,
             uns={
                 "slide": features.slide,
                 "study": self.settings["study"],
@@ -203,7 +202,8 @@ class DeployedModel:
                 "lattice": dict(self.settings["lattice"]),
                 "mpp": _mpp(features),
                 "distant_share": share,
-                "out_of_distribution": out,
+                "median_distance": judged.median,
+                "out_of_distribution": judged.out,
                 IMAGE: image,
                 SECTION: (training_section(self.settings, image) if image else "")
                 or training_copy(self.pictures, picture),

@@ -27,8 +27,6 @@ TEXTURE = (*range(20, 26), *range(27, 35))
 LEVEL = 0.1
 #: Share of the tiles of their slides that may be called distant, over all measures.
 TILE_LEVEL = 0.01
-#: A slide is out of distribution where more than this share of its tiles passes the patients' limit.
-DISTANT_SHARE = 0.5
 #: What is assumed of the standard deviation of log measures between patients before any is seen, and
 #: how many patients that assumption weighs: a few training patients estimate it badly.
 PRIOR_SD, PRIOR_PATIENTS = 0.3, 4
@@ -102,6 +100,32 @@ class Block:
         return np.linalg.norm(self.standard(values) - self.standard(self.white), axis=1)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """How far the n tiles of a slide, and the slide as a whole, lie from the training patients.
+
+    Attributes
+    ----------
+    distance
+        Of each tile, (n,) float32: its largest measure in units of the limit of single tiles.
+    distant
+        Which tiles are beyond that limit; in a slide that is out of distribution, which are beyond
+        the limit of median tiles, half of them at least.
+    median
+        Of the slide: the largest of the medians of its measures, in units of the limits of median
+        tiles.
+    """
+
+    distance: np.ndarray
+    distant: np.ndarray
+    median: float
+
+    @property
+    def out(self) -> bool:
+        """Whether the slide is out of distribution."""
+        return self.median > 1
+
+
 @dataclass
 class FeatureDistance:
     """Distance to the training features; build it with `fit` or `from_arrays`.
@@ -155,28 +179,44 @@ class FeatureDistance:
             fitted.append(_fit_block(parts, owners, own_white, components, n_measures))
         return cls(fitted, columns)
 
-    def distance(self, values: np.ndarray) -> np.ndarray:
-        """Return the distances of tiles with features (n, d) to the training tiles, (n, 2) float64.
+    def measure(self, values: np.ndarray) -> np.ndarray:
+        """Return all measures of all blocks of tiles with features (n, d), (n, m) float32.
 
-        Each is the largest of all measures of all blocks, divided by its limit: that of the median
-        tile of a new patient's slide in the first column, that of single tiles in the second. Those
-        of an empty tile, whatever its features, are at least 2.
+        Each is in units of its limit for the median tile of a new patient's slide. Those of an empty
+        tile, whatever its features, are beyond both limits.
         """
-        parts = [self._distance(values[at : at + _CHUNK]) for at in range(0, len(values), _CHUNK)]
-        return np.concatenate(parts) if parts else np.zeros((0, 2))
+        parts = [self._measure(values[at : at + _CHUNK]) for at in range(0, len(values), _CHUNK)]
+        return np.concatenate(parts) if parts else np.zeros((0, self.n_measures), np.float32)
 
-    def _distance(self, values: np.ndarray) -> np.ndarray:
-        worst = np.zeros((len(values), 2))
+    def _measure(self, values: np.ndarray) -> np.ndarray:
+        parts, empty = [], np.zeros(len(values), bool)
         for block, columns in zip(self.blocks, self.columns, strict=True):
             own = np.asarray(values[:, columns], float)
-            measures = block.measures(own)
-            for column, limits in enumerate((block.limits, block.tile_limits)):
-                found = (measures / limits).max(axis=1)
-                worst[:, column] = np.maximum(worst[:, column], found)
+            parts.append(block.measures(own) / block.limits)
             if np.isfinite(block.white).all():
-                empty = block.from_white(own) < block.empty[0]
-                worst[empty] = np.maximum(worst[empty], 2.0)
-        return worst
+                empty |= block.from_white(own) < block.empty[0]
+        measures = np.hstack(parts)
+        measures[empty] = np.maximum(measures[empty], 2 * self.tile_limits)
+        return measures.astype(np.float32)
+
+    @property
+    def n_measures(self) -> int:
+        """Number of measures of a tile."""
+        return len(self.blocks) * len(MEASURES)
+
+    @property
+    def tile_limits(self) -> np.ndarray:
+        """The limits of single tiles, as `measure` scales them, (m,)."""
+        return np.concatenate([block.tile_limits / block.limits for block in self.blocks])
+
+    def judge(self, measures: np.ndarray) -> Judged:
+        """Return what the measures (n, m) of all tiles of a slide say of them and of the slide."""
+        median = float(np.median(measures, axis=0).max())
+        distance = (measures / self.tile_limits).max(axis=1)
+        distant = distance > 1
+        if median > 1:
+            distant |= (measures > 1).any(axis=1)
+        return Judged(distance.astype(np.float32), distant, median)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return all that was fitted, for a safetensors file: names are `<block>.<what>`.
@@ -359,22 +399,6 @@ def _of_new_patient(measured: np.ndarray) -> tuple[np.ndarray, int]:
     freedom = PRIOR_PATIENTS + n - 1
     variance = (PRIOR_PATIENTS * PRIOR_SD**2 + (n - 1) * spread) / freedom
     return np.sqrt(variance * (1 + 1 / n)), freedom
-
-
-def call_tiles(distance: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return which tiles of a slide are distant, and whether the slide is out of distribution.
-
-    A slide is out of distribution where more than half of its tiles pass the limit of patients; there
-    these are the distant ones. Elsewhere a tile is distant beyond the limit of tiles.
-
-    Parameters
-    ----------
-    distance
-        Of the slide's tiles, (n, 2), as `FeatureDistance.distance` gives them.
-    """
-    beyond = distance[:, 0] > 1
-    out = bool(beyond.mean() > DISTANT_SHARE)
-    return beyond if out else distance[:, 1] > 1, out
 
 
 def _moments(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

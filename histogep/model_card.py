@@ -75,8 +75,8 @@ def model_card(settings: Mapping[str, Any], genes: pd.DataFrame, scorecards: pd.
         "## Limits",
         "",
         "- These figures hold for slides like the training slides. `distance` and `distant` of a "
-        "prediction say how far its tiles lie from them; a slide of which most tiles have a distance "
-        "above 1 is out of distribution.",
+        "prediction say how far its tiles lie from them; a slide with a `median_distance` above 1 is "
+        "out of distribution.",
         "- Only genes marked `predictable` in genes.tsv beat chance on held-out patients; "
         "`half_width` is that of their 90 % interval.",
         "- Predictions are cut at 0 (log1p CP10k is never negative) and are not shifted.",

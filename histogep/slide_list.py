@@ -105,7 +105,7 @@ def list_predicted(
     -------
     DataFrame
         Columns `PREDICTED`. tumour_fraction is NaN where the model has no tumour map.
-        median_distance is that of the tiles to the training features (above 1 the slide is out of
+        median_distance is the largest of the medians of its measures (above 1 the slide is out of
         distribution), distant_fraction the share of distant tiles, and
         out_of_distribution whether the model calls the whole slide so. The last column names the
         training section whose image the slide is.
@@ -118,16 +118,15 @@ def list_predicted(
     rows = []
     for path, *ids in zip(expression, slides, patients, cohorts, strict=True):
         with readable(path), h5py.File(path) as file:
-            tumour, distance, distant = (
-                file["obs"][name][()] for name in ("tumour", "distance", "distant")
-            )
+            tumour, distant = (file["obs"][name][()] for name in ("tumour", "distant"))
             told = file["uns"]
+            median = float(told["median_distance"][()])
             out, section = bool(told["out_of_distribution"][()]), told[SECTION].asstr()[()]
         rows.append(
             (
                 *(*ids, len(tumour)),
                 np.mean(tumour >= tumour_threshold) if np.isfinite(tumour).all() else np.nan,
-                *(np.median(distance), np.mean(distant), out, section),
+                *(median, np.mean(distant), out, section),
             )
         )
     return pd.DataFrame(rows, columns=list(PREDICTED))

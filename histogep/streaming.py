@@ -71,14 +71,14 @@ def predict_into(
             )
             table.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
             odds = _fill(table, source, model, device, slide.slide)
-            distances = np.empty((len(source), 2))
+            measures = np.empty((len(source), model.distances.n_measures), np.float32)
             for part, values in source.chunks():
-                distances[part] = model.distances.distance(values)
+                measures[part] = model.distances.measure(values)
             prediction = model.told(
                 slide,
                 expression=table,
                 tumour=probability_of(odds),
-                distances=distances,
+                measures=measures,
                 image=image,
                 picture=picture,
             )

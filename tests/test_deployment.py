@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from histogep.datasets import read_sections
 from histogep.deployment import load_model
-from histogep.distance import FeatureDistance, call_tiles
+from histogep.distance import FeatureDistance
 from histogep.features import read_features
 from histogep.files import write_json, write_tsv
 from histogep.jobs import InputError
@@ -298,11 +298,11 @@ def test_far_features_are_distant_and_near_ones_are_not(study):
     chosen = {"patients": study.patients, "components": 8}
     fitted = FeatureDistance.fit(slides, blocks=blocks, **chosen)
     near, _ = make_features("NEW", np.random.default_rng(5))
-    assert not call_tiles(fitted.distance(near.values))[1]
+    assert not fitted.judge(fitted.measure(near.values)).out
     shifted = near.values + 6.0
-    assert call_tiles(fitted.distance(shifted))[0].mean() > 0.9
+    assert fitted.judge(fitted.measure(shifted)).distant.mean() > 0.9
     again = FeatureDistance.from_arrays(fitted.to_arrays(), blocks=blocks)
-    assert np.array_equal(again.distance(near.values), fitted.distance(near.values))
+    assert np.array_equal(again.measure(near.values), fitted.measure(near.values))
     # In its own coordinates the first measure is the Mahalanobis distance of scipy.
     from scipy.spatial.distance import mahalanobis
 
@@ -312,7 +312,7 @@ def test_far_features_are_distant_and_near_ones_are_not(study):
     assert block.measures(near.values[:1, :12])[0, 0] == pytest.approx(expected)
     constant = [np.column_stack([part, np.ones(len(part))]) for part in slides]
     wider = FeatureDistance.fit(constant, blocks=[*blocks, ("flat", 1)], **chosen)
-    assert np.isfinite(wider.distance(constant[0])).all()
+    assert np.isfinite(wider.measure(constant[0])).all()
 
 
 def test_tiles_for_qupath(tmp_path):

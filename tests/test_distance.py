@@ -13,7 +13,6 @@ from histogep.distance import (
     LEVEL,
     TEXTURE,
     FeatureDistance,
-    call_tiles,
     feature_columns,
     limits_of_tiles,
     patient_limits,
@@ -84,9 +83,9 @@ def test_patients_of_two_scanners_do_not_hide_another_stain():
     slides = [slide(sharp) for sharp in (0, 0, 10)]
     fitted = FeatureDistance.fit(slides, patients=list("abc"), blocks=[("descriptors", 35)])
     joined = FeatureDistance.fit(slides, patients=list("abc"), blocks=[("any", 35)])
-    assert call_tiles(fitted.distance(slide(stain=5)))[1]
-    assert not call_tiles(joined.distance(slide(stain=5)))[1]
-    assert not call_tiles(fitted.distance(slide()))[1]
+    assert fitted.judge(fitted.measure(slide(stain=5))).out
+    assert not joined.judge(joined.measure(slide(stain=5))).out
+    assert not fitted.judge(fitted.measure(slide())).out
 
 
 def test_noise_white_and_shifted_tiles_are_distant():
@@ -97,7 +96,7 @@ def test_noise_white_and_shifted_tiles_are_distant():
     fitted = FeatureDistance.fit(slides, patients=patients, blocks=blocks, white=white)
 
     def share(values):
-        return call_tiles(fitted.distance(values))[0].mean()
+        return fitted.judge(fitted.measure(values)).distant.mean()
 
     pooled = np.concatenate(slides)
     assert share(slide(0.3 * rng.normal(size=60))) < 0.02
@@ -133,17 +132,23 @@ def test_one_tile_in_a_hundred_of_new_patients_passes_the_limit_of_tiles():
     assert np.mean(passed) == pytest.approx(0.01, abs=0.006)
 
 
-def test_a_slide_beyond_the_limit_of_patients_has_distant_tiles():
-    near = np.column_stack([np.full(100, 0.5), np.full(100, 0.2)])
-    near[:3, 1] = 1.5
-    near[3:30, 0] = 1.5
-    distant, out = call_tiles(near)
-    assert not out
-    assert list(np.flatnonzero(distant)) == [0, 1, 2]
-    near[30:60, 0] = 1.5
-    distant, out = call_tiles(near)
-    assert out
-    assert distant.sum() == 57
+def test_a_slide_is_judged_by_the_median_of_each_measure():
+    """Half of the tiles beyond some limit are not half of them beyond one."""
+    rng = np.random.default_rng(6)
+    slides, patients, _ = training(rng)
+    fitted = FeatureDistance.fit(slides, patients=patients, blocks=[("x", 60)])
+    near = np.full((100, 3), 0.5, np.float32)
+    near[:3] = 1.01 * fitted.tile_limits
+    near[3:40, 0] = near[40:80, 1] = 1.001
+    judged = fitted.judge(near)
+    assert not judged.out
+    assert judged.median == pytest.approx(0.5)
+    assert list(np.flatnonzero(judged.distant)) == [0, 1, 2]
+    assert (fitted.tile_limits > 1.01).all()
+    near[40:80, 0] = 1.001
+    judged = fitted.judge(near)
+    assert judged.out
+    assert judged.distant.sum() == 80
 
 
 def test_one_patient_gives_limits_and_order_does_not_matter():

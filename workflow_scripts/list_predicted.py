@@ -35,13 +35,12 @@ with job_log(snakemake.log[0], snakemake) as log:
             )
         ],
         notes=[
-            "The slides furthest from the training features stand first. Distance 1 is what the median "
-            "tile of a new patient's slide would reach with a probability of at most 10 %, estimated "
-            "from training patients that were left out; a slide is out of distribution where most of "
-            "its tiles are above 1. What is predicted of it is extrapolated: look at its stain, "
-            "scanner, tissue and pixel size. In other slides a tile is distant where at most 1 % of a "
-            "new patient's tiles would lie as far. results/predicted_slides.tsv has the same table in "
-            "the order of the sheet."
+            "The slides furthest from the training features stand first. Above a median distance of 1 "
+            "a slide is out of distribution: at most 10 % of new patients would reach that, estimated "
+            "from training patients that were left out. What is predicted of it is extrapolated: look "
+            "at its stain, scanner, tissue and pixel size. In other slides a tile is distant where at "
+            "most 1 % of a new patient's tiles would lie as far. results/predicted_slides.tsv has the "
+            "same table in the order of the sheet."
         ],
     )
     log.info("%d of %d slides are out of distribution", n_out, len(listed))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histogep.distance import FeatureDistance, call_tiles
+from histogep.distance import FeatureDistance
 
 BLOCKS = [("descriptors", 35), ("encoder", 120)]
 #: Size of the shift of a patient in units of the noise, its directions, whether it is heavy-tailed.
@@ -58,8 +58,8 @@ def simulate_study(
 
 
 def _called(fitted: FeatureDistance, values: np.ndarray) -> tuple[float, float]:
-    distant, out = call_tiles(fitted.distance(values))
-    return float(out), float(distant.mean())
+    judged = fitted.judge(fitted.measure(values))
+    return float(judged.out), float(judged.distant.mean())
 
 
 def show_level(seed: int, studies: int) -> None:
@@ -188,9 +188,9 @@ def show_foreign(data: Path, n: int, seed: int) -> None:
             f"\nmodel of {' '.join(training)}\ncase\tbeyond the limit of tiles\tmedian distance\tout"
         )
         for name, values in (features | noise).items():
-            distance = fitted.distance(values)
-            median, single = np.median(distance[:, 0]), (distance[:, 1] > 1).mean()
-            print(f"{name}\t{single:.2f}\t{median:.2f}\t{call_tiles(distance)[1]}", flush=True)
+            judged = fitted.judge(fitted.measure(values))
+            single = (judged.distance > 1).mean()
+            print(f"{name}\t{single:.2f}\t{judged.median:.2f}\t{judged.out}", flush=True)
 
 
 def main() -> None:
