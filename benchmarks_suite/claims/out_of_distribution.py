@@ -2,10 +2,11 @@
 
 First the level: simulated patients with shifts of their own, weak to strong, along few or many
 directions, normal or heavy-tailed, two slides each; how many slides of exchangeable new patients are
-flagged (nominal: at most 10 % of patients). Then, with `--data`, models of her2st sections against
-foreign material: white, noise, fluorescence, other stains, another organ, other pixel sizes.
+flagged (at most 10 % of patients), and how many of their tiles (1 %). Then, with `--data`, models of her2st sections against
+foreign material: white, noise, fluorescence, other stains, another organ, other pixel sizes. With
+`--study`, the predicted slides of a finished study, as they are and at half and twice their pixel size.
 
-    python benchmarks_suite/claims.py --row 4 [--seed 11] [--studies 30] [--data FOLDER] [--tiles 60]
+    python benchmarks_suite/claims.py --row 4 [--seed 11] [--studies 30] [--data FOLDER] [--study FOLDER]
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ def _called(fitted: FeatureDistance, values: np.ndarray) -> tuple[float, float]:
     return float(judged.out), float(judged.distant.mean())
 
 
-def show_level(seed: int, studies: int) -> None:
+def show_level(seed: int, studies: int, patients: list[int]) -> None:
     """Print the share of new patients with a slide out of distribution."""
     print(f"seed {seed}, {studies} studies of 5 new patients, two slides each")
     print("patients\tshift\tdirections\ttails\tslides out\tpatients out\tdistant tiles of others")
-    for n in (2, 3, 5, 10, 20):
+    for n in patients:
         for shift, rank in SHIFTS:
             for heavy in (False, True):
                 rng = np.random.default_rng([seed, n, rank, int(10 * shift), heavy])
@@ -193,16 +194,61 @@ def show_foreign(data: Path, n: int, seed: int) -> None:
             print(f"{name}\t{single:.2f}\t{judged.median:.2f}\t{judged.out}", flush=True)
 
 
+def show_study(study: Path, n: int) -> None:
+    """Print how far the slides of a finished study lie, as they are and at a wrong pixel size."""
+    from histogep.encoding import encode_batch, open_encoders
+    from histogep.features import read_features
+    from histogep.files import read_json, read_tsv
+
+    (model,) = (study / "results" / "model").iterdir()
+    training = read_json(model / "settings.json")["training_slides"]
+    patients = read_tsv(study / "results" / "slides.tsv", dtype=str).set_index("slide")["patient"]
+    features = {p.stem: read_features(p) for p in (study / "results" / "features").glob("*.h5")}
+    first = features[training[0]]
+    fitted = FeatureDistance.fit(
+        [features[name].values for name in training],
+        patients=[patients[name] for name in training],
+        blocks=first.blocks,
+        white=first.white,
+    )
+    settings = [{"name": name, "precision": "float32"} for name, _ in first.blocks]
+    encoders = open_encoders(settings, exported={}, threads=1, cuda=False)
+    others = sorted(set(features) - set(training))
+    judged = [fitted.judge(fitted.measure(features[name].values)) for name in others]
+    out = sum(each.out for each in judged)
+    share = np.median([each.distant.mean() for each in judged])
+    print(f"{out} of {len(others)} slides out; distant tiles of a slide (median): {share:.3f}")
+    print("slide\tum read as 112\tmedian distance\tout")
+    for name in others[:: max(1, len(others) // 3)][:3]:
+        slide = read_json(study / "results" / "slides" / f"{name}.json")
+        coords, mpp = features[name].coords.astype(float), slide["mpp"]
+        centres = coords[_evenly(len(coords), n)] + 56 / mpp
+        spots = pd.DataFrame(centres, columns=["pixel_x", "pixel_y"])
+        for um in (112, 56, 224):
+            tiles = read_tiles(study / slide["image"], um, mpp, spots)
+            values = [encode_batch(tiles[at : at + 8], encoders) for at in range(0, len(tiles), 8)]
+            found = fitted.judge(fitted.measure(np.concatenate(values)))
+            print(f"{name}\t{um}\t{found.median:.2f}\t{found.out}", flush=True)
+
+
+def _evenly(length: int, n: int) -> np.ndarray:
+    return np.unique(np.linspace(0, length - 1, min(n, length)).astype(int))
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with her2st/ and wsi/")
+    parser.add_argument("--study", type=Path, help="folder of a finished study, such as the demo")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--studies", type=int, default=30)
+    parser.add_argument("--patients", type=int, nargs="+", default=[2, 3, 5, 10, 20])
     parser.add_argument("--tiles", type=int, default=60)
     chosen = parser.parse_args()
     if chosen.studies:
-        show_level(chosen.seed, chosen.studies)
+        show_level(chosen.seed, chosen.studies, chosen.patients)
+    if chosen.study:
+        show_study(chosen.study, chosen.tiles)
     if chosen.data:
         show_foreign(chosen.data, chosen.tiles, chosen.seed)
 
