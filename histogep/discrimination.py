@@ -7,7 +7,6 @@ permutations, which only weigh or label the patients differently. Tied scores co
 from __future__ import annotations
 
 import numpy as np
-from lifelines.utils import concordance_index
 from scipy import stats
 
 
@@ -20,14 +19,6 @@ def survival_pairs(time: np.ndarray, event: np.ndarray) -> np.ndarray:
     earlier = time[:, None] < time[None, :]
     tied = (time[:, None] == time[None, :]) & ~event[None, :]
     return event[:, None] & (earlier | tied)
-
-
-def concordance(time: np.ndarray, event: np.ndarray, risk: np.ndarray) -> float:
-    """Return lifelines' concordance index of a risk; NaN where no two patients can be compared."""
-    try:
-        return float(concordance_index(time, -np.asarray(risk, float), event))
-    except ZeroDivisionError:
-        return float("nan")
 
 
 def bootstrap_concordance(scores: np.ndarray, pairs: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from lifelines import KaplanMeierFitter
 from lifelines.statistics import logrank_test
-from lifelines.utils import qth_survival_time, qth_survival_times
+from lifelines.utils import concordance_index, qth_survival_time, qth_survival_times
 
 from histogep.cox import permuted_score_z
 from histogep.discrimination import permutation_p
@@ -30,6 +30,14 @@ FOLLOW_UP_COLUMNS = [
     *("group", "patients", "events", "median_survival", "survival_ci_low", "survival_ci_high"),
     *("median_follow_up", "follow_up_ci_low", "follow_up_ci_high"),
 ]
+
+
+def concordance(time: np.ndarray, event: np.ndarray, risk: np.ndarray) -> float:
+    """Return lifelines' concordance index of a risk; NaN where no two patients can be compared."""
+    try:
+        return float(concordance_index(time, -np.asarray(risk, float), event))
+    except ZeroDivisionError:
+        return float("nan")
 
 
 def above_median(risk: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ from histogep.cox import scan_genes
 from histogep.discrimination import (
     bootstrap_concordance,
     bootstrap_weights,
-    concordance,
     interval,
     permutation_p,
     refit_interval,
@@ -28,7 +27,7 @@ from histogep.map_scores import MapScores, map_concordance, read_map_scores
 from histogep.multivariable import Multivariable, fit_multivariable
 from histogep.nested import NestedScores, nested_scores, refit_bootstrap
 from histogep.patients import GENE, image_blocks, image_columns, source_name
-from histogep.risk_groups import above_median, compare_halves, follow_up
+from histogep.risk_groups import above_median, compare_halves, concordance, follow_up
 from histogep.stages import MIN_EVENTS
 
 log = logging.getLogger(__name__)
@@ -190,7 +189,7 @@ def fit_survival(
         source=source,
     )
     scored = [read_map_scores(path, list(table["patient"].astype(str))) for path in maps]
-    scores = _concordance(
+    c_index = _concordance(
         repeats, refits, time, event, settings["bootstraps"], seed, source, scored
     )
     horizons, calibration = score_horizons(
@@ -216,7 +215,7 @@ def fit_survival(
     groups = {"all": np.ones(len(risk), bool), "high risk": high, "low risk": ~high}
     return SurvivalResult(
         cox=cox,
-        concordance=scores,
+        concordance=c_index,
         risk=risk,
         log_rank=compare_halves(repeats, time, event),
         follow_up=follow_up(risk["time"].to_numpy(), risk["event"].to_numpy(), groups),

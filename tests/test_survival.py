@@ -11,7 +11,6 @@ from histogep.covariates import stage_number
 from histogep.discrimination import (
     bootstrap_concordance,
     bootstrap_weights,
-    concordance,
     interval,
     permutation_p,
     survival_pairs,
@@ -20,7 +19,7 @@ from histogep.jobs import InputError
 from histogep.learners import CoxLearner
 from histogep.nested import fill_and_scale, nested_scores, reduce_image, stratified
 from histogep.plots_outcome import forest, kaplan_meier
-from histogep.risk_groups import follow_up, group_z, median_time
+from histogep.risk_groups import concordance, follow_up, group_z, median_time
 from histogep.survival import fit_survival
 
 QUICK = {"repeats": 2, "shuffles": 12, "refits": 50, "bootstraps": 300, "inner_folds": 3}
