@@ -28,9 +28,9 @@ from histogep.learners import CoxLearner, LogisticLearner
 from histogep.map_network import EfronLoss, FileOrderLoss, LogisticLoss, MapNet
 from histogep.map_scores import CLINICAL_MAPS, HIST, MAPS, MapScores
 from histogep.nested import choose_and_fit, fill_and_scale, stratified
+from histogep.outcomes import known_covariates
 from histogep.response import response_folds
 from histogep.slide_maps import Programmes, SlideMap, canvases
-from histogep.survival import known_covariates
 
 log = logging.getLogger(__name__)
 
@@ -414,7 +414,7 @@ def score_cohort(
     Parameters
     ----------
     table
-        Patients whose outcome can be used (`histogep.survival.with_outcome`,
+        Patients whose outcome can be used (`histogep.outcomes.with_outcome`,
         `histogep.response.with_response`).
     maps
         Their slides.

@@ -8,9 +8,9 @@ import torch
 from histogep.files import files_of
 from histogep.jobs import job_log
 from histogep.map_models import score_cohort
+from histogep.outcomes import with_outcome
 from histogep.response import with_response
 from histogep.slide_maps import read_slide_maps
-from histogep.survival import with_outcome
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
