@@ -23,8 +23,6 @@ rule prepare_slide:
     resources:
         mem_mb=2000,
         runtime=60,
-        # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
-        skip_bad_slides=int(STUDY.skips_bad_slides),
     params:
         code=code_digest("prepare_slide.py"),
         mpp=of_slide(Study.mpp),
@@ -61,8 +59,6 @@ rule tile_slide:
     resources:
         mem_mb=4000,
         runtime=60,
-        # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
-        skip_bad_slides=int(STUDY.skips_bad_slides),
     params:
         code=code_digest("tile_slide.py"),
         lattice=SETTINGS["lattice"],
@@ -125,8 +121,6 @@ rule encode_tiles:
         gpu=1,
         mem_mb=4000,
         runtime=120,
-        # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
-        skip_bad_slides=int(STUDY.skips_bad_slides),
     params:
         code=code_digest("encode_tiles.py"),
         lattice=SETTINGS["lattice"],

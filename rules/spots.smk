@@ -67,8 +67,6 @@ rule align_spots:
     resources:
         mem_mb=8000,
         runtime=60,
-        # No param: what is done with a bad slide changes no other, so choosing it reruns nothing.
-        skip_bad_slides=int(STUDY.skips_bad_slides),
     params:
         code=code_digest("align_spots.py"),
         lattice=SETTINGS["lattice"],

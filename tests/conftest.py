@@ -46,7 +46,7 @@ def plain_logging():
 def run_script(tmp_path):
     """Run a job script on a stand-in for the object that Snakemake gives it; return its log."""
 
-    def run(name, *, input, output, params=None, wildcards=None, resources=None, threads=1):
+    def run(name, *, input, output, params=None, wildcards=None, threads=1, **more):
         log = tmp_path / "job.log"
 
         def as_text(value):
@@ -60,7 +60,8 @@ def run_script(tmp_path):
             output=Items(**{key: as_text(value) for key, value in output.items()}),
             params=Items(**(params or {})),
             wildcards=Items(**(wildcards or {})),
-            resources=resources or {},
+            resources=more.get("resources", {}),
+            config=more.get("config", {}),
             threads=threads,
             log=Items(job=str(log), epochs=str(tmp_path / "epochs.tsv")),
         )

@@ -46,11 +46,12 @@ CHANGES = {
     "`maps` (`noise_draws`)": {"settings": {"maps": {"noise_draws": 30}}},
     "`enrichment`": {"settings": {"enrichment": {"permutations": 200}}},
     "`enrichment` (`min_size`)": {"settings": {"enrichment": {"min_size": 10}}},
+    "`on_bad_slide: skip`": {"settings": {"on_bad_slide": "skip"}},
 }
 #: Made once, or by a study of another kind: simulated, with `on_bad_slide: skip`, of two cohorts.
 NOT_IN_THE_TABLE = {
     *("simulate_references", "simulate_section", "simulate_slide", "copy_resource"),
-    *("record_software", "export_encoder", "check_slides", "transfer_response", "all"),
+    *("record_software", "export_encoder", "transfer_response", "all"),
 }
 PER_SLIDE = {"prepare_slide", "tile_slide", "encode_tiles", "predict_slide", "infer_cnv"}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from histogep.files import read_json
 from tests import plan_changes
 from tests.plan_changes import ROOT, planned
 
@@ -55,14 +56,14 @@ class Outer:
         given = {"histogep": plan_changes.CONFIG | settings, "own": "setting"}
         (self.folder / "outer.yaml").write_text(yaml.safe_dump(given))
 
-    def run(self, *arguments):
+    def run(self, *arguments, returncode=0):
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", "--cores", "1", *arguments],
             cwd=self.folder,
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert done.returncode == returncode, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
 
 
@@ -89,7 +90,13 @@ def test_a_rule_of_another_workflow_is_made_from_our_results(outer):
 
 
 def test_the_whole_study_is_planned_under_other_names_and_waits_for_its_checkpoint(outer):
+    outer.configure()
+    # All slides are empty files.
+    said = outer.run("results/slides/H01.json", returncode=1)
+    assert "on_bad_slide: skip" in said
     outer.configure(on_bad_slide="skip")
+    outer.run("results/slides/H01.json")
+    assert "zero bytes" in read_json(outer.folder / "results/slides/H01.json")["failed"]["reason"]
     before = planned(outer.run("--dry-run", "--quiet", "rules", "--", "histogep_all"))
     assert before["histogep_encode_tiles"] == 15
     assert "histogep_predict_slide" not in before

@@ -51,7 +51,7 @@ def prepare(run_script, tmp_path):
             output=output,
             params={"mpp": mpp},
             wildcards={"slide": "S1"},
-            resources={"skip_bad_slides": int(skip)},
+            config={"on_bad_slide": "skip" if skip else "stop"},
         )
         return output["slide"], log
 
@@ -74,7 +74,7 @@ def tile(run_script, tmp_path):
             output=output,
             params={"lattice": LATTICE, "tissue": TISSUE},
             wildcards={"slide": "S1"},
-            resources={"skip_bad_slides": int(skip)},
+            config={"on_bad_slide": "skip" if skip else "stop"},
         )
         return output, log
 
@@ -101,7 +101,8 @@ def encode(run_script, tmp_path):
             output={"features": path},
             params={"lattice": LATTICE, "encoders": encoders},
             wildcards={"slide": "S1"},
-            resources={"gpu": 1, "skip_bad_slides": int(skip)},
+            resources={"gpu": 1},
+            config={"on_bad_slide": "skip" if skip else "stop"},
             threads=threads,
         )
         return path, log

@@ -160,7 +160,7 @@ def test_damaged_counts_cost_their_slide_and_not_the_study(
     }
     with pytest.raises(BadSlide, match=r"slide A1: .*A1\.tsv.*on_bad_slide: skip"):
         run_script("align_spots.py", **task)
-    run_script("align_spots.py", resources={"skip_bad_slides": 1}, **task)
+    run_script("align_spots.py", config={"on_bad_slide": "skip"}, **task)
     with pytest.raises(BadSlide, match="not whole"):
         refuse_failed_spots(tmp_path / "A1.h5ad")
     assert read_tsv(tmp_path / "quality.tsv").empty
@@ -169,5 +169,5 @@ def test_damaged_counts_cost_their_slide_and_not_the_study(
     task["input"]["counts"] = her2st / "counts" / "A1.tsv.gz"
     task["params"]["lattice"] = {"kind": "visium", "pitch_um": 100, "tile_um": 112}
     with pytest.raises(InputError, match=r"lattice\.kind") as caught:
-        run_script("align_spots.py", resources={"skip_bad_slides": 1}, **task)
+        run_script("align_spots.py", config={"on_bad_slide": "skip"}, **task)
     assert not isinstance(caught.value, BadSlide)

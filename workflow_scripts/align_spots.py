@@ -48,7 +48,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             raise
         quality = draw_quality(spots)
     except BadSlide as error:
-        skip = bool(snakemake.resources.get("skip_bad_slides"))
+        skip = snakemake.config.get("on_bad_slide") == "skip"
         failed = record_failure(error, rule="align_spots", skip=skip)
         spots = anndata.AnnData(uns={"failed": json.dumps(failed)})
         figure = quality = draw_failure(snakemake.wildcards.slide, failed["reason"])

@@ -44,7 +44,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             )
     except BadSlide as error:
         failed = record_failure(
-            error, rule="encode_tiles", skip=bool(snakemake.resources.get("skip_bad_slides"))
+            error, rule="encode_tiles", skip=snakemake.config.get("on_bad_slide") == "skip"
         )
         write_failed_features(
             snakemake.output.features, slide=snakemake.wildcards.slide, failed=failed

@@ -31,7 +31,7 @@ with job_log(snakemake.log[0], snakemake) as log:
         )
     except BadSlide as error:
         failed = record_failure(
-            error, rule="prepare_slide", skip=bool(snakemake.resources.get("skip_bad_slides"))
+            error, rule="prepare_slide", skip=snakemake.config.get("on_bad_slide") == "skip"
         )
         Path(snakemake.output.pyramid).mkdir(parents=True, exist_ok=True)
         geometry = {"slide": name, "source": image, "failed": failed}

@@ -46,7 +46,7 @@ with job_log(snakemake.log[0], snakemake) as log:
         # Of a large slide it is large too, and drawing takes the most memory of all.
         mask = None
     except BadSlide as error:
-        skip = bool(snakemake.resources.get("skip_bad_slides"))
+        skip = snakemake.config.get("on_bad_slide") == "skip"
         failed = record_failure(error, rule="tile_slide", skip=skip)
         table, keypoints = tiles.no_tiles(), {}
         table.attrs["failed"] = failed
