@@ -12,7 +12,6 @@ import yaml
 
 from histogep import clinical, encoder_choices, model_choices, settings, sheets, study_files
 from histogep.jobs import InputError
-from histogep.model_folder import declared_settings, read_settings
 from histogep.problems import Problems
 from histogep.study_plan import References, Study
 
@@ -58,6 +57,8 @@ def read_study(
     study = Study(complete, references, **tables, warnings=tuple(warnings))
     if references.model is None:
         return study
+    from histogep.model_folder import declared_settings, read_settings  # of such a study only
+
     # Its files are compared with their digest once, not again in every job.
     applied = (read_settings if main_process else declared_settings)(references.model)
     # A model that is applied brings its lattice and the precision of its features.

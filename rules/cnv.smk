@@ -26,10 +26,10 @@ rule infer_cnv:
     conda:
         "../envs/cnv.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("infer_cnv.py"),
+        code=code_of("infer_cnv.py"),
         model=STUDY.model_digest,
         cnv=SETTINGS["cnv"],
         seed=SETTINGS["seed"],
@@ -72,10 +72,10 @@ rule subtype_tumours:
     conda:
         "../envs/cnv.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("subtype_tumours.py"),
+        code=code_of("subtype_tumours.py"),
         patients=usable(Study.cohort_patients),
         cnv=SETTINGS["cnv"],
         seed=SETTINGS["seed"],
@@ -115,10 +115,10 @@ rule compare_cnv:
     conda:
         "../envs/cnv.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("compare_cnv.py"),
+        code=code_of("compare_cnv.py"),
         cnv=SETTINGS["cnv"],
         seed=SETTINGS["seed"],
     message:

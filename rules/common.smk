@@ -116,6 +116,11 @@ def after_check(wildcards):
     return []
 
 
+def code_of(script):
+    """Return a parameter: the digest of a script and of all that it reaches; of a job's own only."""
+    return lambda wildcards: code_digest(script)
+
+
 def resource_content(wildcards):
     """Return the digest of a shipped reference: its content, not its place, decides a rerun."""
     return digest_resource(wildcards.name)

@@ -39,10 +39,10 @@ rule enrich_genes:
     conda:
         "../envs/outcome.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("enrich_genes.py"),
+        code=code_of("enrich_genes.py"),
         training_patients=SETTINGS["summary"]["training_patients"],
         slide_patients=usable(Study.ranking_patients),
         collections=STUDY.references.gene_sets,
@@ -79,10 +79,10 @@ rule score_activity:
     conda:
         "../envs/outcome.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("score_activity.py"),
+        code=code_of("score_activity.py"),
         training_patients=SETTINGS["summary"]["training_patients"],
         slide_patients=usable(Study.activity_patients),
         collections=STUDY.references.gene_sets,

@@ -28,10 +28,10 @@ rule predict_slide:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("predict_slide.py"),
+        code=code_of("predict_slide.py"),
         model=STUDY.model_digest,
     message:
         "Predict the expression of slide {wildcards.slide}"
@@ -54,13 +54,14 @@ rule list_predicted:
         ),
     log:
         "logs/list_predicted.log",
+    localrule: True
     conda:
         "../envs/slides.yaml"
     resources:
-        mem_mb=1000,
-        runtime=30,
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        code=code_digest("list_predicted.py"),
+        code=code_of("list_predicted.py"),
         slides=usable(Study.predicted_rows),
         tumour_threshold=SETTINGS["summary"]["tumour_threshold"],
     message:

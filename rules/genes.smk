@@ -17,10 +17,10 @@ rule score_genes:
     conda:
         "../envs/spatial.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("score_genes.py"),
+        code=code_of("score_genes.py"),
         genes=SETTINGS["genes"],
     message:
         "Moran's I of every gene of section {wildcards.slide}"
@@ -41,10 +41,10 @@ rule select_genes:
     conda:
         "../envs/spatial.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
-        code=code_digest("select_genes.py"),
+        code=code_of("select_genes.py"),
         genes=SETTINGS["genes"],
     message:
         "Choose the gene panel of fold {wildcards.fold}"

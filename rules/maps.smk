@@ -20,10 +20,10 @@ rule train_map_net:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=8000,
-        runtime=480,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 480 * attempt,
     params:
-        code=code_digest("train_map_net.py"),
+        code=code_of("train_map_net.py"),
         slide_patients=usable(Study.predicted_patients),
         sample_types=SETTINGS["summary"]["sample_types"],
         maps=of_slide(Study.map_settings),

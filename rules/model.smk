@@ -18,10 +18,10 @@ rule compare_sections:
     conda:
         "../envs/slides.yaml"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        code=code_digest("compare_sections.py"),
+        code=code_of("compare_sections.py"),
         patients=usable(Study.section_patients),
         seed=SETTINGS["seed"],
     message:
@@ -39,13 +39,14 @@ rule split_folds:
         folds="results/folds/{study}.tsv",
     log:
         "logs/split_folds/{study}.log",
+    localrule: True
     conda:
         "../envs/spatial.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
-        code=code_digest("split_folds.py"),
+        code=code_of("split_folds.py"),
         patients=usable(Study.section_patients),
         folds=SETTINGS["folds"],
         seed=SETTINGS["seed"],
@@ -77,10 +78,10 @@ rule train_model:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=8000,
-        runtime=480,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 480 * attempt,
     params:
-        code=code_digest("train_model.py"),
+        code=code_of("train_model.py"),
         models=of_slide(Study.model_settings),
         lattice=SETTINGS["lattice"],
         hist_grid=SETTINGS["folds"]["hist_grid"],
@@ -107,10 +108,10 @@ rule predict_fold:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("predict_fold.py"),
+        code=code_of("predict_fold.py"),
     message:
         "Predict the held-out sections of fold {wildcards.fold} with {wildcards.model}"
     script:
@@ -140,10 +141,10 @@ rule audit_leakage:
     conda:
         "../envs/spatial.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
-        code=code_digest("audit_leakage.py"),
+        code=code_of("audit_leakage.py"),
         genes=SETTINGS["genes"],
     message:
         "Audit every fold for leaks"
@@ -201,10 +202,10 @@ rule evaluate_model:
     conda:
         "../envs/spatial.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("evaluate_model.py"),
+        code=code_of("evaluate_model.py"),
         evaluation=SETTINGS["evaluation"],
         seed=SETTINGS["seed"],
     message:
@@ -238,10 +239,10 @@ rule package_model:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=4000,
-        runtime=10,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
-        code=code_digest("package_model.py"),
+        code=code_of("package_model.py"),
         patients=usable(Study.section_patients),
         lattice=SETTINGS["lattice"],
         deploy=SETTINGS["deploy"],

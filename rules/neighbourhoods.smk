@@ -27,7 +27,7 @@ rule describe_neighbourhoods:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=60,
     params:
-        code=code_digest("describe_neighbourhoods.py"),
+        code=code_of("describe_neighbourhoods.py"),
         neighbourhoods=STUDY.chosen(
             "neighbourhoods", "permutations", "most_places", "rings"
         ),
@@ -59,7 +59,7 @@ rule summarise_neighbourhoods:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=30,
     params:
-        code=code_digest("summarise_neighbourhoods.py"),
+        code=code_of("summarise_neighbourhoods.py"),
         patients=usable(Study.described_patients),
     message:
         "Neighbourhoods of cohort {wildcards.cohort}"

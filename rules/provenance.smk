@@ -15,10 +15,11 @@ rule record_software:
         table="results/provenance/software.tsv",
     log:
         "logs/record_software.log",
+    localrule: True
     conda:
         "../envs/snakemake.yaml"
     params:
-        code=code_digest("record_software.py"),
+        code=code_of("record_software.py"),
     message:
         "Record software versions"
     script:
@@ -39,10 +40,11 @@ rule record_configuration:
         ),
     log:
         "logs/record_configuration.log",
+    localrule: True
     conda:
         "../envs/snakemake.yaml"
     params:
-        code=code_digest("record_configuration.py"),
+        code=code_of("record_configuration.py"),
         configuration=SETTINGS,
         stages=usable(Study.stage_rows),
     message:

@@ -26,10 +26,10 @@ rule predict_response:
     conda:
         "../envs/outcome.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("predict_response.py"),
+        code=code_of("predict_response.py"),
         response=SETTINGS["response"],
         seed=SETTINGS["seed"],
     message:
@@ -58,10 +58,10 @@ rule transfer_response:
     conda:
         "../envs/outcome.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("transfer_response.py"),
+        code=code_of("transfer_response.py"),
         response=STUDY.chosen(
             "response", "inner_folds", "penalties", "components", "bootstraps"
         ),

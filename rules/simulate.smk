@@ -19,8 +19,11 @@ rule simulate_references:
         "logs/simulate_references.log",
     conda:
         "../envs/cnv.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
-        code=code_digest("simulate_references.py"),
+        code=code_of("simulate_references.py"),
         simulation=SETTINGS["simulation"],
         seed=SETTINGS["seed"],
     message:
@@ -48,10 +51,10 @@ rule simulate_section:
     conda:
         "../envs/slides.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
-        code=code_digest("simulate_section.py"),
+        code=code_of("simulate_section.py"),
         simulation=SETTINGS["simulation"],
         composition=of_slide(Study.composition),
         seed=SETTINGS["seed"],
@@ -70,10 +73,10 @@ rule simulate_slide:
     conda:
         "../envs/slides.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
-        code=code_digest("simulate_slide.py"),
+        code=code_of("simulate_slide.py"),
         simulation=SETTINGS["simulation"],
         composition=of_slide(Study.composition),
         seed=SETTINGS["seed"],

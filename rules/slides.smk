@@ -21,10 +21,10 @@ rule prepare_slide:
     conda:
         "../envs/slides.yaml"
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("prepare_slide.py"),
+        code=code_of("prepare_slide.py"),
         mpp=of_slide(Study.mpp),
         most_mm=of_slide(Study.most_mm),
     message:
@@ -57,10 +57,10 @@ rule tile_slide:
     conda:
         "../envs/slides.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("tile_slide.py"),
+        code=code_of("tile_slide.py"),
         lattice=SETTINGS["lattice"],
         tissue=SETTINGS["tissue"],
     message:
@@ -82,10 +82,13 @@ rule export_encoder:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=lambda wildcards, input: 3000 + round(6 * input.size_mb),
-        runtime=60,
+        # A network in torch, its converted copy, and both while they are compared.
+        mem_mb=lambda wildcards, input, attempt: (
+            (3000 + round(6 * input.size_mb)) * attempt
+        ),
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("export_encoder.py"),
+        code=code_of("export_encoder.py"),
         encoder=of_slide(Study.encoder_settings),
     message:
         "Convert the encoder {wildcards.encoder}"
@@ -119,10 +122,10 @@ rule encode_tiles:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        code=code_digest("encode_tiles.py"),
+        code=code_of("encode_tiles.py"),
         lattice=SETTINGS["lattice"],
         encoders=SETTINGS["encoders"],
     message:
@@ -145,13 +148,14 @@ checkpoint check_slides:
         ),
     log:
         "logs/check_slides.log",
+    localrule: True
     conda:
         "../envs/slides.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
-        code=code_digest("check_slides.py"),
+        code=code_of("check_slides.py"),
         slides=of_slide(Study.slide_rows),
     message:
         "List the slides that cannot be used"
@@ -169,10 +173,10 @@ rule compare_slides:
     conda:
         "../envs/slides.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("compare_slides.py"),
+        code=code_of("compare_slides.py"),
         patients=usable(Study.slide_patients),
         seed=SETTINGS["seed"],
     message:
@@ -195,13 +199,14 @@ rule list_slides:
         ),
     log:
         "logs/list_slides.log",
+    localrule: True
     conda:
         "../envs/slides.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
-        code=code_digest("list_slides.py"),
+        code=code_of("list_slides.py"),
         slides=of_slide(Study.slide_rows),
     message:
         "List all slides"

@@ -14,13 +14,14 @@ rule copy_resource:
         "logs/copy_resource/{name}.log",
     wildcard_constraints:
         name=r"[A-Za-z0-9_]+\.(tsv|yaml)",
+    localrule: True
     conda:
         "../envs/snakemake.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 10 * attempt,
     params:
-        code=code_digest("copy_resource.py"),
+        code=code_of("copy_resource.py"),
         content=resource_content,
     message:
         "Copy the shipped reference {wildcards.name}"
@@ -65,10 +66,10 @@ rule align_spots:
     conda:
         "../envs/spatial.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("align_spots.py"),
+        code=code_of("align_spots.py"),
         lattice=SETTINGS["lattice"],
         spots=SETTINGS["spots"],
         tissue=SETTINGS["tissue"],
@@ -98,10 +99,10 @@ rule label_spots:
     conda:
         "../envs/cnv.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("label_spots.py"),
+        code=code_of("label_spots.py"),
         labels=SETTINGS["labels"],
         cnv=SETTINGS["cnv"],
     message:
@@ -133,10 +134,10 @@ rule check_labels:
     conda:
         "../envs/cnv.yaml"
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("check_labels.py"),
+        code=code_of("check_labels.py"),
         cnv=SETTINGS["cnv"],
     message:
         "Compare inferred with annotated labels"

@@ -24,10 +24,10 @@ rule summarise_patients:
     conda:
         "../envs/outcome.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("summarise_patients.py"),
+        code=code_of("summarise_patients.py"),
         slide_patients=usable(Study.predicted_patients),
         training=usable(Study.training_patients),
         scale=of_slide(Study.measured_scale),
@@ -89,10 +89,10 @@ rule fit_survival:
     conda:
         "../envs/outcome.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        code=code_digest("fit_survival.py"),
+        code=code_of("fit_survival.py"),
         survival=SETTINGS["survival"],
         seed=SETTINGS["seed"],
     message:

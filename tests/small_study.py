@@ -27,9 +27,10 @@ def has_plugin(name: str) -> bool:
 class Study:
     """A simulated study of three slides, the folder of its results, and calls of Snakemake on it."""
 
-    def __init__(self, folder: Path, *, profile: str | None = None):
+    def __init__(self, folder: Path, *, profile: str | None = None, grouped: bool = False):
         self.folder = folder
         self.profile = profile
+        self.grouped = grouped
         self.calls = 0
         self.started: list[Call] = []
         command = [sys.executable, "-m", "histogep.simulate", "--study", folder]
@@ -62,6 +63,9 @@ class Study:
         command += (
             ["--profile", REPOSITORY / profile, "--jobs", "8"] if profile else ["--cores", "2"]
         )
+        if profile and not self.grouped:
+            # In place of the profile's own groups, so that each job can be told from the others.
+            command += ["--groups", "record_software=alone"]
         log = self.folder / f"call-{self.calls}.log"
         with open(log, "w") as said:
             process = subprocess.Popen(
@@ -121,13 +125,14 @@ class Call:
             self.process.kill()
             raise
 
-    def jobs(self, rule: str = "") -> list[str]:
-        """Return the SLURM ids of the jobs of a rule, in the order of their submission."""
-        return re.findall(rf"SLURM jobid (\d+) \(log: \S*/rule_{rule}", self.said)
+    def jobs(self, rule: str = "", *, group: str = "") -> list[str]:
+        """Return the SLURM ids of the jobs of a rule or group, in the order of their submission."""
+        kind = f"group_{group}" if group else f"rule_{rule}" if rule else ""
+        return re.findall(rf"SLURM jobid (\d+) \(log: \S*/slurm/{kind}", self.said)
 
     def submitted(self) -> dict[str, str]:
         """Return rule/wildcards of each job given to SLURM, by the number that Snakemake gives it."""
-        told = r"Job (\d+) has been submitted with SLURM jobid \d+ \(log: \S*?/slurm/rule_(\S+)/\d+\.log"
+        told = r"Job (\S+) has been submitted with SLURM jobid \d+ \(log: \S*?/slurm/(?:rule|group)_(\S+)/\d+\.log"
         found = re.findall(told, self.said)
         names = [name for _, name in found]
         assert len(names) == len(set(names)), "a job was submitted twice"

@@ -18,17 +18,23 @@ pytestmark = [
 ]
 
 
-def test_a_slide_goes_through_slurm_to_its_features(tmp_path):
+def test_slides_go_through_slurm_to_their_features_in_one_job(tmp_path):
+    """A slide and a section, as groups of profiles/slurm: what makes them is one job for both."""
     with started_cluster(tmp_path / "slurm") as cluster:
-        study = Study(tmp_path / "small", profile="profiles/slurm")
-        call = study.finish(
-            "results/features/H01-1.h5", "--set-resources", "encode_tiles:slurm_partition=gpu"
-        )
+        study = Study(tmp_path / "small", profile="profiles/slurm", grouped=True)
+        features = [f"results/features/{slide}.h5" for slide in ("H01-1", "P01-1")]
+        call = study.finish(*features)
         jobs = call.jobs()
         assert len(jobs) == len(call.submitted())  # none twice
         assert not call.unfinished()
         assert all(cluster.job(job)["JobState"] == "COMPLETED" for job in jobs)
-        (encoding,) = call.jobs("encode_tiles")
-        assert cluster.job(encoding)["TresPerJob"].startswith("gres:gpu")
-        assert cluster.job(encoding)["Partition"] == "gpu"
-    assert len(read_features(study.folder / "results/features/H01-1.h5").values)
+        # What is simulated is no part of a slide's way: one job for each.
+        kinds = sorted(name.split("/")[0] for name in call.submitted().values())
+        assert kinds[:3] == ["simulate_references", "simulate_section", "simulate_slide"]
+        assert kinds[3:] == ["slide_align_spots_encode_tiles_prepare_slide_tile_slide"]
+        (chain,) = call.jobs(group="slide")
+        asked = cluster.job(chain)
+        assert asked["TresPerJob"].startswith("gres:gpu")
+        assert asked["Partition"] == "gpu"
+    for path in features:
+        assert len(read_features(study.folder / path).values)

@@ -47,23 +47,45 @@ def test_a_profile_names_rules_that_are_there_and_sends_gpu_rules_to_gpus(name):
         for rule, wanted in settings["set-resources"].items()
         if "gpu" in str(wanted.get("slurm_partition", wanted.get("partition", "")))
     }
-    assert on_gpus == GPU_RULES
+    # A group runs on one partition, so what shares a job with a network goes there too.
+    groups = settings.get("groups", {})
+    grouped = {rule for rule in groups if groups[rule] in {groups.get(name) for name in GPU_RULES}}
+    assert on_gpus == GPU_RULES | grouped
+    assert set(groups) <= set(RULES)
+    assert set(settings.get("group-components", {})) == set(groups.values())
+    # Memory is the rules' own affair.
+    assert not any("mem_mb" in wanted for wanted in settings["set-resources"].values())
     default = profile("default")
     assert {key: settings[key] for key in default} == default
     # Software is the user's choice: conda is not there on every cluster.
     assert "software-deployment-method" not in settings
 
 
-def test_a_second_attempt_gets_more_than_the_rule_asks_for():
-    """Of memory and time, for every rule that asks for some; the first attempt gets no less."""
-    # What a rule asks for itself wins over default-resources, so each has to be named.
-    wanted = profile("slurm")["set-resources"]
+def test_a_second_attempt_gets_twice_of_what_a_rule_asks_for():
+    """Of memory and time, which every rule asks for that is a cluster's job."""
+    constraint = profile("slurm")["resources"]["mem_mb"]
+    checked = 0
     for rule, body in RULES.items():
-        for name, asked in re.findall(r"^\s+(mem_mb|runtime)=(\d+),$", body, re.MULTILINE):
-            assert rule in wanted, f"profiles/slurm: {rule} gets no more at a second attempt"
-            first, second = (eval(wanted[rule][name], {"attempt": n}) for n in (1, 2))
-            assert first >= int(asked), (rule, name)
-            assert second == 2 * first, (rule, name)
+        for name in ("mem_mb", "runtime"):
+            asked = re.search(rf"(?m)^ +{name}=lambda ([\w, ]+): (.+|\((?s:.+?)\n +\)),$", body)
+            assert asked or "localrule: True" in body, f"{rule} asks for no {name}"
+            if not asked:
+                continue
+            given = {"input": SimpleNamespace(size_mb=100)}
+            first, second = (eval(asked[2], given | {"attempt": n}) for n in (1, 2))
+            assert second == 2 * first > 0, (rule, name)
+            assert name != "mem_mb" or second <= constraint, (
+                f"{rule}: more than profiles/slurm gives"
+            )
+            checked += 1
+    assert checked > 50
+
+
+def test_short_jobs_stay_where_snakemake_runs():
+    local = {rule for rule, body in RULES.items() if "localrule: True" in body}
+    assert {"copy_resource", "record_software", "record_configuration", "check_slides"} <= local
+    assert not local & (GPU_RULES | set(profile("slurm")["groups"]))
+    assert not any("threads:" in RULES[rule] or "gpu=" in RULES[rule] for rule in local)
 
 
 def test_the_plugins_are_an_extra():
