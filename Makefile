@@ -2,6 +2,7 @@
 PYTHON ?= python3
 CORES ?= 2
 DEMO_DIR ?= .
+SMALL_DIR ?= .test/run
 PIN_DIR ?= envs
 
 BIN := .venv/bin
@@ -11,7 +12,7 @@ TESTABLE := .venv/.testable
 CLUSTER := .venv/.cluster
 APT := DEBIAN_FRONTEND=noninteractive timeout 240 apt-get
 
-.PHONY: help demo test lint fast-test workflow-test fault-test cluster-test install slurm settings-table constraints conda-pins clean
+.PHONY: help demo small test lint fast-test workflow-test fault-test cluster-test install slurm settings-table constraints conda-pins clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -36,6 +37,9 @@ demo: $(INSTALLED)  ## Run the whole workflow on the simulated study and build r
 	$(SNAKEMAKE) --directory $(DEMO_DIR) --configfile config/config.yaml --report $(DEMO_DIR)/.report.new.html
 	mv -f $(DEMO_DIR)/.report.new.html $(DEMO_DIR)/report.html
 	@echo "Report: $(DEMO_DIR)/report.html"
+
+small: $(INSTALLED)  ## Run the whole workflow on three tiny slides (.test/), in two minutes
+	$(SNAKEMAKE) --directory $(SMALL_DIR) --configfile .test/config.yaml
 
 test: lint fast-test workflow-test  ## Everything that can fail: lint, then fast tests, then whole workflows
 

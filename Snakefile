@@ -47,3 +47,5 @@ rule all:
     default_target: True
     input:
         study_targets,
+    message:
+        "The study is complete"
