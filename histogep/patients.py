@@ -279,6 +279,8 @@ def image_blocks(table: pd.DataFrame, *, neighbourhoods: bool) -> tuple[np.ndarr
     blocks = [*image_columns(table)]
     if neighbourhoods:
         blocks.append([name for name in table if name.startswith(NEIGHBOURHOOD)])
+        if not blocks[-1]:
+            log.warning("no neighbourhoods are known of these patients: their block is empty")
     return tuple(table[names].to_numpy(float) for names in blocks)
 
 

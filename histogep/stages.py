@@ -147,10 +147,17 @@ def plan_stages(
     InputError
         When nothing can run: neither a slide nor a measured cohort; slides with neither sections
         to train on nor a model to apply; sections of fewer patients than held-out evaluation needs;
-        a patient sheet that names no patient of the slide sheet.
+        a patient sheet that names no patient of the slide sheet; an outcome that asks for
+        neighbourhoods which are not described.
     """
     study = config["study"]
     applied = config["model"] is not None
+    described_at_all = config.get("neighbourhoods", {}).get("run", False)
+    for outcome in ("survival", "response"):
+        if config[outcome].get("neighbourhoods") and not described_at_all:
+            raise InputError(
+                f"{outcome}.neighbourhoods is true, but neighbourhoods.run is false: change one of them"
+            )
     has_spots = (slides["counts"] != "") & (not applied)
     sections, to_predict = slides.index[has_spots], slides.index[~has_spots]
     planned: list[Stage] = []
@@ -249,7 +256,7 @@ def plan_stages(
         mapped = applied_model is None or "tumour" in applied_model.get("models", ())
         described = len(members) if mapped else len(members.index.intersection(sections))
         target, reason = [f"results/neighbourhoods/{cohort}/slides.tsv"], f"{described} slides"
-        if not config.get("neighbourhoods", {}).get("run", False):
+        if not described_at_all:
             target, reason = [], "neighbourhoods.run is false"
         elif not described:
             target, reason = [], "the model folder has no tumour map"

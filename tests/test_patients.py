@@ -7,8 +7,10 @@ import pytest
 
 from histogep.covariates import sex_number, stage_number
 from histogep.jobs import InputError
+from histogep.neighbourhood_measures import MEASURES
 from histogep.patients import (
     IN_TRAINING,
+    NEIGHBOURHOOD,
     SECOND_COPY,
     count_patients,
     image_columns,
@@ -189,6 +191,27 @@ def test_copy_number_joins_by_patient(cohort, tmp_path):
     assert np.isnan(table.loc["B", "cnv_burden"])
     assert "n_tumour_spots" not in table
     assert {"cnv_burden", "share_0"} <= set(image_columns(table)[2])
+
+
+def test_neighbourhoods_are_those_of_the_slides_that_describe_the_patient(cohort, tmp_path):
+    paths, _, options = cohort
+    path = tmp_path / "slides.tsv"
+    described = pd.DataFrame({"slide": [*options["slides"], "section"], "patient": "ignored"})
+    described["n_places"] = [10, 30, 20, 20, 20, 500]
+    for number, measure in enumerate(MEASURES):
+        described[measure] = [1.0, 2.0, np.nan, 4.0, 5.0, 99.0]
+        described[f"{measure}_null"] = float(number)
+    described.to_csv(path, sep="\t", index=False)
+    table, _ = summarise_patients(paths, **options, neighbourhoods=path)
+    mixing = table.set_index("patient")[f"{NEIGHBOURHOOD}immune_mixing"]
+    # A section of the patient, which the model was trained on, and whose slide is not predicted.
+    assert mixing["007"] == pytest.approx((10 * 1 + 30 * 2) / 40)
+    assert np.isnan(mixing["B"])
+    assert not [name for name in table if name.endswith("_null")]
+    assert not any(name.startswith(NEIGHBOURHOOD) for part in image_columns(table) for name in part)
+    described.iloc[1:].to_csv(path, sep="\t", index=False)
+    with pytest.raises(InputError, match="has no row of a1"):
+        summarise_patients(paths, **options, neighbourhoods=path)
 
 
 def test_refusals(cohort, tmp_path):

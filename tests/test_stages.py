@@ -46,6 +46,24 @@ def test_everything_runs_when_everything_is_given():
     assert stages.of("cnv agreement") == ["results/cnv/s/agreement.tsv"]
 
 
+def test_neighbourhoods_are_described_where_there_is_a_map():
+    config = {**CONFIG, "neighbourhoods": {"run": True}}
+    stages = plan_stages(config, _slides(*TRAINING, *HOSPITAL), None)
+    assert stages.cohorts("neighbourhoods") == ["h", "v"]
+    assert "results/neighbourhoods/h/slides.tsv" in stages.targets()
+    unmapped = {"models": {"expression": {"train_patients": [], "validation_patients": []}}}
+    applied = plan_stages(
+        {**config, "model": "m"}, _slides(*HOSPITAL), None, applied_model=unmapped
+    )
+    reasons = {row["stage"]: row["reason"] for row in applied.rows()}
+    assert reasons["neighbourhoods"] == "the model folder has no tumour map"
+    off = {**config, "neighbourhoods": {"run": False}}
+    assert not plan_stages(off, _slides(*TRAINING, *HOSPITAL), None).cohorts("neighbourhoods")
+    wanted = {**off, "survival": {"folds": 5, "neighbourhoods": True}}
+    with pytest.raises(InputError, match="survival.neighbourhoods is true, but neighbourhoods.run"):
+        plan_stages(wanted, _slides(*TRAINING, *HOSPITAL), None)
+
+
 def test_what_is_missing_leaves_its_stage_out_and_says_why():
     config = {**CONFIG, "references": {"gene_positions": None, "gene_sets": {}}}
     rows = plan_stages(config, _slides(*TRAINING, *HOSPITAL), None).rows()

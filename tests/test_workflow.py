@@ -20,9 +20,11 @@ import pytest
 import pyvips
 import yaml
 from filelock import FileLock
+from sklearn.metrics import roc_auc_score
 
 from histogep.files import read_json, write_json
 from histogep.model_folder import folder_digest
+from histogep.simulate_cohort import slide_composition
 
 pytestmark = pytest.mark.workflow
 
@@ -246,6 +248,21 @@ def test_planted_response_is_found(demo):
     assert auroc["value"].iloc[0] > 0.7
     gsea = table(demo, "enrichment/hospital/response/gsea.tsv").set_index("gene_set")
     assert gsea.index[gsea["significant"]].tolist() == ["PLANTED_RESPONSE"]
+
+
+def test_planted_patterns_of_infiltration_are_told_apart_on_predicted_maps(demo):
+    """By the measure, not by its null; and the tumour's inside is where it is on measured sections."""
+    slides = table(demo, "neighbourhoods/hospital/slides.tsv")
+    slides = slides.drop_duplicates("patient")
+    infiltrated = slides["slide"].map(lambda slide: slide_composition(1, slide).pattern)
+    infiltrated = infiltrated == "infiltrated"
+    assert roc_auc_score(infiltrated, slides["immune_infiltration"]) > 0.8
+    assert abs(roc_auc_score(infiltrated, slides["immune_infiltration_null"]) - 0.5) < 0.25
+    for section, members in table(demo, "neighbourhoods/visium/slides.tsv").groupby("slide"):
+        truth = pd.read_csv(demo / f"data/simulated/{section}/truth.tsv", sep="\t")
+        share = truth["compartment"].str.startswith("clone").mean()
+        found = members.iloc[0]["share_malignant"] + members.iloc[0]["share_boundary"]
+        assert found == pytest.approx(share, abs=0.05)
 
 
 def test_maps_activity_and_subtypes_of_the_finished_study(demo, tmp_path):
