@@ -103,6 +103,22 @@ def test_the_figure_draws_every_learnt_model(planted):
             assert label.get_text().endswith(expected)
 
 
+def test_neighbourhoods_are_a_block_of_their_own_where_asked_for():
+    """A response that only the neighbourhoods tell, among genes that tell nothing."""
+    table = simulate(n=40, strength=0).drop(columns=["signature:immune", "signature:none"])
+    rng = np.random.default_rng(0)
+    shift = 2.5 * (table["response"].to_numpy() - 0.5)
+    table["neighbourhood:immune_infiltration"] = shift + 0.3 * rng.normal(size=len(table))
+    few = {**QUICK, "repeats": 1}
+    scores = {}
+    for asked in (False, True):
+        settings = {**few, "neighbourhoods": asked}
+        performance = predict_response(table, settings=settings, seed=1).performance
+        scores[asked] = performance.set_index(["model", "metric"]).loc[("image", "auroc"), "value"]
+    assert scores[False] < 0.75
+    assert scores[True] > 0.9
+
+
 def test_responses_without_cause_score_one_half():
     values, ps, hits = [], [], 0
     for seed in range(5):

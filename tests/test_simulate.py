@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from scipy import ndimage
+from sklearn.linear_model import LogisticRegression
 
 from histogep import simulate, simulate_cohort, simulate_genes, simulate_image, simulate_tissue
 from histogep.files import read_json, write_json, write_tsv
@@ -177,6 +178,32 @@ def test_a_patient_does_not_depend_on_the_size_of_the_study():
     many = simulate_cohort.simulate_patients(seed=5, n_with_spots=9, n_without_spots=60)
     shared = many[many["patient"].isin(few["patient"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(few, shared)
+
+
+def test_patterns_of_infiltration_hold_as_many_immune_cells_and_make_the_response():
+    cohort = simulate_cohort.simulate_patients(seed=11, n_with_spots=0, n_without_spots=1500)
+    infiltrated = (cohort["pattern"] == "infiltrated").to_numpy(float)
+    assert abs(infiltrated.mean() - 0.5) < 0.01
+    others = cohort[["tumour", "clone_b", "immune", "fat", "age", "log_hazard"]]
+    assert others.corrwith(pd.Series(infiltrated)).abs().max() < 0.05
+    compositions = {
+        pattern: [
+            simulate_cohort.Composition(0.5, 0.5, immune, 0.1, pattern=pattern)
+            for immune in (0.0, 0.3, 1.0)
+        ]
+        for pattern in simulate_cohort.INFILTRATED_SHARE
+    }
+    for excluded, within in zip(*compositions.values(), strict=True):
+        assert excluded.infiltration < 0.5 * within.infiltration
+        assert excluded.immune_area > within.immune_area > 0
+        cells = [c.immune_area + c.tumour * c.infiltration for c in (excluded, within)]
+        assert cells[0] == pytest.approx(cells[1]) == pytest.approx(excluded.immune_cells)
+
+    standard = (cohort["immune"] - 0.5) * np.sqrt(12)
+    x = np.column_stack([standard, 2 * infiltrated - 1])
+    fitted = LogisticRegression(penalty=None).fit(x, cohort["response"]).coef_[0]
+    assert fitted[0] == pytest.approx(simulate_cohort.LOG_ODDS_IMMUNE, abs=0.4)
+    assert fitted[1] == pytest.approx(simulate_cohort.LOG_ODDS_INFILTRATED, abs=0.4)
 
 
 def test_lifelines_recovers_the_outcome_model():
