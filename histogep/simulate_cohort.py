@@ -28,7 +28,7 @@ LOG_HAZARD = {"clone_b": 1.9, "age": 0.45, "stage": 0.45}
 #: log odds of response per standard deviation of the immune level, and of the infiltrated pattern
 #: (the excluded pattern has as much the other way).
 LOG_ODDS_IMMUNE = 2.4
-LOG_ODDS_INFILTRATED = 1.8
+LOG_ODDS_INFILTRATED = 1.2
 #: Pattern of infiltration -> share of the immune cells that lie between the tumour cells; the others
 #: lie in infiltrates of their own. Both patterns have as many immune cells.
 INFILTRATED_SHARE = {"excluded": 0.15, "infiltrated": 0.6}
