@@ -41,13 +41,14 @@ from histogep.plots import save
 from histogep.plots_cnv import profile_figure
 from histogep.positions import read_gene_positions
 folder = Path(sys.argv[1])
-result, arms = measured_slide(
+result, arms, markers = measured_slide(
     folder / "S.h5ad", folder / "S.tsv", slide="S", settings={}, seed=1,
     positions=read_gene_positions(folder / "positions.tsv"),
 )
 assert not result.uns["refused"], result.uns["refused"]
 write_profile(result, folder / "out.h5ad")
 write_tsv(arms, folder / "arms.tsv")
+write_tsv(markers, folder / "markers.tsv")
 save(profile_figure(result, arms), folder / "out.png")
 print(result.obs["clone"].nunique(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

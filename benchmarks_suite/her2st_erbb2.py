@@ -20,7 +20,7 @@ from scipy import sparse
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.cnv import EXCLUDED_GENES, infer_profiles, window_weights
+from histogep.cnv import EXCLUDED_GENES, compare_genes, slide_windows
 from histogep.cnv_reference import choose_spots
 from histogep.files import read_tsv
 from histogep.jobs import InputError
@@ -58,22 +58,23 @@ def score_section(
     )
     place = positions.set_index("gene").loc["ERBB2", "start"]
     try:
-        profiles = infer_profiles(
+        profiles = compare_genes(
             expression_of(spots),
             positions,
             reference,
             genes=list(spots.var_names),
-            engine="weights",
             exclude_genes=(*EXCLUDED_GENES, "^KRT", "^ERBB2$"),
         )
     except InputError as error:
         return [rule, reference.sum(), malignant.sum(), "", "", str(error)]
     genes = profiles.genes
-    means = profiles.ratio.gene_means(malignant) - profiles.ratio.gene_means(reference)
-    weights, _ = window_weights(genes, window=WINDOW, step=1)
-    windows = weights.T @ means
-    nearest = (genes["start"] - place).abs().where(genes["chromosome"] == "chr17").idxmin()
-    near = np.asarray(weights[nearest].todense()).ravel() > 0
+    means = profiles.gene_means(malignant) - profiles.gene_means(reference)
+    windows, chr_pos = slide_windows(means[np.newaxis], genes, window=WINDOW, step=1)
+    windows = windows[0]
+    on_17 = (genes["start"] - place).abs()[genes["chromosome"] == "chr17"].reset_index(drop=True)
+    # Windows of 21 genes that hold the gene nearest to ERBB2; each begins at one of them.
+    nearest = int(on_17.idxmin())
+    near = slice(chr_pos["chr17"] + max(0, nearest - WINDOW + 1), chr_pos["chr17"] + nearest + 1)
     best = windows[near].max()
     z = (best - windows.mean()) / windows.std()
     above = f"{(windows > best).sum()} of {len(windows)}"

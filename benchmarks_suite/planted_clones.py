@@ -1,10 +1,10 @@
-"""How well planted clones and arms are found on measured spots, by seed and by clone method.
+"""How well planted clones and arms are found on measured spots, by seed.
 
 The counts of the default study's sections are drawn (no images), labelled by their annotation, and
 profiled as infer_cnv does. Clones are compared with the clone that prevails in each spot, over all
 spots that are mostly tumour; those that the annotation leaves undetermined count as one more group.
 
-    .venv/bin/python benchmarks_suite/planted_clones.py --seeds 1 2 3 4 5 --methods mixture leiden
+    .venv/bin/python benchmarks_suite/planted_clones.py --seeds 1 2 3 4 5
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ import anndata
 import numpy as np
 import pandas as pd
 import yaml
+from sklearn.metrics import adjusted_rand_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.clone_divisions import METHODS
 from histogep.clones import call_arms, call_clones
-from histogep.cnv import infer_profiles
+from histogep.cnv import compare_genes
 from histogep.matrices import expression_of
-from histogep.mixtures import adjusted_rand
 from histogep.normalise import add_expression
 from histogep.settings import complete_settings
 from histogep.simulate_cohort import patient_id, slide_composition, stream
@@ -54,9 +53,8 @@ def score_section(
     positions: pd.DataFrame,
     truth: dict[str, Any],
     settings: dict[str, Any],
-    methods: list[str],
-) -> list[list[object]]:
-    """Return, of each method, its name, spots, clones, adjusted Rand index, right arms, CPU seconds.
+) -> list[object]:
+    """Return spots, clones, adjusted Rand index, right arms and CPU seconds of one section.
 
     Right arms are those of the planted ones whose mean has the right sign.
     """
@@ -75,82 +73,59 @@ def score_section(
     texts = _annotation(planted)["label"]
     label = map_texts(texts, settings["labels"], path="the simulated annotation").to_numpy(object)
     reference, malignant = label == "non-malignant", label == "malignant"
-    profiles = infer_profiles(
-        expression_of(add_expression(anndata.AnnData(counts))),
-        positions,
-        reference,
-        genes=list(positions["gene"]),
-        engine="weights",
-    )
+    expression = expression_of(add_expression(anndata.AnnData(counts)))
+    profiles = compare_genes(expression, positions, reference, genes=list(positions["gene"]))
     neighbours = LATTICE.neighbours(
         spots["array_row"].to_numpy(), spots["array_col"].to_numpy() // 2
     )
     tumour = ~reference & (planted["clone"] != "").to_numpy()
-    rows = []
-    for method in methods:
-        start = time.process_time()
-        clones = call_clones(
-            profiles, malignant, neighbours=neighbours, clone_method=method, seed=seed
-        )
-        seconds = time.process_time() - start
-        arms = call_arms(profiles, clones.labels, neighbours=neighbours, seed=seed)
-        called = clones.labels[tumour].astype(str)
-        score = adjusted_rand(planted["clone"][tumour].to_numpy(str), called)
-        right = []
-        for name in clones.names:
-            clone = planted["clone"][clones.labels == name].mode()[0]
-            value = arms[arms["clone"] == name].set_index("arm")["value"]
-            right += [
-                (value[arm] > 0) == (factor > 1)
-                for arm, factor in truth["arms"].get(clone, {}).items()
-                if arm in value
-            ]
-        found = f"{np.sum(right)} of {len(right)}"
-        rows.append(
-            [method, len(spots), len(clones.names), f"{score:.3f}", found, f"{seconds:.2f}"]
-        )
-    return rows
+    start = time.process_time()
+    clones = call_clones(profiles, malignant, neighbours=neighbours, seed=seed)
+    seconds = time.process_time() - start
+    arms = call_arms(profiles, clones.labels, neighbours=neighbours, seed=seed)
+    called = clones.labels[tumour].astype(str)
+    score = adjusted_rand_score(planted["clone"][tumour].to_numpy(str), called)
+    right = []
+    for name in clones.names:
+        clone = planted["clone"][clones.labels == name].mode()[0]
+        value = arms[arms["clone"] == name].set_index("arm")["value"]
+        right += [
+            (value[arm] > 0) == (factor > 1)
+            for arm, factor in truth["arms"].get(clone, {}).items()
+            if arm in value
+        ]
+    found = f"{np.sum(right)} of {len(right)}"
+    return [len(spots), len(clones.names), f"{score:.3f}", found, f"{seconds:.2f}"]
 
 
 def main() -> None:
-    """Print one line per section and method, and the mean and the least of each seed."""
+    """Print one line per section, and the mean and the least of each seed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--methods", nargs="+", default=["mixture"], choices=sorted(METHODS))
     options = parser.parse_args()
     schema = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())
     settings = complete_settings(yaml.safe_load((ROOT / "config/config.yaml").read_text()), schema)
     positions = bundled_positions()
-    columns = ["method", "spots", "clones", "adjusted_rand", "arms right", "cpu_s"]
-    print("seed", "section", *columns, sep="\t")
-    every: dict[str, list[float]] = {method: [] for method in options.methods}
+    print("seed", "section", "spots", "clones", "adjusted_rand", "arms right", "cpu_s", sep="\t")
+    every: list[float] = []
     for seed in options.seeds:
         truth = plant_truth(positions, seed=seed)
-        scores: dict[str, list[float]] = {method: [] for method in options.methods}
+        scores = []
         for section in SECTIONS:
-            rows = score_section(
-                section,
-                seed=seed,
-                positions=positions,
-                truth=truth,
-                settings=settings,
-                methods=options.methods,
+            row = score_section(
+                section, seed=seed, positions=positions, truth=truth, settings=settings
             )
-            for row in rows:
-                scores[str(row[0])].append(float(row[3]))
-                print(seed, section, *row, sep="\t", flush=True)
-        for method, found in scores.items():
-            every[method] += found
-            _summarise(seed, method, found)
-    for method, found in every.items():
-        _summarise("all", method, found)
+            scores.append(float(str(row[2])))
+            print(seed, section, *row, sep="\t", flush=True)
+        every += scores
+        _summarise(seed, scores)
+    _summarise("all", every)
 
 
-def _summarise(seed: int | str, method: str, scores: list[float]) -> None:
-    mean, least = f"mean {np.mean(scores):.3f}", f"least {min(scores):.3f}"
-    print(seed, method, mean, least, sep="\t", flush=True)
+def _summarise(seed: int | str, scores: list[float]) -> None:
+    print(seed, f"mean {np.mean(scores):.3f}", f"least {min(scores):.3f}", sep="\t", flush=True)
 
 
 if __name__ == "__main__":

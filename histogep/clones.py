@@ -10,10 +10,12 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
 from histogep.clone_borders import settle_borders
-from histogep.clone_divisions import METHODS
-from histogep.cnv import CnvProfiles, group_weights
+from histogep.clone_divisions import divide_spots
+from histogep.cnv import LogRatios, group_weights
 from histogep.cnv_arms import PIECE_GENES, score_arms, shuffle_runs
 
 log = logging.getLogger(__name__)
@@ -57,17 +59,16 @@ class Clones:
 
 
 def call_clones(
-    profiles: CnvProfiles,
+    profiles: LogRatios,
     malignant: np.ndarray,
     *,
     neighbours: sparse.spmatrix | None = None,
-    clone_method: str = "mixture",
     smoothing: float = 0.5,
     max_clones: int = 5,
     min_clone_spots: int = 10,
     min_stability: float = 0.5,
     n_shuffles: int = 20,
-    n_halves: int = 10,
+    n_halves: int = 5,
     seed: int = 0,
 ) -> Clones:
     """Return the clones of the malignant spots, their number found from the data; it may be 1.
@@ -78,11 +79,12 @@ def call_clones(
     are kept whose variance is above the largest of the same profiles made with short runs of
     genes in shuffled order: an expression programme is as strong there, whether its genes lie
     scattered or in clusters.
-    On them the spots are divided into 1 to `max_clones` parts, by Gaussian mixtures or by Leiden
-    (`histogep.clone_divisions`). The number with the lowest BIC of those whose clones are found
-    again when they are called twice, from two halves of the genes, stands. On c components no more than c + 1 clones are sought: one more would lie between the
-    others, as spots do that hold cells of two clones. Which spots belong to each is then settled
-    on the profiles that were not smoothed (`histogep.clone_borders`).
+    On them the spots are divided by Leiden at rising resolutions (`histogep.clone_divisions`). Of the
+    numbers of parts, 1 to `max_clones`, whose clones are found again when they are called twice,
+    from two halves of the genes, that with the lowest BIC stands. On c components no more than
+    c + 1 clones are sought: one more would lie between the others, as spots do that hold cells of
+    two clones. Which spots belong to each is then settled on the profiles that were not smoothed
+    (`histogep.clone_borders`).
 
     Parameters
     ----------
@@ -92,8 +94,6 @@ def call_clones(
         Mask of the spots to cluster.
     neighbours
         Adjacency of the spots on their lattice; no smoothing without it.
-    clone_method
-        "mixture" or "leiden".
     smoothing
         Weight of the neighbours' mean, 0 to 1.
     max_clones, min_clone_spots
@@ -142,7 +142,7 @@ def call_clones(
     scores = [[_scores(contrast(half), n_components) for half in pair] for pair in halves]
     points = left[:, :n_components] * strength[:n_components]
     most = min(max_clones, n // min_clone_spots, n_components + 1)
-    divisions = METHODS[clone_method](points, scores, most=most, seed=seed)
+    divisions = divide_spots(points, scores, most=most, seed=seed)
     rows = [
         (k, division.bic, division.stability, np.bincount(division.partition, minlength=k).min())
         for k, division in divisions.items()
@@ -165,7 +165,7 @@ def call_clones(
 
 
 def call_arms(
-    profiles: CnvProfiles,
+    profiles: LogRatios,
     labels: Sequence[str],
     *,
     min_z: float = 3.5,
@@ -210,7 +210,7 @@ def call_arms(
     arms = profiles.arm_table
     kept = np.flatnonzero(arms["n_genes"] >= min_arm_genes)
     normal = profiles.arms[profiles.reference].mean(axis=0)
-    genes_normal = profiles.ratio.gene_means(profiles.reference)
+    genes_normal = profiles.gene_means(profiles.reference)
     tables = []
     for clone in sorted(set(labels) - {REFERENCE, UNASSIGNED}, key=int):
         spots = np.flatnonzero(labels == clone)
@@ -220,7 +220,7 @@ def call_arms(
         # An arm's own spread is known badly from few spots: half of it is the genome's.
         spread = np.sqrt((spread**2 + np.median(spread) ** 2) / 2)
         scores = score_arms(
-            profiles.ratio.gene_means(spots) - genes_normal,
+            profiles.gene_means(spots) - genes_normal,
             profiles.genes["level"].to_numpy(),
             profiles.genes["arm"],
             min_arm_genes=min_arm_genes,
@@ -249,7 +249,7 @@ def call_arms(
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def measure_distances(profiles: CnvProfiles, labels: Sequence[str]) -> pd.DataFrame:
+def measure_distances(profiles: LogRatios, labels: Sequence[str]) -> pd.DataFrame:
     """Return how far the clones of a slide, and the reference, lie from each other.
 
     Root mean square difference of their mean bins, each weighted by its genes.
@@ -287,10 +287,6 @@ def join_clones(distances: pd.DataFrame) -> str:
     names = list(distances.index)
     if len(names) < 2:
         return f"{''.join(names)};"
-    # Most slides have one clone and two names; scipy.cluster takes a fifth of a second to import.
-    from scipy.cluster import hierarchy
-    from scipy.spatial.distance import squareform
-
     linkage = hierarchy.linkage(squareform(distances.to_numpy(), checks=False), method="average")
     # Height of each node; a branch is as long as the step from its node to the next one above.
     nodes = [(name, 0.0) for name in names]
@@ -301,7 +297,7 @@ def join_clones(distances: pd.DataFrame) -> str:
     return f"{nodes[-1][0]};"
 
 
-def _bin_of_gene(profiles: CnvProfiles) -> np.ndarray:
+def _bin_of_gene(profiles: LogRatios) -> np.ndarray:
     """Return the bin of each gene: genes lie in the order of the bins within their arms."""
     genes, table = profiles.genes, profiles.bin_table
     member = np.empty(len(genes), int)
@@ -324,9 +320,9 @@ def _smoother(
     return (blend + sparse.diags(1 - share)).tocsr().astype(np.float32)
 
 
-def _standardised(profiles: CnvProfiles, groups: np.ndarray) -> np.ndarray:
+def _standardised(profiles: LogRatios, groups: np.ndarray) -> np.ndarray:
     """Return means over groups of genes, in standard deviations from the reference's mean."""
-    means = profiles.ratio.average(group_weights(groups, len(profiles.bin_table)))
+    means = profiles.average(group_weights(groups, len(profiles.bin_table)))
     means -= np.median(means, axis=1, keepdims=True)
     normal = means[profiles.reference]
     spread = normal.std(axis=0)
@@ -336,7 +332,7 @@ def _standardised(profiles: CnvProfiles, groups: np.ndarray) -> np.ndarray:
 
 
 def _contrast(
-    profiles: CnvProfiles,
+    profiles: LogRatios,
     groups: np.ndarray,
     malignant: np.ndarray,
     smoother: sparse.csr_matrix | None,

@@ -1,8 +1,7 @@
 """Copy-number profiles of spots: expression averaged along the genome against reference spots.
 
-The profiles are those of infercnvpy. The same arithmetic is also kept here as one sparse matrix
-of weights (`window_weights`), because the controls of `histogep.clones` repeat it many times on
-shuffled genes, and because a small slide should not wait for scanpy to be imported.
+The running windows are infercnvpy's. Clones, arms and controls are called from the log ratios of
+the genes themselves (`LogRatios`) and from their means over neighbouring genes and whole arms.
 """
 
 from __future__ import annotations
@@ -18,13 +17,7 @@ import pandas as pd
 from scipy import sparse
 
 from histogep.jobs import InputError
-from histogep.positions import (
-    SEX_CHROMOSOMES,
-    count_autosomes,
-    locate_genes,
-    order_arms,
-    order_chromosomes,
-)
+from histogep.positions import SEX_CHROMOSOMES, count_autosomes, locate_genes, order_arms
 
 log = logging.getLogger(__name__)
 
@@ -33,63 +26,19 @@ EXCLUDED_GENES = ("^IG[HKL][VDJCAEGM]", "^TR[ABDG][VDJC]", "^HLA-", "^RP[SL][0-9
 
 
 @dataclass(frozen=True)
-class LogRatio:
-    """Expression of spots minus that of the reference, gene by gene, without being made dense.
-
-    The log ratio of a gene is `matrix - base`, clipped: `matrix` holds zeros wherever the
-    expression lies at or below the lowest value that the clip allows.
-    """
-
-    matrix: sparse.csr_matrix | np.ndarray
-    base: np.ndarray
-
-    @classmethod
-    def from_expression(
-        cls, expression: sparse.spmatrix | np.ndarray, reference: np.ndarray, *, clip: float
-    ) -> LogRatio:
-        """Return expression minus its mean over the spots of the mask `reference`, clipped."""
-        mean = np.asarray(expression[reference].mean(axis=0)).ravel().astype(np.float32)
-        lower = np.maximum(mean - clip, 0).astype(np.float32)
-        if not sparse.issparse(expression):
-            values = np.clip(np.asarray(expression, np.float32), mean - clip, mean + clip)
-            return cls(matrix=values - mean, base=np.zeros_like(mean))
-        matrix = expression.tocsr().astype(np.float32)
-        if matrix is expression or matrix.data is getattr(expression, "data", None):
-            matrix = matrix.copy()
-        gene = matrix.indices
-        np.clip(matrix.data, lower[gene], mean[gene] + np.float32(clip), out=matrix.data)
-        matrix.data -= lower[gene]
-        return cls(matrix=matrix, base=mean - lower)
-
-    @property
-    def n_genes(self) -> int:
-        """Number of genes."""
-        return len(self.base)
-
-    def average(self, weights: sparse.spmatrix) -> np.ndarray:
-        """Return the weighted sums over genes (spots by columns of `weights`, float32)."""
-        weights = weights.tocsr().astype(np.float32)
-        product = self.matrix @ weights
-        product = product.toarray() if sparse.issparse(product) else np.asarray(product)
-        return product - (weights.T @ self.base)[np.newaxis, :]
-
-    def gene_means(self, spots: np.ndarray) -> np.ndarray:
-        """Return the mean log ratio of each gene over the spots of a mask or index."""
-        return np.asarray(self.matrix[spots].mean(axis=0)).ravel() - self.base
-
-
-@dataclass(frozen=True)
-class CnvProfiles:
-    """Copy-number profiles of the spots of one patient.
+class LogRatios:
+    """Expression of the spots of one patient against its reference spots, along the genome.
 
     Attributes
     ----------
-    values
-        Denoised profile (spots by windows, float32) as infercnvpy gives it.
-    chr_pos
-        First window of each chromosome, in the order of the genome.
-    score
-        Mean absolute value of each spot's denoised profile.
+    ratio
+        Log ratio of each gene: log1p CP10k minus its mean over the reference spots, clipped (spots
+        by genes, float32).
+    genes
+        gene, chromosome, start, end, arm, level (mean expression), reference_level (its mean over
+        the reference spots) of the genes used, in the order of the genome.
+    reference
+        Mask of the reference spots.
     bins
         Mean log ratio in neighbouring, not overlapping groups of genes, centred by spot and not
         denoised: what clones are called from.
@@ -99,34 +48,53 @@ class CnvProfiles:
         Mean log ratio of each arm, centred by spot.
     arm_table
         arm, chromosome, n_genes of each column of `arms`.
-    genes
-        gene, chromosome, start, end, arm, level (mean expression) of the genes used, in the order
-        of the genome.
-    ratio
-        Log ratios of these genes.
-    reference
-        Mask of the reference spots.
     n_autosomes
         Numbered chromosomes of the genome.
     """
 
-    values: np.ndarray
-    chr_pos: dict[str, int]
-    score: np.ndarray
+    ratio: np.ndarray
+    genes: pd.DataFrame
+    reference: np.ndarray
     bins: np.ndarray
     bin_table: pd.DataFrame
     arms: np.ndarray
     arm_table: pd.DataFrame
-    genes: pd.DataFrame
-    ratio: LogRatio
-    reference: np.ndarray
-    n_autosomes: int = 22
+    n_autosomes: int
 
     @property
     def genes_per_chromosome(self) -> dict[str, int]:
-        """Number of genes used on each chromosome."""
-        counts = self.genes["chromosome"].value_counts()
-        return {name: int(counts[name]) for name in self.chr_pos}
+        """Number of genes used on each chromosome, in the order of the genome."""
+        counts = self.genes.groupby("chromosome", sort=False).size()
+        return {str(name): int(n) for name, n in counts.items()}
+
+    def average(self, weights: sparse.spmatrix) -> np.ndarray:
+        """Return the weighted sums over genes (spots by columns of `weights`, float32)."""
+        return _average(self.ratio, weights)
+
+    def gene_means(self, spots: np.ndarray) -> np.ndarray:
+        """Return the mean log ratio of each gene over the spots of a mask or index."""
+        return self.ratio[spots].mean(axis=0, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class CnvProfiles(LogRatios):
+    """Copy-number profiles of the spots of one patient.
+
+    Attributes
+    ----------
+    values
+        Denoised profile (spots by windows, float32) of `infercnvpy.tl.infercnv`.
+    chr_pos
+        First window of each chromosome, in the order of the genome.
+    """
+
+    values: np.ndarray
+    chr_pos: dict[str, int]
+
+    @property
+    def score(self) -> np.ndarray:
+        """Mean absolute value of each spot's denoised profile."""
+        return np.abs(self.values).mean(axis=1)
 
     @property
     def windows(self) -> pd.DataFrame:
@@ -140,11 +108,49 @@ def infer_profiles(
     positions: pd.DataFrame,
     reference: np.ndarray,
     *,
-    genes: Sequence[str] | None = None,
-    gene_ids: Sequence[str] | None = None,
     window: int = 101,
     step: int = 10,
     dynamic_threshold: float | None = 1.5,
+    **options: Any,
+) -> CnvProfiles:
+    """Return the copy-number profiles of spots, measured or predicted, by `infercnvpy.tl.infercnv`.
+
+    Parameters
+    ----------
+    expression, positions, reference, options
+        As `compare_genes` takes them. All spots are of one patient: the noise threshold is taken
+        over all of them.
+    window, step
+        Genes in a running window, and genes from one window to the next. A chromosome with no more
+        genes than a window has one window, the plain mean of its genes.
+    dynamic_threshold
+        Values below this many standard deviations of the profile become 0; None keeps all.
+
+    Raises
+    ------
+    InputError
+        With too few reference spots or genes, or positions of another genome.
+    """
+    ratios = compare_genes(expression, positions, reference, **options)
+    counts = ratios.genes_per_chromosome
+    if narrow := [name for name, n in counts.items() if n <= window]:
+        log.info(
+            "%d of %d chromosomes have no more genes than cnv.window (%d), so each is one window: %s",
+            *(len(narrow), len(counts), window, ", ".join(narrow)),
+        )
+    values, chr_pos = slide_windows(
+        ratios.ratio, ratios.genes, window=window, step=step, dynamic_threshold=dynamic_threshold
+    )
+    return CnvProfiles(**vars(ratios), values=values, chr_pos=chr_pos)
+
+
+def compare_genes(
+    expression: Any,
+    positions: pd.DataFrame,
+    reference: np.ndarray,
+    *,
+    genes: Sequence[str] | None = None,
+    gene_ids: Sequence[str] | None = None,
     clip: float = 3.0,
     bin_genes: int = 50,
     exclude_chromosomes: Sequence[str] = SEX_CHROMOSOMES,
@@ -155,27 +161,20 @@ def infer_profiles(
     min_chromosome_genes: int = 10,
     min_share_found: float = 0.3,
     genome: Literal["auto", "human", "other"] = "auto",
-    n_jobs: int = 1,
-    engine: Literal["infercnvpy", "weights"] = "infercnvpy",
-) -> CnvProfiles:
-    """Return the copy-number profiles of spots, measured or predicted.
+) -> LogRatios:
+    """Return the log ratio of each gene to the reference spots, in the order of the genome.
 
     Parameters
     ----------
     expression
         log1p CP10k: an AnnData (its `var["gene_id"]` is used where it has one), or a matrix of
-        spots by genes, sparse or not, with `genes`. All spots are of one patient: the noise
-        threshold is taken over all of them.
+        spots by genes, sparse or not, with `genes`. All spots are of one patient.
     positions
         Table of `histogep.positions.read_gene_positions`.
     reference
         Mask of the spots taken as diploid.
     genes, gene_ids
         Symbols, and Ensembl ids if they are known, of the columns of a matrix.
-    window, step
-        Genes in a running window, and genes from one window to the next.
-    dynamic_threshold
-        Values below this many standard deviations of the profile become 0; None keeps all.
     clip
         Largest log ratio of a gene, in either direction.
     bin_genes
@@ -195,10 +194,6 @@ def infer_profiles(
         Share of the genes that the positions must know.
     genome
         Whose centromeres divide the arms (`histogep.positions.locate_genes`).
-    n_jobs
-        Processes of infercnvpy.
-    engine
-        "infercnvpy", or "weights" for the same numbers without importing it.
 
     Raises
     ------
@@ -240,85 +235,80 @@ def infer_profiles(
         located["chromosome"].nunique(),
     )
     chosen = matrix[:, located["column"].to_numpy()]
+    # By columns: means over groups of genes then add up columns, which lie in one piece.
+    ratio = np.asfortranarray(
+        chosen.toarray() if sparse.issparse(chosen) else chosen, dtype=np.float32
+    )
     located = located.drop(columns="column")
-    located["level"] = np.asarray(chosen.mean(axis=0), np.float64).ravel()
-    if engine == "infercnvpy":
-        values, chr_pos = _infercnvpy(
-            chosen,
-            located,
-            reference,
-            window=window,
-            step=step,
-            dynamic_threshold=dynamic_threshold,
-            clip=clip,
-            n_jobs=n_jobs,
-        )
-        ratio = LogRatio.from_expression(chosen, reference, clip=clip)
-    else:
-        ratio = LogRatio.from_expression(chosen, reference, clip=clip)
-        weights, chr_pos = window_weights(located, window=window, step=step)
-        values = denoise(ratio.average(weights), dynamic_threshold=dynamic_threshold)
+    located["level"] = ratio.mean(axis=0, dtype=np.float64)
+    mean = ratio[reference].mean(axis=0, dtype=np.float64)
+    located["reference_level"] = mean
+    ratio = np.subtract(ratio, mean.astype(np.float32))
+    np.clip(ratio, -clip, clip, out=ratio)
     human = bool(located["arm"].str.endswith(("p", "q")).any())
     bin_table, bin_weights = make_bins(located, size=bin_genes)
     arm_table, arm_weights = make_arms(located)
-    bins = ratio.average(bin_weights)
+    bins = _average(ratio, bin_weights)
     centre = np.median(bins, axis=1, keepdims=True)
-    return CnvProfiles(
-        values=values,
-        chr_pos=chr_pos,
-        score=np.abs(values).mean(axis=1),
+    return LogRatios(
+        ratio=ratio,
+        genes=located,
+        reference=reference,
         bins=bins - centre,
         bin_table=bin_table,
-        arms=ratio.average(arm_weights) - centre,
+        arms=_average(ratio, arm_weights) - centre,
         arm_table=arm_table,
-        genes=located,
-        ratio=ratio,
-        reference=reference,
         # A human table that lacks chromosomes lowers no guard.
         n_autosomes=22 if human else count_autosomes(positions),
     )
 
 
-def window_weights(
-    genes: pd.DataFrame, *, window: int, step: int
-) -> tuple[sparse.csr_matrix, dict[str, int]]:
-    """Return infercnvpy's running windows as weights (genes by windows), and where each starts.
-
-    The weight of a gene in a window rises to the middle and falls again. A chromosome with no
-    more genes than a window is one window, the plain mean of its genes.
+def slide_windows(
+    ratio: np.ndarray,
+    genes: pd.DataFrame,
+    *,
+    window: int,
+    step: int,
+    dynamic_threshold: float | None = None,
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Return infercnvpy's running means along each chromosome, and where each chromosome starts.
 
     Parameters
     ----------
+    ratio
+        Log ratios, already clipped (spots by genes).
     genes
-        Genes in the order of the genome, with their chromosome.
-    window, step
-        Genes in a window, and genes from one window to the next.
+        gene, chromosome, end of each gene, in the order of the genome.
+    window, step, dynamic_threshold
+        As `infer_profiles` takes them.
+
+    Returns
+    -------
+    tuple
+        Values centred by spot (spots by windows, float32), and the first window of each chromosome
+        in the order of the genome.
     """
-    ramp = np.minimum(np.arange(1, window + 1), np.arange(window, 0, -1)).astype(np.float64)
-    ramp /= ramp.sum()
-    blocks, chr_pos, n_windows = [], {}, 0
-    chromosome = genes["chromosome"].to_numpy()
-    for name in order_chromosomes(chromosome):
-        chr_pos[name] = n_windows
-        n = int((chromosome == name).sum())
-        if window < n:
-            first = np.arange(0, n - window + 1, step)
-            rows = (first[:, np.newaxis] + np.arange(window)).ravel()
-            cols = np.repeat(np.arange(len(first)), window)
-            block = sparse.csr_matrix((np.tile(ramp, len(first)), (rows, cols)), (n, len(first)))
-        else:
-            block = sparse.csr_matrix(np.full((n, 1), 1 / n))
-        blocks.append(block)
-        n_windows += block.shape[1]
-    return sparse.block_diag(blocks, format="csr"), chr_pos
+    import anndata
+    import infercnvpy
 
-
-def denoise(smoothed: np.ndarray, *, dynamic_threshold: float | None) -> np.ndarray:
-    """Return window means centred by spot, with what is within the noise set to 0 (float32)."""
-    values = smoothed - np.median(smoothed, axis=1, keepdims=True)
-    if dynamic_threshold is not None:
-        values[np.abs(values) < dynamic_threshold * np.std(values, dtype=np.float64)] = 0
-    return values.astype(np.float32, copy=False)
+    var = genes.set_index("gene")[["chromosome", "end"]]
+    # infercnvpy orders genes by start alone and not stably: equal starts must not be left to luck.
+    var["start"] = np.arange(len(var))
+    adata = anndata.AnnData(X=ratio, var=var)
+    chr_pos, values, _ = infercnvpy.tl.infercnv(
+        adata,
+        reference=np.zeros(len(var), np.float32),  # it is taken off already
+        lfc_clip=np.inf,
+        window_size=window,
+        step=step,
+        dynamic_threshold=dynamic_threshold,
+        exclude_chromosomes=None,
+        chunksize=adata.n_obs,  # the noise threshold is taken by chunk
+        n_jobs=1,
+        inplace=False,
+    )
+    order = sorted(chr_pos, key=lambda name: int(chr_pos[name]))
+    return values.toarray().astype(np.float32), {name: int(chr_pos[name]) for name in order}
 
 
 def make_bins(genes: pd.DataFrame, *, size: int) -> tuple[pd.DataFrame, sparse.csr_matrix]:
@@ -403,29 +393,6 @@ def _informative(
     return (np.asarray(seen).ravel() >= min_detected) & (variance > 1e-10)
 
 
-def _infercnvpy(
-    matrix: Any, genes: pd.DataFrame, reference: np.ndarray, *, window: int, step: int, **options
-) -> tuple[np.ndarray, dict[str, int]]:
-    """Return values and chr_pos of `infercnvpy.tl.infercnv`, all spots in one chunk."""
-    import anndata
-    import infercnvpy
-
-    var = genes.set_index("gene")[["chromosome", "start", "end"]]
-    var.index.name = None
-    # infercnvpy orders genes by start alone and not stably: equal starts must not be left to luck.
-    var["start"] = np.arange(len(var))
-    adata = anndata.AnnData(X=matrix.astype(np.float32, copy=False), var=var)
-    mean = np.asarray(adata.X[reference].mean(axis=0)).ravel().astype(np.float32)
-    chr_pos, values, _ = infercnvpy.tl.infercnv(
-        adata,
-        reference=mean,
-        lfc_clip=options["clip"],
-        window_size=window,
-        step=step,
-        dynamic_threshold=options["dynamic_threshold"],
-        exclude_chromosomes=None,
-        chunksize=adata.n_obs,
-        n_jobs=options["n_jobs"],
-        inplace=False,
-    )
-    return values.toarray().astype(np.float32), {name: int(i) for name, i in chr_pos.items()}
+def _average(ratio: np.ndarray, weights: sparse.spmatrix) -> np.ndarray:
+    """Return the weighted sums over genes (spots by columns of `weights`, float32)."""
+    return (weights.T.tocsr().astype(np.float32) @ ratio.T).T

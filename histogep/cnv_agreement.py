@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from histogep.clones import REFERENCE, UNASSIGNED
-from histogep.cnv import CnvProfiles, LogRatio, group_weights, infer_profiles
+from histogep.cnv import LogRatios, compare_genes, group_weights
 from histogep.cnv_arms import PIECE_GENES, score_arms, shuffle_runs
 from histogep.cnv_controls import FAIL, NOT_APPLICABLE, PASS, compare_arms
 from histogep.cnv_reference import join_labels
-from histogep.cnv_slides import PROFILE_SETTINGS
+from histogep.cnv_slides import GENE_SETTINGS
 from histogep.datasets import read_section
 from histogep.files import read_json
 from histogep.folds import fold_roles
@@ -195,17 +195,10 @@ def compare_section(
         return _nothing(same, section.refused), no_arms
     if not section.malignant.any():
         return _nothing(same, "no malignant spot"), no_arms
-    chosen = {name: settings[name] for name in PROFILE_SETTINGS if name in settings}
+    chosen = {name: settings[name] for name in GENE_SETTINGS if name in settings}
     try:
         profiles = [
-            infer_profiles(
-                values,
-                positions,
-                section.reference,
-                genes=section.genes,
-                engine="weights",
-                **chosen,
-            )
+            compare_genes(values, positions, section.reference, genes=section.genes, **chosen)
             for values in (section.measured, section.predicted)
         ]
     except InputError as error:
@@ -254,7 +247,7 @@ def compare_section(
 
 
 def altered_arms(
-    profile: CnvProfiles,
+    profile: LogRatios,
     genes: pd.DataFrame,
     contrast: np.ndarray,
     settings: Mapping[str, Any],
@@ -296,7 +289,7 @@ def _judge(found: Mapping[str, float], *, any_altered: bool) -> tuple[str, str]:
 
 
 def correlate_spots(
-    profiles: Sequence[CnvProfiles],
+    profiles: Sequence[LogRatios],
     genes: pd.DataFrame,
     arms: Sequence[str],
     spots: np.ndarray,
@@ -339,22 +332,21 @@ def correlate_spots(
     size = np.bincount(member[member >= 0], minlength=len(arms))
     sides = []
     for profile in profiles:
-        ratio = LogRatio(matrix=profile.ratio.matrix[spots], base=profile.ratio.base)
         place = pd.Index(profile.genes["gene"]).get_indexer(genes["gene"])
-        used = np.full(ratio.n_genes, -1)
+        used = np.full(len(profile.genes), -1)
         used[place] = 0
-        sides.append((ratio, place, ratio.average(group_weights(used, 1))[:, np.newaxis]))
+        overall = profile.average(group_weights(used, 1))[spots, np.newaxis]
+        sides.append((profile.ratio[spots], place, overall))
 
     def correlations(members: np.ndarray) -> np.ndarray:
         """Return draws by arms, all draws as one product."""
         scores = []
         for ratio, place, overall in sides:
-            weights = np.zeros((ratio.n_genes, len(members), len(arms)), np.float32)
+            weights = np.zeros((ratio.shape[1], len(members), len(arms)), np.float32)
             for draw, dealt in enumerate(members):
                 own = dealt >= 0
                 weights[place[own], draw, dealt[own]] = 1 / size[dealt[own]]
-            weights = weights.reshape(ratio.n_genes, -1)
-            values = np.asarray(ratio.matrix @ weights) - ratio.base @ weights
+            values = ratio @ weights.reshape(ratio.shape[1], -1)
             values = values.reshape(len(values), len(members), len(arms)) - overall
             values -= values.mean(axis=0)
             length = np.sqrt((values**2).sum(axis=0))
@@ -397,10 +389,10 @@ def _contrasts(section: HeldOut) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _difference(
-    profiles: CnvProfiles, genes: pd.Series, first: np.ndarray, second: np.ndarray
+    profiles: LogRatios, genes: pd.Series, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
     """Return the mean log ratio of genes in the first spots minus that in the second."""
-    values = profiles.ratio.gene_means(first) - profiles.ratio.gene_means(second)
+    values = profiles.gene_means(first) - profiles.gene_means(second)
     return pd.Series(values, index=profiles.genes["gene"]).reindex(genes).to_numpy(np.float64)
 
 

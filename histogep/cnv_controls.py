@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from histogep.clones import REFERENCE, UNASSIGNED
-from histogep.cnv import CnvProfiles
+from histogep.cnv import LogRatios
 from histogep.cnv_arms import PIECE_GENES, score_arms, shuffle_runs
 from histogep.positions import order_arms
 
@@ -34,7 +34,7 @@ _SPARE_AUTOSOMES = 4
 
 
 def run_controls(
-    profiles: CnvProfiles,
+    profiles: LogRatios,
     labels: Sequence[str],
     *,
     malignant: np.ndarray | None = None,
@@ -107,8 +107,8 @@ def run_controls(
         value, high = scores.strongest, float(np.quantile(null, 0.95))
         return (name, value, float(null.mean()), high, float(best), verdict)
 
-    normal = profiles.ratio.gene_means(profiles.reference)
-    rows.append(arms(TUMOUR_ARMS, [profiles.ratio.gene_means(malignant) - normal]))
+    normal = profiles.gene_means(profiles.reference)
+    rows.append(arms(TUMOUR_ARMS, [profiles.gene_means(malignant) - normal]))
     if len(clones) > 1:
         rows.append(arms(CLONE_ARMS, list(contrast_clones(profiles, labels).values())))
     else:
@@ -117,7 +117,7 @@ def run_controls(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def contrast_clones(profiles: CnvProfiles, labels: np.ndarray) -> dict[str, np.ndarray]:
+def contrast_clones(profiles: LogRatios, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Return the mean log ratio of each gene in each clone minus that in the other clones.
 
     Of two clones only the first: the second would repeat it with its sign turned.
@@ -132,8 +132,8 @@ def contrast_clones(profiles: CnvProfiles, labels: np.ndarray) -> dict[str, np.n
     clones = sorted(set(labels) - {REFERENCE, UNASSIGNED}, key=int)
     called = np.isin(labels, clones)
     return {
-        clone: profiles.ratio.gene_means(labels == clone)
-        - profiles.ratio.gene_means(called & (labels != clone))
+        clone: profiles.gene_means(labels == clone)
+        - profiles.gene_means(called & (labels != clone))
         for clone in (clones if len(clones) > 2 else clones[:1])
     }
 
@@ -258,7 +258,7 @@ def _correlation(pair: np.ndarray) -> float:
 
 
 def _labels_shuffled(
-    profiles: CnvProfiles, malignant: np.ndarray, permutations: int, rng: np.random.Generator
+    profiles: LogRatios, malignant: np.ndarray, permutations: int, rng: np.random.Generator
 ) -> tuple:
     """Return the row that compares tumour against reference with shuffled labels."""
     used = malignant | profiles.reference

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from histogep.clones import (
+    REFERENCE,
     UNASSIGNED,
     Clones,
     call_arms,
@@ -38,8 +39,11 @@ from histogep.cnv_reference import (
 )
 from histogep.features import read_features
 from histogep.files import complete, read_labels, read_tsv
+from histogep.heterogeneity import measure_heterogeneity
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
+from histogep.marker_genes import COLUMNS as MARKER_MEASURES
+from histogep.marker_genes import rank_markers
 from histogep.matrices import expression_of, read_h5ad
 
 log = logging.getLogger(__name__)
@@ -48,14 +52,15 @@ ARM_COLUMNS = [
     *("slide", "clone", "arm", "value", "n_genes", "n_spots", "call", "z", "z_order", "name"),
 ]
 
-#: Settings of `histogep.cnv.infer_profiles` that the configuration names.
-PROFILE_SETTINGS = (
-    *("window", "step", "dynamic_threshold", "bin_genes", "exclude_genes", "exclude_chromosomes"),
+MARKER_COLUMNS = ["slide", "clone", "gene", "arm", *MARKER_MEASURES[1:], "name"]
+
+#: Settings of `histogep.cnv.compare_genes` that the configuration names.
+GENE_SETTINGS = (
+    *("bin_genes", "exclude_genes", "exclude_chromosomes"),
     *("min_detected", "min_reference", "min_genes", "min_chromosome_genes", "genome"),
 )
-_CLONE_SETTINGS = (
-    *("clone_method", "smoothing", "max_clones", "min_clone_spots", "min_stability"),
-)
+_PROFILE_SETTINGS = (*GENE_SETTINGS, "window", "step", "dynamic_threshold")
+_CLONE_SETTINGS = ("smoothing", "max_clones", "min_clone_spots", "min_stability")
 
 
 def profile_slide(
@@ -70,18 +75,17 @@ def profile_slide(
     measured: bool,
     ranked: np.ndarray | None = None,
     spatial: np.ndarray | None = None,
-    genes: list[str] | None = None,
+    genes: list[str],
     gene_ids: list[str] | None = None,
     agreement: pd.DataFrame | None = None,
-    n_jobs: int = 1,
     seed: int = 0,
-) -> tuple[anndata.AnnData, pd.DataFrame]:
-    """Return the copy number of a slide and its arms; a slide that allows none says why.
+) -> tuple[anndata.AnnData, pd.DataFrame, pd.DataFrame]:
+    """Return the copy number of a slide, its arms and its clones' markers, or why there is none.
 
     Parameters
     ----------
     expression
-        log1p CP10k, spots by genes, as `histogep.cnv.infer_profiles` takes it.
+        log1p CP10k, a matrix of spots by genes, sparse or not.
     positions
         Table of `histogep.positions.read_gene_positions`.
     slide
@@ -102,12 +106,10 @@ def profile_slide(
     spatial
         Level-0 pixels (x, y) of the spots.
     genes, gene_ids
-        Names of the columns, where `expression` is a matrix.
+        Symbols of the columns, and their Ensembl ids if they are known.
     agreement
         How predicted and measured arms agree in the study's held-out patients (the table of
         compare_cnv), for a predicted slide; None where there are no sections.
-    n_jobs
-        Processes of infercnvpy.
     seed
         Seed of all that is random.
 
@@ -119,9 +121,12 @@ def profile_slide(
         obsm X_cnv (and X_arms, spatial); uns cnv.chr_pos, arms, measured, name, refused (why
         there is no profile, or ""), reference ("labels", "ranked" or "prediction": what chose the
         reference), n_reference, n_tumour, genes_per_chromosome, controls, clone_numbers, clone_genes
-        (arm of each gene, and its mean log ratio in each clone), clone_distances, clone_tree
-        (Newick), lattice. And the table of arms (columns `ARM_COLUMNS`; of an expression subtype
-        "group" in place of "clone", and "higher" and "lower" in place of "gain" and "loss").
+        (arm of each gene, its mean log1p CP10k in the reference and its mean log ratio in each
+        clone), clone_distances, clone_tree (Newick), heterogeneity
+        (`histogep.heterogeneity.measure_heterogeneity`), lattice. The table of arms (columns
+        `ARM_COLUMNS`). And the genes that are higher in a clone than in the slide's other clones
+        (columns `MARKER_COLUMNS`; empty with one clone). Of an expression subtype both tables have
+        "group" in place of "clone", and "higher" and "lower" in place of "gain" and "loss".
     """
     labels = np.asarray(labels, dtype=object)
     reference, malignant, rule = choose_spots(labels, ranked, measured=measured)
@@ -143,15 +148,13 @@ def profile_slide(
             reference,
             genes=genes,
             gene_ids=gene_ids,
-            n_jobs=n_jobs,
-            # Both engines give the same numbers; only measured spots are worth scanpy's import.
-            engine=settings.get("engine", "infercnvpy") if measured else "weights",
-            **_chosen(settings, PROFILE_SETTINGS),
+            **_chosen(settings, _PROFILE_SETTINGS),
         )
     except InputError as error:
         log.warning("slide %s: no copy number: %s", slide, error)
         refused = _refused(obs, str(error), slide, measured, rule, spatial, lattice)
-        return refused, _name_arms(pd.DataFrame(columns=ARM_COLUMNS), refused.uns["name"])
+        tables = (pd.DataFrame(columns=columns) for columns in (ARM_COLUMNS, MARKER_COLUMNS))
+        return refused, *(_name_table(table, refused.uns["name"]) for table in tables)
     neighbours = lattice.neighbours(obs["row"].to_numpy(), obs["col"].to_numpy())
     clones = call_clones(
         profiles,
@@ -184,6 +187,7 @@ def profile_slide(
     log.info("slide %s: %d clones, called %s", slide, len(clones.names), name)
     for row in controls.itertuples():
         log.info("control %s: %.4g, p %.3g: %s", row.control, row.value, row.p, row.verdict)
+    markers = _clone_markers(expression, genes, profiles, clones).assign(slide=slide)
     distances = measure_distances(profiles, clones.labels)
     result = anndata.AnnData(obs=obs)
     result.obsm["X_cnv"] = profiles.values
@@ -199,9 +203,14 @@ def profile_slide(
         "clone_genes": _clone_genes(profiles, clones),
         "clone_distances": distances,
         "clone_tree": join_clones(distances),
+        "heterogeneity": measure_heterogeneity(expression, profiles.values, malignant, seed=seed),
     }
     _place(result, spatial, lattice)
-    return result, _name_arms(arms, name)
+    return (
+        result,
+        _name_table(arms[ARM_COLUMNS[:-1]], name),
+        _name_table(markers[MARKER_COLUMNS[:-1]], name),
+    )
 
 
 def measured_slide(
@@ -211,16 +220,15 @@ def measured_slide(
     slide: str,
     positions: pd.DataFrame,
     settings: Mapping[str, Any],
-    n_jobs: int = 1,
     seed: int = 0,
-) -> tuple[anndata.AnnData, pd.DataFrame]:
+) -> tuple[anndata.AnnData, pd.DataFrame, pd.DataFrame]:
     """Return `profile_slide` of a section, from its counts and labels.
 
     Parameters
     ----------
     spots, labels
         results/spots/{slide}.h5ad and results/labels/{slide}.tsv.
-    slide, positions, settings, n_jobs, seed
+    slide, positions, settings, seed
         As `profile_slide` takes them.
     """
     section = read_h5ad(spots)
@@ -239,7 +247,6 @@ def measured_slide(
         spatial=section.obsm["spatial"],
         genes=section.var_names.tolist(),
         gene_ids=ids,
-        n_jobs=n_jobs,
         seed=seed,
     )
 
@@ -254,7 +261,7 @@ def predicted_slide(
     settings: Mapping[str, Any],
     agreement: str | Path | None = None,
     seed: int = 0,
-) -> tuple[anndata.AnnData, pd.DataFrame]:
+) -> tuple[anndata.AnnData, pd.DataFrame, pd.DataFrame]:
     """Return `profile_slide` of a slide without spots: the model's wide panel is predicted here.
 
     Tiles with a tumour probability below `tumour_threshold` are the reference.
@@ -322,26 +329,40 @@ def plain_lattice(lattice: Any) -> dict[str, Any]:
     }
 
 
-def _name_arms(arms: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return the table of arms in the words of what the result may be called."""
-    arms = arms.assign(name=name)[ARM_COLUMNS]
+def _name_table(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return a table of clones in the words of what the result may be called."""
+    table = table.assign(name=name)
     if name == COPY_NUMBER:
-        return arms
-    arms["call"] = arms["call"].replace({"gain": "higher", "loss": "lower"})
-    return arms.rename(columns={"clone": "group"})
+        return table
+    if "call" in table:
+        table["call"] = table["call"].replace({"gain": "higher", "loss": "lower"})
+    return table.rename(columns={"clone": "group"})
+
+
+def _clone_markers(
+    expression: Any, genes: list[str], profiles: CnvProfiles, clones: Clones
+) -> pd.DataFrame:
+    """Return the genes, in copy-number profiles or not, that are higher in one clone than in others."""
+    spots = np.isin(clones.labels, clones.names)
+    markers = rank_markers(expression[spots], clones.labels[spots], genes)
+    markers = markers.rename(columns={"group": "clone"})
+    arm = profiles.genes.set_index("gene")["arm"].astype(str)
+    markers["arm"] = markers["gene"].map(arm)
+    return markers
 
 
 def _clone_genes(profiles: CnvProfiles, clones: Clones) -> pd.DataFrame:
     """Return arm and mean log ratio in each clone (against the reference) of the genes used."""
-    normal = profiles.ratio.gene_means(profiles.reference)
+    normal = profiles.gene_means(profiles.reference)
     table = pd.DataFrame(
         {
-            name: (profiles.ratio.gene_means(clones.labels == name) - normal).astype(np.float32)
+            name: (profiles.gene_means(clones.labels == name) - normal).astype(np.float32)
             for name in clones.names
         },
         index=profiles.genes["gene"].to_numpy(object),
     )
     table.insert(0, "arm", pd.Categorical(profiles.genes["arm"]))
+    table.insert(1, REFERENCE, profiles.genes["reference_level"].to_numpy(np.float32))
     return table
 
 

@@ -28,6 +28,9 @@ NEIGHBOURHOOD = "neighbourhood:"
 CLINICAL = ("age", "sex", "stage")
 #: Strength of a patient's profile, as copy number and as an expression subtype.
 BURDENS = ("cnv_burden", "expression_burden")
+#: How unlike each other a patient's malignant places are: their profiles, under either of the names
+#: that these may bear, and their expression (`histogep.heterogeneity`).
+UNLIKE = ("ithcna", "ithprofile", "ithgex")
 #: SHA-256 of the images of a patient's slides, with commas between them.
 IMAGES_COLUMN = "images"
 #: Why a patient was left out whose sections taught the model.
@@ -35,7 +38,7 @@ IN_TRAINING = "the model was trained on this patient's sections: not out of samp
 #: Why a slide was left out that is another slide's file.
 SECOND_COPY = "the same image as another slide of the patient"
 #: Columns that describe the image besides genes, signatures and subtype shares.
-COMPOSITION = ("tumour_fraction", "heterogeneity", *BURDENS)
+COMPOSITION = ("tumour_fraction", "heterogeneity", *BURDENS, *UNLIKE)
 
 
 @dataclass
@@ -135,8 +138,8 @@ def summarise_patients(
         - tumour_fraction: share of tumour tiles; NaN without a tumour map;
         - heterogeneity: mean over genes of the standard deviation between the tumour tiles of a
           slide (predicted log1p CP10k);
-        - cnv_burden (expression_burden where the profiles are no copy number) and
-          share_<subtype>, where `subtypes` has them;
+        - cnv_burden and ithcna (expression_burden and ithprofile where the profiles are no copy
+          number), ithgex and share_<subtype>, where `subtypes` has them;
         - neighbourhood:<measure>, where `neighbourhoods` has them
           (`histogep.neighbourhood_measures.MEASURES`); NaN where a slide does not say;
         - time (months), event, response as in the sheet; age (years); sex (1 male, 0 female);
@@ -421,11 +424,11 @@ def count_patients(table: pd.DataFrame, dropped: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_subtypes(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
-    """Add the burden, under the name that it bears, and share_* of the subtypes."""
+    """Add burden and heterogeneity, under the names they bear, and share_* of the subtypes."""
     subtypes = read_tsv(path, dtype={"patient": str})
     if "patient" not in subtypes or subtypes["patient"].duplicated().any():
         raise InputError(f"{path} needs one row per patient, named in the column patient")
-    wanted = [c for c in subtypes if c in BURDENS or c.startswith(SHARE)]
+    wanted = [c for c in subtypes if c in (*BURDENS, *UNLIKE) or c.startswith(SHARE)]
     absent = sorted(set(table["patient"]) - set(subtypes["patient"]))
     if absent:
         log.info("%d patients have no copy-number profile: %s", len(absent), ", ".join(absent[:10]))

@@ -18,6 +18,11 @@ from histogep.sheet_ids import clashing_keys, refused_name
 
 #: Names under results/ that a study cannot take: results/genes/sections is of all studies.
 RESERVED = ("sections",)
+#: Settings of earlier versions, and what to do about each.
+REMOVED = {
+    "cnv.engine": "infercnvpy makes all profiles, measured and predicted: take the line out",
+    "cnv.clone_method": "Leiden divides the clones of every slide: take the line out",
+}
 
 
 def complete_settings(
@@ -180,8 +185,11 @@ def _explain(error: Any) -> str:
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
         unknown = sorted(error.instance.keys() - set(known), key=str)
+        place = [str(part) for part in error.absolute_path]
         return "; ".join(
-            f"unknown key {shown(key)}{suggestion(str(key)[:80], known)}"
+            f"{shown(key)} is gone: {removed}"
+            if (removed := REMOVED.get(".".join([*place, str(key)])))
+            else f"unknown key {shown(key)}{suggestion(str(key)[:80], known)}"
             for key in unknown[:MOST_PROBLEMS]
         )
     if error.validator == "type":

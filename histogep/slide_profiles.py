@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,11 @@ class SlideProfile:
         The same of each gene (clone by gene).
     gene_arms
         Arm of each gene.
+    gene_levels
+        Mean log1p CP10k of each gene in the reference.
+    heterogeneity
+        ithcna, ithgex and n_places (`histogep.heterogeneity.measure_heterogeneity`); none of a
+        refused slide.
     controls
         Controls of the slide.
     pitch_um
@@ -57,6 +63,8 @@ class SlideProfile:
     clones: pd.DataFrame
     genes: pd.DataFrame
     gene_arms: pd.Series
+    gene_levels: pd.Series
+    heterogeneity: Mapping[str, float]
     controls: pd.DataFrame
     pitch_um: float
 
@@ -71,6 +79,7 @@ def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
     spots["x_um"], spots["y_um"] = lattice.centres_um(*place)
     refused = str(result.uns["refused"])
     clones, genes, gene_arms = pd.DataFrame(), pd.DataFrame(), pd.Series(dtype=object)
+    gene_levels, heterogeneity = pd.Series(dtype=np.float64), {}
     if not refused:
         table = result.uns["arms"]
         arms = pd.DataFrame(
@@ -82,7 +91,9 @@ def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
         clones = means.drop(index=[REFERENCE, UNASSIGNED], errors="ignore") - means.loc[REFERENCE]
         table = result.uns["clone_genes"]
         gene_arms = table["arm"].astype(str)
-        genes = table.drop(columns="arm").T.reindex(clones.index)
+        gene_levels = table[REFERENCE].astype(np.float64)
+        genes = table.drop(columns=["arm", REFERENCE]).T.reindex(clones.index)
+        heterogeneity = {name: float(value) for name, value in result.uns["heterogeneity"].items()}
     return SlideProfile(
         slide=slide,
         patient=patient,
@@ -94,6 +105,8 @@ def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
         clones=clones,
         genes=genes,
         gene_arms=gene_arms,
+        gene_levels=gene_levels,
+        heterogeneity=heterogeneity,
         controls=result.uns["controls"],
         pitch_um=lattice.pitch_um,
     )

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from histogep.cnv_controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv_controls import COPY_NUMBER, EXPRESSION_SUBTYPE, FAIL, PASS
 from histogep.cnv_reference import RANKED
-from histogep.metrics import false_discovery_rate
+from histogep.marker_genes import COLUMNS as MARKER_MEASURES
+from histogep.marker_genes import rank_markers
 from histogep.positions import order_arms
 from histogep.slide_profiles import SlideProfile
 from histogep.subtype_groups import group_clones, scale_profiles, weigh_profiles
@@ -25,8 +25,8 @@ _CONTROLS = ["slide", *CONTROL_COLUMNS, "name", "reference", "note"]
 #: Predicted profiles of so many patients can be told to be all the same one: above this median
 #: correlation of arms. (Of a single patient nothing can be told.)
 _FEWEST_PATIENTS, _MOST_ALIKE = 2, 0.8
-#: Marker genes listed of each subtype.
-_MARKERS = 50
+#: What is averaged over a patient's slides of their heterogeneity.
+HETEROGENEITY = ["ithcna", "ithgex"]
 #: Settings of `subtype_cohort` that the configuration may name.
 DEFAULTS = {"max_subtypes": 6, "min_silhouette": 0.15, "min_stability_subtypes": 0.6}
 
@@ -45,14 +45,16 @@ class Subtypes:
         of the dendrogram.
     patients
         patient, n_tumour_spots, cnv_burden (mean score of malignant spots minus that of reference
-        spots; called expression_burden unless all the cohort is copy number), share_<subtype>, name ("CNV" if all that the patient's slides gave bears it, "" if
-        they gave nothing); one row per patient.
+        spots), ithcna and ithgex (heterogeneity of the malignant spots, mean over the patient's slides),
+        share_<subtype>, name ("CNV" if all that the patient's slides gave bears it, "" if
+        they gave nothing); one row per patient. Unless all the cohort is copy number the burden is
+        called expression_burden, and ithcna ithprofile.
     controls
         slide ("cohort" for those of the whole), control, value, null_mean, null_q95, p, verdict,
         name, reference ("ranked" where confidence is low, "" for the cohort), note.
     markers
-        subtype, gene, arm, difference, auroc, p, fdr, n_in, n_out (clones): the genes that are
-        higher in a subtype than in the others, best first; empty with one subtype.
+        subtype, gene, arm and what `histogep.marker_genes.rank_markers` says, by clones: the genes
+        that are higher in a subtype than in the others, best first; none of a subtype of one clone.
     name
         "CNV" when every slide's result bears this name, else "expression subtype".
     """
@@ -146,7 +148,9 @@ def subtype_cohort(
     spots = _spots(used, clones)
     patients = _patients(profiles, spots, sorted(set(clones["subtype"])))
     if name != COPY_NUMBER:
-        patients = patients.rename(columns={"cnv_burden": "expression_burden"})
+        patients = patients.rename(
+            columns={"cnv_burden": "expression_burden", "ithcna": "ithprofile"}
+        )
     return Subtypes(
         spots=spots,
         clones=clones.reset_index(drop=True),
@@ -160,40 +164,24 @@ def subtype_cohort(
 def _markers(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame:
     """Return the genes that are higher in a subtype than in the others, of those all slides have.
 
-    The unit is the clone; those of one patient are not independent, so p orders genes and tests
-    nothing about patients.
+    The unit is the clone, its mean expression. It is compared over slides by its log ratio to the
+    slide's own reference; measured and predicted ratios are brought to one root mean square, as the
+    latter are shrunken. Added to the reference of the mean slide they are log1p CP10k again.
     """
-    columns = ["subtype", "gene", "arm", "difference", "auroc", "p", "fdr", "n_in", "n_out"]
-    names = sorted(set(clones["subtype"]))
-    if len(names) < 2:
+    columns = ["subtype", "gene", "arm", *MARKER_MEASURES[1:]]
+    if clones["subtype"].nunique() < 2:
         return pd.DataFrame(columns=columns)
     place = pd.MultiIndex.from_frame(clones[["slide", "clone"]])
     values = pd.concat({p.slide: p.genes for p in used}, join="inner").loc[place]
     genes = values.columns.to_numpy(object)
-    scaled = scale_profiles(values.to_numpy(np.float64), clones["measured"].to_numpy(bool))
+    ratios = values.to_numpy(np.float64)
+    scaled = scale_profiles(ratios, clones["measured"].to_numpy(bool))
+    scaled *= np.sqrt(np.mean(ratios**2))
+    level = np.mean([p.gene_levels.reindex(genes).to_numpy() for p in used], axis=0)
+    markers = rank_markers(np.maximum(level + scaled, 0), clones["subtype"], genes)
     arms = pd.concat([p.gene_arms for p in used])
-    arms = arms[~arms.index.duplicated()].reindex(genes).to_numpy(object)
-    tables = []
-    for name in names:
-        own = (clones["subtype"] == name).to_numpy()
-        test = stats.mannwhitneyu(scaled[own], scaled[~own], axis=0)
-        table = pd.DataFrame(
-            {
-                "subtype": name,
-                "gene": genes,
-                "arm": arms,
-                "difference": scaled[own].mean(axis=0) - scaled[~own].mean(axis=0),
-                "auroc": test.statistic / (own.sum() * (~own).sum()),
-                "p": test.pvalue,
-                "fdr": false_discovery_rate(test.pvalue),
-                "n_in": int(own.sum()),
-                "n_out": int((~own).sum()),
-            }
-        )
-        table = table[table["difference"] > 0]
-        table = table.sort_values(["p", "difference"], ascending=[True, False], kind="stable")
-        tables.append(table.head(_MARKERS))
-    return pd.concat(tables, ignore_index=True)
+    markers["arm"] = markers["gene"].map(arms[~arms.index.duplicated()])
+    return markers.rename(columns={"group": "subtype"})[columns]
 
 
 def _arm_genes(used: Sequence[SlideProfile], arms: Sequence[str]) -> np.ndarray:
@@ -271,8 +259,12 @@ def _patients(
 ) -> pd.DataFrame:
     """Return one row per patient, in the order of first appearance."""
     burden: dict[str, list[np.ndarray]] = {}
+    unlike: dict[str, list[list[float]]] = {}
     for profile in profiles:
         scores = burden.setdefault(profile.patient, [])
+        if profile.heterogeneity:
+            own = [profile.heterogeneity[name] for name in HETEROGENEITY]
+            unlike.setdefault(profile.patient, []).append(own)
         table = profile.spots
         tumour = table.loc[table["clone"].isin(profile.clones.index), "cnv_score"]
         if len(tumour):
@@ -286,11 +278,12 @@ def _patients(
             "patient": patient,
             "n_tumour_spots": len(own),
             "cnv_burden": float(np.concatenate(scores).mean()) if scores else np.nan,
+            **pd.DataFrame(unlike.get(patient, []), columns=HETEROGENEITY).mean(),
         }
         names = set(own["name"])
         for subtype in subtypes:
             row[f"share_{subtype}"] = float(share.get(subtype, 0.0)) if len(own) else np.nan
         row["name"] = COPY_NUMBER if names == {COPY_NUMBER} else EXPRESSION_SUBTYPE if names else ""
         rows.append(row)
-    columns = ["patient", "n_tumour_spots", "cnv_burden", *(f"share_{s}" for s in subtypes), "name"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["patient", "n_tumour_spots", "cnv_burden", *HETEROGENEITY]
+    return pd.DataFrame(rows, columns=[*columns, *(f"share_{s}" for s in subtypes), "name"])

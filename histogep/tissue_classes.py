@@ -20,8 +20,7 @@ from histogep.bad_slides import refuse_failed_spots
 from histogep.files import read_labels, read_tsv
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
-from histogep.matrices import read_h5ad
-from histogep.normalise import log_cp10k
+from histogep.matrices import expression_of, read_h5ad
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ def measured_places(
     tumour = np.isin(label, (MALIGNANT, BOUNDARY))
     return _places(
         data,
-        log_cp10k(data.X),
+        expression_of(data),
         data.var_names,
         tumour=tumour,
         uncertain=label == BOUNDARY,

@@ -11,15 +11,15 @@ import anndata
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from sklearn.mixture import GaussianMixture
 
 from histogep.annotation_fit import check_fit, points_within
-from histogep.cnv import infer_profiles
+from histogep.cnv import compare_genes
 from histogep.delimited import open_delimited
 from histogep.jobs import InputError
 from histogep.joins import HALF, explain_names, judge_join
 from histogep.lattice import Lattice
 from histogep.matrices import expression_of
-from histogep.mixtures import fit_mixture
 from histogep.qupath import Annotation, read_annotations
 
 log = logging.getLogger(__name__)
@@ -66,10 +66,7 @@ _BARCODE_COLUMNS = (
     *("barcodes", "barcode_id", "spot_barcode", "spot_id", "spot", "spots", "spot_name"),
     *("cell_id", "cell", "cells", "index", "id"),
 )
-_CNV_OPTIONS = (
-    *("window", "step", "dynamic_threshold", "exclude_chromosomes", "min_reference", "min_genes"),
-    "genome",
-)
+_CNV_OPTIONS = (*("exclude_chromosomes", "min_reference", "min_genes", "genome"),)
 
 
 def label_annotated(
@@ -324,7 +321,7 @@ def infer_labels(
     positions
         Table of `histogep.positions.read_gene_positions`, if known.
     cnv
-        Settings of `histogep.cnv.infer_profiles`; other keys are not looked at.
+        Settings of `histogep.cnv.compare_genes`; other keys are not looked at.
     seed
         Of the mixture.
 
@@ -440,20 +437,19 @@ def _copy_number(
     n = max(int(options.get("min_reference", 20)), round(REFERENCE_SHARE * len(epithelial)))
     reference = np.zeros(len(epithelial), bool)
     reference[np.argsort(epithelial, kind="stable")[:n]] = True
-    profiles = infer_profiles(
+    ratios = compare_genes(
         expression,
         positions,
         reference,
         genes=list(spots.var_names),
         gene_ids=list(spots.var["gene_id"].astype(str)),
-        engine="weights",
         **options,
     )
     # The mean profile of the most epithelial spots says what to look for. The cosine with it does not
     # grow with the noise of shallow spots, as the mean absolute value does.
     epithelial_spots = epithelial >= np.quantile(epithelial, 1 - EPITHELIAL_SHARE)
-    pattern = profiles.bins[epithelial_spots].mean(axis=0) - profiles.bins[reference].mean(axis=0)
-    smoothed = _smooth(profiles.bins, adjacency)
+    pattern = ratios.bins[epithelial_spots].mean(axis=0) - ratios.bins[reference].mean(axis=0)
+    smoothed = _smooth(ratios.bins, adjacency)
     length = np.linalg.norm(smoothed, axis=1) * np.linalg.norm(pattern)
     return _standardise(smoothed @ pattern / np.where(length > 0, length, 1.0))
 
@@ -464,11 +460,14 @@ def _mixture(score: np.ndarray, *, seed: int) -> np.ndarray:
     Both have one variance, so that the probability rises with the score.
     """
     values = score[:, np.newaxis]
-    one, two = (fit_mixture(values, k, seed=seed, n_starts=5) for k in (1, 2))
-    if two.bic >= one.bic:
+    one, two = (
+        GaussianMixture(k, covariance_type="tied", n_init=5, random_state=seed).fit(values)
+        for k in (1, 2)
+    )
+    if two.bic(values) >= one.bic(values):
         log.warning("the spots do not fall into two groups: all are left undetermined")
         return np.full(len(score), np.nan)
-    return two.probability[:, 1]  # parts are in the order of their means
+    return two.predict_proba(values)[:, int(two.means_[:, 0].argmax())]
 
 
 def _ends(score: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Copy number: per slide from measured counts or from predicted expression, then over a cohort.
 
 Needs:  gene positions; spots with labels, or features with a model folder.
-Writes: results/cnv/{slide}.h5ad, results/cnv/{slide}.arms.tsv, results/cnv/{cohort}/, and how predicted
+Writes: results/cnv/{slide}.h5ad, .arms.tsv and .markers.tsv, results/cnv/{cohort}/, and how predicted
         agree with measured profiles in held-out patients, results/cnv/{study}/agreement.tsv
 """
 
@@ -13,6 +13,7 @@ rule infer_cnv:
     output:
         cnv="results/cnv/{slide}.h5ad",
         arms="results/cnv/{slide}.arms.tsv",
+        markers="results/cnv/{slide}.markers.tsv",
         heatmap=report(
             "results/cnv/{slide}.png",
             caption="../report/cnv.rst",

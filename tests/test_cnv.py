@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from histogep.cnv import LogRatio, infer_profiles, make_arms, make_bins, window_weights
+from histogep.cnv import compare_genes, infer_profiles, make_arms, make_bins, slide_windows
 from histogep.jobs import InputError
 from histogep.positions import read_gene_positions
 
@@ -46,19 +46,36 @@ def positions(shared_data):
 
 def _infer(spots, genome, **options):
     values, reference = spots
-    options = {"genes": list(genome["gene"]), "min_genes": 100, "engine": "weights"} | options
+    options = {"genes": list(genome["gene"]), "min_genes": 100} | options
     return infer_profiles(values, genome, reference, **options)
 
 
 @pytest.mark.parametrize("dynamic_threshold", [1.5, None])
-@pytest.mark.parametrize("clip", [3.0, 0.5])
-def test_weights_give_what_infercnvpy_gives(spots, genome, clip, dynamic_threshold):
-    options = {"clip": clip, "dynamic_threshold": dynamic_threshold, "window": 51, "step": 7}
-    ours = _infer(spots, genome, **options)
-    theirs = _infer(spots, genome, engine="infercnvpy", **options)
-    assert ours.chr_pos == theirs.chr_pos
-    np.testing.assert_allclose(ours.values, theirs.values, atol=2e-6)
-    np.testing.assert_allclose(ours.score, np.abs(theirs.values).mean(axis=1), atol=1e-6)
+def test_windows_are_those_of_infercnvpy_on_the_expression_itself(spots, genome, dynamic_threshold):
+    """By its front door: all genes with their positions, the reference by its category."""
+    import anndata
+    import infercnvpy
+
+    values, reference = spots
+    options = {"dynamic_threshold": dynamic_threshold, "step": 7}
+    ours = _infer(spots, genome, window=51, min_detected=0, **options)
+    cells = anndata.AnnData(X=values, var=genome.set_index("gene"))
+    cells.obs["kind"] = np.where(reference, "normal", "tumour")
+    infercnvpy.tl.infercnv(
+        cells,
+        reference_key="kind",
+        reference_cat="normal",
+        window_size=51,
+        exclude_chromosomes=["chrX"],
+        chunksize=cells.n_obs,
+        n_jobs=1,
+        **options,
+    )
+    assert ours.values.shape == cells.obsm["X_cnv"].shape
+    np.testing.assert_allclose(ours.values, cells.obsm["X_cnv"].toarray(), atol=2e-6)
+    assert ours.chr_pos == cells.uns["cnv"]["chr_pos"]
+    np.testing.assert_allclose(ours.score, np.abs(ours.values).mean(axis=1))
+    assert (ours.windows["chromosome"] == "chr1").sum() == ours.chr_pos["chr2"]
 
 
 def test_dense_and_sparse_expression_agree(spots, genome):
@@ -67,9 +84,7 @@ def test_dense_and_sparse_expression_agree(spots, genome):
     thin = _infer(spots, genome)
     np.testing.assert_allclose(dense.values, thin.values, atol=1e-5)
     np.testing.assert_allclose(dense.arms, thin.arms, atol=1e-5)
-    np.testing.assert_allclose(
-        dense.ratio.gene_means(~reference), thin.ratio.gene_means(~reference), atol=1e-5
-    )
+    np.testing.assert_allclose(dense.gene_means(~reference), thin.gene_means(~reference), atol=1e-5)
 
 
 def test_order_of_the_columns_does_not_matter(spots, genome):
@@ -91,15 +106,23 @@ def test_planted_arms_stand_out_and_reference_is_flat(spots, genome):
     assert profiles.genes_per_chromosome["chr4"] <= LENGTHS["chr4"]
 
 
-def test_log_ratio_equals_its_definition():
-    rng = np.random.default_rng(1)
-    values = rng.gamma(1, 3, (12, 9)) * (rng.random((12, 9)) < 0.6)
-    values[:, 0] = rng.uniform(4, 9, 12) * (np.arange(12) > 1)  # a mean above the clip, with zeros
-    reference = np.arange(12) < 5
-    expected = np.clip(values - values[reference].mean(axis=0), -2, 2)
-    ratio = LogRatio.from_expression(sparse.csr_matrix(values), reference, clip=2)
-    np.testing.assert_allclose(ratio.average(sparse.identity(9)), expected, atol=1e-5)
-    np.testing.assert_allclose(ratio.gene_means(~reference), expected[5:].mean(axis=0), atol=1e-5)
+def test_log_ratio_equals_its_definition(spots, genome):
+    values, reference = spots
+    for matrix in (values, values.toarray()):
+        found = compare_genes(
+            matrix, genome, reference, genes=list(genome["gene"]), min_genes=100, clip=0.4
+        )
+        dense = values.toarray()[:, genome["gene"].isin(found.genes["gene"]).to_numpy()]
+        expected = np.clip(dense - dense[reference].mean(axis=0), -0.4, 0.4)
+        np.testing.assert_allclose(found.ratio, expected, atol=1e-5)
+        np.testing.assert_allclose(
+            found.gene_means(~reference), expected[~reference].mean(axis=0), atol=1e-5
+        )
+        np.testing.assert_allclose(
+            found.genes["reference_level"], dense[reference].mean(axis=0), rtol=1e-5
+        )
+        weights = sparse.random(expected.shape[1], 5, density=0.3, rng=1)
+        np.testing.assert_allclose(found.average(weights), expected @ weights, atol=1e-5)
 
 
 def test_bins_and_arms_average_their_genes(genome):
@@ -116,11 +139,20 @@ def test_bins_and_arms_average_their_genes(genome):
     )
 
 
-def test_a_chromosome_smaller_than_a_window_is_one_window(genome):
-    weights, chr_pos = window_weights(genome, window=101, step=10)
-    assert chr_pos["chrX"] - chr_pos["chr4"] == 1
-    assert weights.shape[1] == chr_pos["chrX"] + 1
-    assert weights.shape[1] == 30 + 20 + 16 + 1 + 1
+def test_a_chromosome_smaller_than_a_window_is_one_window(spots, genome, caplog):
+    caplog.set_level("INFO")
+    profiles = _infer(spots, genome, dynamic_threshold=None)
+    starts = [*profiles.chr_pos.values(), profiles.values.shape[1]]
+    assert starts[-1] - starts[-2] == 1
+    assert "1 of 4 chromosomes have no more genes than cnv.window (101)" in caplog.text
+    chromosome = profiles.genes["chromosome"].to_numpy()
+    plain = profiles.ratio[:, chromosome == "chr4"].mean(axis=1)
+    rising = np.minimum(np.arange(1, 102), np.arange(101, 0, -1))
+    first = profiles.ratio[:, chromosome == "chr1"][:, :101] @ rising / rising.sum()
+    # Each spot is centred by its median, the same for all its windows.
+    np.testing.assert_allclose(
+        plain - profiles.values[:, -1], first - profiles.values[:, 0], atol=1e-5
+    )
 
 
 def test_sex_chromosomes_are_left_out_unless_they_are_asked_for(spots, genome):
@@ -185,11 +217,12 @@ def _her2st(folder, section):
 
 def _rank_of_erbb2(profiles, malignant, window):
     """Return the share of windows that lie above the best window with ERBB2."""
-    weights, _ = window_weights(profiles.genes, window=window, step=1)
-    means = weights.T @ profiles.ratio.gene_means(malignant)
-    place = profiles.genes.index[profiles.genes["gene"] == "ERBB2"][0]
-    near = np.asarray(weights[place].todense()).ravel() > 0
-    return float((means > means[near].max()).mean())
+    means = profiles.gene_means(malignant)[np.newaxis]
+    windows, chr_pos = slide_windows(means, profiles.genes, window=window, step=1)
+    on_17 = profiles.genes.index[profiles.genes["chromosome"] == "chr17"]
+    place = profiles.genes.index[profiles.genes["gene"] == "ERBB2"][0] - on_17[0]
+    near = chr_pos["chr17"] + np.arange(max(0, place - window + 1), place + 1)
+    return float((windows > windows[0, near].max()).mean())
 
 
 def test_her2st_a1_gains_erbb2_by_the_pathologists_labels(shared_data, positions):
@@ -199,14 +232,12 @@ def test_her2st_a1_gains_erbb2_by_the_pathologists_labels(shared_data, positions
     labels.index = [f"{round(x)}x{round(y)}" for x, y in zip(labels["x"], labels["y"], strict=True)]
     label = labels["label"].reindex(index).astype(str)
     reference = label.isin(["connective tissue", "adipose tissue", "immune infiltrate"])
-    profiles = infer_profiles(
-        values, positions, reference.to_numpy(), genes=genes, engine="weights"
-    )
+    profiles = compare_genes(values, positions, reference.to_numpy(), genes=genes)
     malignant = label.str.contains("cancer").to_numpy()
     # Only 38 spots are annotated as anything but cancer, and they share its RNA.
     assert _rank_of_erbb2(profiles, malignant, 11) < 0.05
     gene = profiles.genes["gene"] == "ERBB2"
-    assert profiles.ratio.gene_means(malignant)[gene][0] > 0.1
+    assert profiles.gene_means(malignant)[gene][0] > 0.1
 
 
 @pytest.mark.parametrize("section", ["B4", "C3"])
@@ -216,5 +247,5 @@ def test_her2st_epithelium_gains_17q12(shared_data, positions, section):
     markers = [genes.index(gene) for gene in ("KRT8", "KRT18", "EPCAM")]
     epithelial = np.asarray(values[:, markers].mean(axis=1)).ravel()
     rank = np.argsort(np.argsort(epithelial, kind="stable")) / len(epithelial)
-    profiles = infer_profiles(values, positions, rank < 0.4, genes=genes, engine="weights")
+    profiles = compare_genes(values, positions, rank < 0.4, genes=genes)
     assert _rank_of_erbb2(profiles, rank > 0.6, 21) < 0.01

@@ -33,7 +33,11 @@ ON_PYPI = {
     "python-igraph": "igraph",
 }
 #: What no import shows: the call that needs a package.
-NEEDED_BY_CALL = {"pyarrow": r"(read|to)_parquet\(", "openpyxl": r"read_excel\("}
+NEEDED_BY_CALL = {
+    "pyarrow": r"(read|to)_parquet\(",
+    "openpyxl": r"read_excel\(",
+    "python-igraph": r"flavor=\"igraph\"",
+}
 #: What is declared for another package's sake.
 NEEDED_BY_PACKAGE = {
     "openslide": "openslide-python",  # its C library

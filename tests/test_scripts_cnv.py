@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import sparse
 
-from histogep.cnv import infer_profiles
+from histogep.cnv import compare_genes
 from histogep.cnv_agreement import correlate_spots
 from histogep.cnv_reference import choose_spots
 from histogep.cnv_slides import measured_slide, write_profile
@@ -80,7 +80,7 @@ def _pages(folder):
 
 
 def _outputs(folder):
-    return {name: folder / f"out/s1.{name}" for name in ("cnv", "arms")} | {
+    return {name: folder / f"out/s1.{name}" for name in ("cnv", "arms", "markers")} | {
         "heatmap": folder / "out/s1.png"
     }
 
@@ -375,7 +375,7 @@ def held_out(genome, tmp_path_factory):
         )
     # Only the section that is held out is looked at.
     spots, labels, cnv = (files[name][-1] for name in ("spots", "labels", "cnv"))
-    result, _ = measured_slide(spots, labels, slide="s3", positions=genome, settings=SETTINGS)
+    result, _, _ = measured_slide(spots, labels, slide="s3", positions=genome, settings=SETTINGS)
     write_profile(result, cnv)
     folds = pd.DataFrame({"protocol": "honest", "fold": "honest-3", "slide": list(slides)})
     folds = folds.assign(patient=list(slides.values()), role=["train", "train", "test"])
@@ -457,7 +457,7 @@ def test_the_correlation_of_an_arm_over_spots_is_that_of_its_means(genome):
     counts, _, _, tumour = _counts(genome, 1)
     noise = np.random.default_rng(0).normal(0, 0.3, counts.shape).astype(np.float32)
     profiles = [
-        infer_profiles(values, genome, ~tumour, genes=genome["gene"].tolist(), engine="weights")
+        compare_genes(values, genome, ~tumour, genes=genome["gene"].tolist())
         for values in (np.log1p(counts), np.log1p(counts) + noise)
     ]
     genes = profiles[0].genes.merge(profiles[1].genes[["gene"]], on="gene")
@@ -468,8 +468,9 @@ def test_the_correlation_of_an_arm_over_spots_is_that_of_its_means(genome):
     for arm, r in zip(found["arm"], found["r"], strict=True):
         means = []
         for profile in profiles:
-            values = profile.ratio.matrix - profile.ratio.base
-            values = pd.DataFrame(values, columns=profile.genes["gene"]).loc[tumour, genes["gene"]]
+            values = pd.DataFrame(profile.ratio, columns=profile.genes["gene"]).loc[
+                tumour, genes["gene"]
+            ]
             own = values.loc[:, (genes["arm"] == arm).to_numpy()]
             means.append(own.mean(axis=1) - values.mean(axis=1))
         assert r == pytest.approx(np.corrcoef(*means)[0, 1], abs=1e-3)

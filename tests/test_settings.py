@@ -91,6 +91,22 @@ def test_every_shipped_configuration_is_valid(config):
     complete_settings(yaml.safe_load(config.read_text()), SCHEMA)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("engine", "weights", "'engine' is gone: infercnvpy makes all profiles"),
+        ("clone_method", "mixture", "'clone_method' is gone: Leiden divides the clones"),
+    ],
+)
+def test_a_setting_of_an_earlier_version_is_refused_with_what_to_do(key, value, remedy):
+    with pytest.raises(InputError, match=remedy) as caught:
+        complete_settings({"study": "s", "cnv": {key: value}}, SCHEMA)
+    assert "take the line out" in str(caught.value)
+    # Elsewhere the same word is as unknown as any other.
+    with pytest.raises(InputError, match=f"unknown key '{key}'"):
+        complete_settings({"study": "s", "summary": {key: value}}, SCHEMA)
+
+
 def test_a_key_given_twice_is_refused(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("study: a\ngenes:\n  p: 0.1\n  p: 0.2\n")

@@ -523,7 +523,7 @@ def test_ranked_spots_show_the_gain_of_erbb2_where_no_spot_is_labelled(shared_da
     if malignant.any():
         amplified = expression_of(spots)[:, [spots.var_names.get_loc("ERBB2")]].toarray()
         assert amplified[malignant].mean() > amplified[other].mean() + 0.5
-    result, arms = profile_slide(
+    result, arms, _ = profile_slide(
         expression_of(spots),
         positions,
         slide=section,

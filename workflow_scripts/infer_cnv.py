@@ -20,11 +20,11 @@ with job_log(snakemake.log[0], snakemake):
         "seed": snakemake.params.seed,
     }
     if snakemake.input.get("spots") is not None:
-        result, arms = measured_slide(
-            snakemake.input.spots, snakemake.input.labels, n_jobs=snakemake.threads, **shared
+        result, arms, markers = measured_slide(
+            snakemake.input.spots, snakemake.input.labels, **shared
         )
     else:
-        result, arms = predicted_slide(
+        result, arms, markers = predicted_slide(
             snakemake.input.features,
             snakemake.input.expression,
             snakemake.input.model,
@@ -33,4 +33,5 @@ with job_log(snakemake.log[0], snakemake):
         )
     write_profile(result, snakemake.output.cnv)
     write_tsv(arms, snakemake.output.arms)
+    write_tsv(markers, snakemake.output.markers)
     save(profile_figure(result, arms), snakemake.output.heatmap)

@@ -31,8 +31,9 @@ with job_log(snakemake.log[0], snakemake):
         title=f"Cohort {snakemake.wildcards.cohort}: marker genes of the subtypes",
         notes=[
             "Genes that are higher in the clones of a subtype than in those of the others, best "
-            "first. Clones of one patient are not independent: p and fdr order the genes and are no "
-            "test over patients.",
+            "first. Subtypes were found from the same expression, and clones of one patient are not "
+            "independent: p and p_adjusted order the genes. They test neither that there are subtypes "
+            "nor what holds in other patients.",
         ],
         tables=[Table(subtypes.markers, group_by="subtype")],
     )

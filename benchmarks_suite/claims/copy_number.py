@@ -164,7 +164,7 @@ def name_slide(
     if purity is not None:
         share = np.where(tumour, np.clip(purity + 0.2 * (field - 0.75) / 0.5, 0, 1), 0.0)
     row, col = np.divmod(np.arange(ROWS * COLS), COLS)
-    result, arms = profile_slide(
+    result, arms, _ = profile_slide(
         mix(pair, share, rng),
         pair.positions,
         slide="s",

@@ -21,7 +21,7 @@ from sklearn.metrics import adjusted_rand_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from histogep.cnv import infer_profiles
+from histogep.cnv import compare_genes
 from histogep.cnv_controls import COLUMNS
 from histogep.positions import assign_arms
 from histogep.slide_profiles import SlideProfile
@@ -85,24 +85,25 @@ def draw_slide(
     mean *= depth / mean.sum(axis=1, keepdims=True)
     counts = rng.poisson(mean * rng.gamma(10, 0.1, mean.shape))
     values = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4).astype(np.float32)
-    profiles = infer_profiles(
-        values, genome, ~malignant, genes=list(genome["gene"]), min_genes=500, engine="weights"
-    )
+    profiles = compare_genes(values, genome, ~malignant, genes=list(genome["gene"]), min_genes=500)
     arms = profiles.arm_table["n_genes"].to_numpy() >= 15
     contrast = profiles.arms[malignant].mean(axis=0) - profiles.arms[~malignant].mean(axis=0)
-    means = profiles.ratio.gene_means(malignant) - profiles.ratio.gene_means(~malignant)
+    means = profiles.gene_means(malignant) - profiles.gene_means(~malignant)
+    genes = profiles.genes.set_index("gene")
     clone = np.where(malignant, "0", "reference")
     return SlideProfile(
         *(slide, slide, True, "CNV", "", "labels"),
         spots=pd.DataFrame(
-            {"clone": clone, "cnv_score": profiles.score, "reference": ~malignant},
+            {"clone": clone, "cnv_score": 0.0, "reference": ~malignant},
             index=[f"b{i}" for i in range(N_SPOTS)],
         ),
         clones=pd.DataFrame(
             [contrast[arms]], index=["0"], columns=profiles.arm_table["arm"].to_numpy()[arms]
         ),
-        genes=pd.DataFrame([means], index=["0"], columns=profiles.genes["gene"]),
-        gene_arms=profiles.genes.set_index("gene")["arm"],
+        genes=pd.DataFrame([means], index=["0"], columns=genes.index),
+        gene_arms=genes["arm"],
+        gene_levels=genes["reference_level"],
+        heterogeneity={},
         controls=pd.DataFrame(columns=list(COLUMNS)),
         pitch_um=100.0,
     )
