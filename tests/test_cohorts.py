@@ -35,6 +35,7 @@ CHANGES = {
     "`evaluation`": {"settings": {"evaluation": {"bootstraps": 333}}},
     "`deploy`": {"settings": {"deploy": {"expression": "ridge"}}},
     "`cnv`": {"settings": {"cnv": {"max_clones": 3}}},
+    "`neighbourhoods`": {"settings": {"neighbourhoods": {"rings": 4}}},
     "`summary`": {"settings": {"summary": {"tumour_threshold": 0.4}}},
     "`summary` (`upper_quantile`)": {"settings": {"summary": {"upper_quantile": 0.8}}},
     "`survival`": {"settings": {"survival": {"bootstraps": 333}}},
@@ -53,7 +54,10 @@ NOT_IN_THE_TABLE = {
     *("simulate_references", "simulate_section", "simulate_slide", "copy_resource"),
     *("record_software", "export_encoder", "transfer_response", "all"),
 }
-PER_SLIDE = {"prepare_slide", "tile_slide", "encode_tiles", "predict_slide", "infer_cnv"}
+PER_SLIDE = {
+    *("prepare_slide", "tile_slide", "encode_tiles", "predict_slide", "infer_cnv"),
+    "describe_neighbourhoods",
+}
 
 # One worker: all cases share one plan.
 pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("cohorts")]
