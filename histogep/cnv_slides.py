@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from histogep.cnv_reference import (
     join_labels,
     tile_labels,
 )
-from histogep.features import read_features
+from histogep.features import Features
 from histogep.files import complete, read_labels, read_tsv
 from histogep.heterogeneity import measure_heterogeneity
 from histogep.jobs import InputError
@@ -252,45 +252,46 @@ def measured_slide(
 
 
 def predicted_slide(
-    features: str | Path,
+    values: np.ndarray,
+    features: Features,
     expression: str | Path,
-    model: str | Path,
     *,
+    genes: Sequence[str],
     slide: str,
     positions: pd.DataFrame,
     settings: Mapping[str, Any],
     agreement: str | Path | None = None,
     seed: int = 0,
 ) -> tuple[anndata.AnnData, pd.DataFrame, pd.DataFrame]:
-    """Return `profile_slide` of a slide without spots: the model's wide panel is predicted here.
+    """Return `profile_slide` of a slide without spots, from its predicted wide panel.
 
     Tiles with a tumour probability below `tumour_threshold` are the reference.
 
     Parameters
     ----------
-    features, expression
-        results/features/{slide}.h5 and results/expression/{slide}.h5ad.
-    model
-        Model folder.
+    values
+        Predicted log1p CP10k, tiles x genes (`histogep.extended_panel.predict_wide`).
+    features
+        The features from which they were predicted.
+    expression
+        results/expression/{slide}.h5ad, the main panel and the tumour map of the same tiles.
+    genes
+        The genes of `values`.
     slide, positions, settings, seed
         As `profile_slide` takes them.
     agreement
         results/cnv/{study}/agreement.tsv, where the model's study has sections.
     """
-    from histogep.ridge import predict_wide
-
-    encoded = read_features(features)
     tiles = read_h5ad(expression)
     row, col = (tiles.obs[name].to_numpy() for name in ("row", "col"))
-    if not (np.array_equal(row, encoded.row) and np.array_equal(col, encoded.col)):
+    if not (np.array_equal(row, features.row) and np.array_equal(col, features.col)):
         raise InputError(
-            f"{expression} and {features} do not list the same tiles in the same order; remake "
-            "the former"
+            f"{expression} and the features of {slide} do not list the same tiles in the same "
+            "order; delete the former and run the workflow again"
         )
     labels = tile_labels(
         tiles.obs["tumour"].to_numpy(), threshold=settings.get("tumour_threshold", 0.5)
     )
-    values, genes = predict_wide(encoded, model)
     return profile_slide(
         values,
         positions,
@@ -301,7 +302,7 @@ def predicted_slide(
         settings=settings,
         measured=False,
         spatial=tiles.obsm["spatial"],
-        genes=genes,
+        genes=list(genes),
         agreement=None if agreement is None else read_tsv(agreement),
         seed=seed,
     )

@@ -10,13 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import linalg
 
-from histogep.features import Features
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.linear_fits import (
@@ -27,8 +25,6 @@ from histogep.linear_fits import (
     sum_sections,
     weigh_candidates,
 )
-from histogep.model_arrays import check_predicted, read_model_arrays
-from histogep.model_folder import check_features, read_settings, tiles_of, weights_file
 from histogep.preparation import Preparation, SlideMoments, Tiles, slide_moments
 from histogep.selection import mean_over_groups
 from histogep.tile_source import TileSource
@@ -387,37 +383,3 @@ def _level_errors(
             for a in range(len(alphas))
         ]
     )
-
-
-def predict_wide(features: Features, folder: str | Path) -> tuple[np.ndarray, list[str]]:
-    """Return the wide panel's expression of a slide, and its genes, from a model folder.
-
-    Needs neither torch nor Snakemake.
-
-    Parameters
-    ----------
-    features
-        Features of all tiles of the slide.
-    folder
-        Model folder (results/model/{study}).
-
-    Returns
-    -------
-    tuple
-        (n tiles, genes) float32 log1p CP10k, cut at 0, and the genes.
-
-    Raises
-    ------
-    InputError
-        The folder has no wide ridge, or the slide was encoded otherwise.
-    """
-    settings = read_settings(folder)
-    wide = settings["models"].get("wide")
-    if wide is None or wide["kind"] != "ridge":
-        raise InputError(f"{folder} holds no ridge for the wide panel: see `deploy.wide`")
-    check_features(features, settings)
-    arrays = read_model_arrays(folder, weights_file(settings, "wide"), wide)
-    values, _ = RidgeModel.from_arrays(arrays, wide).predict(tiles_of(features))
-    told = {"slide": features.slide, "study": settings["study"], "names": wide["genes"]}
-    check_predicted(values, rows=np.arange(len(values)), **told)
-    return np.maximum(values, 0.0, out=values), list(wide["genes"])

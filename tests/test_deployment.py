@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from histogep.datasets import read_sections
 from histogep.deployment import load_model
 from histogep.distance import FeatureDistance
+from histogep.extended_panel import predict_wide
 from histogep.features import read_features
 from histogep.files import write_json, write_tsv
 from histogep.jobs import InputError
@@ -20,7 +21,6 @@ from histogep.model_folder import folder_digest, read_settings
 from histogep.modelling import fit_model
 from histogep.packing import choose_models, gene_table, package_model
 from histogep.qupath import write_tiles
-from histogep.ridge import predict_wide
 from histogep.slide_images import training_section
 from tests.model_study import GENES, LATTICE, make_features, make_study, random_keypoints
 

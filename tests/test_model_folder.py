@@ -16,11 +16,11 @@ from safetensors.numpy import load_file, save_file
 
 from histogep import model_folder
 from histogep.deployment import load_model
+from histogep.extended_panel import predict_wide
 from histogep.files import read_tsv, write_json, write_tsv
 from histogep.inference import build_model, network_shapes
 from histogep.jobs import InputError
 from histogep.model_arrays import check_predicted, model_shapes, read_model_arrays
-from histogep.ridge import predict_wide
 from tests.model_study import make_features
 from tests.test_deployment import packed, study  # noqa: F401 (fixtures)
 

@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from histogep.cnv_slides import measured_slide, predicted_slide, write_profile
+from histogep.extended_panel import predict_wide
+from histogep.features import read_features
 from histogep.files import write_tsv
 from histogep.jobs import job_log
 from histogep.plots import save
@@ -24,10 +26,13 @@ with job_log(snakemake.log[0], snakemake):
             snakemake.input.spots, snakemake.input.labels, **shared
         )
     else:
+        features = read_features(snakemake.input.features)
+        values, genes = predict_wide(features, snakemake.input.model)
         result, arms, markers = predicted_slide(
-            snakemake.input.features,
+            values,
+            features,
             snakemake.input.expression,
-            snakemake.input.model,
+            genes=genes,
             agreement=snakemake.input.get("agreement"),
             **shared,
         )
