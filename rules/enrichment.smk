@@ -80,7 +80,7 @@ rule score_activity:
         "../envs/outcome.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        runtime=lambda wildcards, input, attempt: (60 + len(input.slides)) * attempt,
     params:
         code=code_of("score_activity.py"),
         training_patients=SETTINGS["summary"]["training_patients"],
