@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,11 @@ HASHED_INPUT_BYTES = 16 * 2**20
 HASHED_OUTPUT_BYTES = 2**30
 #: Resources that say nothing about a result.
 _INCIDENTAL = ("tmpdir",)
+#: Without any of these it is not a record.
+_FIELDS = (
+    *("rule", "script", "code", "wildcards", "params", "threads", "resources", "software"),
+    *("started", "ended", "inputs", "outputs"),
+)
 
 
 class Job(Protocol):
@@ -66,43 +71,12 @@ class FileState:
     name: str = ""
 
 
-@dataclass(frozen=True)
-class JobRecord:
-    """What one job was, as it stands in its record.
-
-    Attributes
-    ----------
-    rule, script, code
-        What ran, and the digest of the script with all modules that it reaches.
-    wildcards, params, resources
-        By name; `code` is not repeated among the parameters.
-    threads
-        Threads that the job was granted.
-    software
-        Package -> version, as loaded when the job ended.
-    started, ended
-        UTC times.
-    inputs, outputs
-        File -> its state, of an input when the job began, of an output when it ended.
-    """
-
-    rule: str
-    script: str
-    code: str
-    wildcards: Mapping[str, str]
-    params: Mapping[str, Any]
-    threads: int
-    resources: Mapping[str, Any]
-    software: Mapping[str, str]
-    started: str
-    ended: str
-    inputs: Mapping[str, FileState]
-    outputs: Mapping[str, FileState]
-
-
 @contextlib.contextmanager
 def recorded(path: str | Path, job: Job) -> Iterator[None]:
     """Write the record of a job when the block ends without error; remove an older one before.
+
+    It holds the state of each input when the block began, that of each output when it ended, and the
+    versions of the packages that are loaded then.
 
     Parameters
     ----------
@@ -117,42 +91,44 @@ def recorded(path: str | Path, job: Job) -> Iterator[None]:
     inputs = {file: _used(file, name) for file, name in _named_files(job.input).items()}
     yield
     params = dict(job.params.items())
-    record = JobRecord(
-        rule=job.rule,
-        script=Path(getattr(sys.modules["__main__"], "__file__", "") or "").name,
-        code=params.pop("code", ""),
-        wildcards=dict(job.wildcards.items()),
-        params=params,
-        threads=job.threads,
-        resources={
+    record = {
+        "format": FORMAT,
+        "rule": job.rule,
+        "script": Path(getattr(sys.modules["__main__"], "__file__", "") or "").name,
+        "code": params.pop("code", ""),
+        "wildcards": dict(job.wildcards.items()),
+        "params": params,
+        "threads": job.threads,
+        "resources": {
             name: value
             for name, value in job.resources.items()
             if not name.startswith("_") and name not in _INCIDENTAL
         },
-        software=loaded_versions(),
-        started=started,
-        ended=utc(datetime.now(UTC).timestamp()),
-        inputs={file: state for file, state in inputs.items() if state is not None},
-        outputs={
-            file: state_of(file, hashed_bytes=HASHED_OUTPUT_BYTES, name=name)
+        "software": loaded_versions(),
+        "started": started,
+        "ended": utc(datetime.now(UTC).timestamp()),
+        "inputs": {file: asdict(state) for file, state in inputs.items() if state is not None},
+        "outputs": {
+            file: asdict(state_of(file, hashed_bytes=HASHED_OUTPUT_BYTES, name=name))
             for file, name in _named_files(job.output).items()
             if Path(file).exists()
         },
-    )
+    }
     with complete(path) as temporary:
-        text = json.dumps({"format": FORMAT, **asdict(record)}, indent=1, default=str)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
 
 
-def read_record(path: str | Path) -> JobRecord | None:
-    """Return the record of a job; None of a file that is damaged or something else."""
+def read_record(path: str | Path) -> dict[str, Any] | None:
+    """Return what `recorded` wrote, inputs and outputs as `FileState`s; None of any other file."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        texts = (record[name] for name in ("rule", "script", "code", "started", "ended"))
+        if record["format"] != FORMAT or not all(isinstance(text, str) for text in texts):
             return None
+        record["params"].items()
         for side in ("inputs", "outputs"):
-            content[side] = {file: FileState(**state) for file, state in content[side].items()}
-        return JobRecord(**content)
+            record[side] = {file: FileState(**state) for file, state in record[side].items()}
+        return {name: record[name] for name in _FIELDS}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -30,7 +30,6 @@ from histogep.job_records import (
     HASHED_INPUT_BYTES,
     RESULTS,
     FileState,
-    JobRecord,
     path_sha256,
     read_record,
     state_of,
@@ -122,7 +121,7 @@ class Lineage:
         self.made = dict(self.table)
         found = map(read_record, sorted(self.path(LOGS).rglob("*.json")))
         # Of several records that name one file the last one made it.
-        for record in sorted(filter(None, found), key=lambda record: record.ended):
+        for record in sorted(filter(None, found), key=lambda record: record["ended"]):
             for entry in self._entries_of(record):
                 known = self.made.get(entry.file)
                 if known is None or known.ended < entry.ended:
@@ -215,31 +214,22 @@ class Lineage:
             return ""
         return str(read_json(geometry).get("sha256", ""))
 
-    def _entries_of(self, record: JobRecord) -> Iterator[Entry]:
-        """Yield what a record says of each output, with what the table knows of the same file."""
+    def _entries_of(self, record: Mapping[str, Any]) -> Iterator[Entry]:
+        """Yield what the record of a job says of each of its outputs."""
+        params = record["params"]
         settings = {
             name: value
-            for name, value in record.params.items()
+            for name, value in params.items()
             if value is not None
             and name != "seed"
             and (not isinstance(value, list) or isinstance(self.configuration.get(name), list))
         }
-        for file, state in record.outputs.items():
-            yield Entry(
-                file=file,
-                rule=record.rule,
-                script=record.script,
-                code=record.code,
-                seed=record.params.get("seed"),
-                settings=settings,
-                software=record.software,
-                inputs=record.inputs,
-                started=record.started,
-                ended=record.ended,
-                written=state.modified,
-                sha256=state.sha256,
-                bytes=state.bytes,
-            )
+        same = ("rule", "script", "code", "software", "inputs", "started", "ended")
+        common = {name: record[name] for name in same}
+        common |= {"seed": params.get("seed"), "settings": settings}
+        for file, state in record["outputs"].items():
+            made = {"bytes": state.bytes, "sha256": state.sha256, "written": state.modified}
+            yield Entry(file, **common, **made)
 
 
 def write_table(directory: str | Path = ".") -> Path:

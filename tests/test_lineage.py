@@ -118,32 +118,38 @@ def record_job(folder, rule, *, input, output, params=None, log="logs/job.log"):
 
 # ----------------------------------------------------------------------- records of jobs
 
+#: A record that could be one, and is of no file.
+_RECORD = {"format": FORMAT} | dict.fromkeys(("rule", "script", "code", "started", "ended"), "")
+_RECORD |= dict.fromkeys(
+    ("wildcards", "params", "threads", "resources", "software", "inputs", "outputs"), {}
+)
+
 
 def test_a_job_records_what_it_read_wrote_and_ran_with(run):
     record = read_record(run / COX_RECORD)
-    assert (record.rule, record.script) == ("fit_survival", "fit_survival.py")
-    assert record.wildcards == {"cohort": "s"}
-    assert record.params["survival"] == {"folds": 5, "horizons": [12]}
-    assert record.code == provenance.code_digest("fit_survival.py")
-    assert record.threads == 1
-    assert record.resources["mem_mb"] == 500
-    assert not {"_cores", "tmpdir"} & record.resources.keys()
-    assert {file: state.name for file, state in record.inputs.items()} == {
+    assert (record["rule"], record["script"]) == ("fit_survival", "fit_survival.py")
+    assert record["wildcards"] == {"cohort": "s"}
+    assert record["params"]["survival"] == {"folds": 5, "horizons": [12]}
+    assert record["code"] == provenance.code_digest("fit_survival.py")
+    assert record["threads"] == 1
+    assert record["resources"]["mem_mb"] == 500
+    assert not {"_cores", "tmpdir"} & record["resources"].keys()
+    assert {file: state.name for file, state in record["inputs"].items()} == {
         FOLDS: "folds",
         "big.bin": "big",
     }
-    assert record.inputs["big.bin"].bytes == BIG
-    assert record.outputs[COX].sha256 == file_sha256(run / COX)
+    assert record["inputs"]["big.bin"].bytes == BIG
+    assert record["outputs"][COX].sha256 == file_sha256(run / COX)
     # A file of a rule that has no name.
-    assert read_record(run / FOLDS_RECORD).inputs["cohort.tsv"].name == ""
-    assert read_record(run / FOLDS_RECORD).inputs["cohort.tsv"].sha256 == file_sha256(
+    assert read_record(run / FOLDS_RECORD)["inputs"]["cohort.tsv"].name == ""
+    assert read_record(run / FOLDS_RECORD)["inputs"]["cohort.tsv"].sha256 == file_sha256(
         run / "cohort.tsv"
     )
 
 
 def test_a_job_that_fails_or_is_killed_leaves_no_record_of_an_earlier_one(tmp_path):
     record_job(tmp_path, "one", input={}, output={})
-    assert read_record(tmp_path / "logs/job.json").rule == "one"
+    assert read_record(tmp_path / "logs/job.json")["rule"] == "one"
     code = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
         "from histogep.jobs import job_log\nimport time\n"
@@ -167,7 +173,7 @@ def test_a_job_records_the_versions_that_it_loaded_and_logs_them(tmp_path):
     import anndata
 
     record_job(tmp_path, "one", input={}, output={})
-    versions = read_record(tmp_path / "logs/job.json").software
+    versions = read_record(tmp_path / "logs/job.json")["software"]
     assert versions == loaded_versions()
     assert versions["pandas"] == pd.__version__
     assert versions["anndata"] == metadata.version(anndata.__name__)
@@ -193,6 +199,8 @@ def test_a_folder_is_known_by_what_is_in_it(tmp_path):
     [
         "", "{", "[]", "null", "[" * 100_000, '{"format": "something else"}',
         json.dumps({"format": FORMAT}), json.dumps({"format": FORMAT, "inputs": 3, "outputs": []}),
+        json.dumps(_RECORD | {"ended": 3}), json.dumps(_RECORD | {"params": [3]}),
+        json.dumps(_RECORD | {"outputs": {"results/folds/s.tsv": {"size": 3}}}),
     ],
 )  # fmt: skip
 def test_a_foreign_or_damaged_record_makes_a_result_unknown_and_nothing_else(run, content, capsys):
