@@ -310,11 +310,13 @@ def _find(rgb: np.ndarray, *, um_per_px: float, min_fragment_mm2: float, slide: 
     filled = _areas(labels, n) <= max(1, round(HOLE_MM2 * px_per_mm2))
     filled[0] = False
     tissue |= filled[labels]
+    del labels  # of four bytes a pixel: not two at once
     tissue &= ~pen
     labels, n = ndimage.label(tissue)
     kept = _areas(labels, n) > max(1, round(min_fragment_mm2 * px_per_mm2))
     kept[0] = False
     tissue = kept[labels]
+    del labels
     # Pieces without colour are hairs, cover-slip edges, stitching.
     labels, n = ndimage.label(tissue, _DIAGONAL)
     total = _areas(labels, n, rgb)[1:]
