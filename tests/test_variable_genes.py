@@ -178,6 +178,15 @@ def test_genes_of_a_real_section_are_scored(shared_data):
     # The dispersion is scanpy's, of the genes that vary here.
     varies = np.ptp(spots.X.toarray(), axis=0) > 0
     table = anndata.AnnData(expression_of(spots)[:, varies], var=spots.var[varies])
-    sc.pp.highly_variable_genes(table, flavor="seurat", n_top_genes=500)
-    chosen = by_gene["dispersion"].nlargest(500).index
-    assert table.var["highly_variable"][chosen].mean() > 0.99
+    sc.pp.highly_variable_genes(table, flavor="seurat")
+    expected = table.var["dispersions"]
+    np.testing.assert_allclose(by_gene.loc[expected.index, "dispersion"], expected, atol=1e-6)
+    # By hand, of the linear values.
+    linear = np.expm1(table[:, ["ERBB2"]].X.toarray().astype(np.float64).ravel())
+    assert by_gene.loc["ERBB2", "dispersion"] == pytest.approx(
+        np.log(linear.var(ddof=1) / linear.mean()), rel=1e-4
+    )
+    assert (
+        by_gene.loc[~by_gene.index.isin(expected.index), "dispersion"]
+        == by_gene["dispersion"].min()
+    ).all()
