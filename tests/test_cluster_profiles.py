@@ -81,6 +81,16 @@ def test_a_second_attempt_gets_twice_of_what_a_rule_asks_for():
     assert checked > 50
 
 
+def test_no_group_waits_for_itself():
+    """Groups are merged: what the training of a model stands between may not be in one."""
+    groups = profile("slurm")["groups"]
+    before = {"prepare_slide", "align_spots", "tile_slide", "encode_tiles"}
+    assert {rule for rule, group in groups.items() if group == "slide"} == before
+    assert {rule for rule, group in groups.items() if group == "prediction"} == {"predict_slide"}
+    # Of a slide it needs compare_cnv, which needs that of the sections.
+    assert "infer_cnv" not in groups
+
+
 def test_short_jobs_stay_where_snakemake_runs():
     local = {rule for rule, body in RULES.items() if "localrule: True" in body}
     assert {"copy_resource", "record_software", "record_configuration", "check_slides"} <= local
