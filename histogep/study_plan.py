@@ -87,6 +87,7 @@ class Study:
     warnings: tuple[str, ...] = ()
     left_out: frozenset[str] = frozenset()
     _smaller: dict[frozenset[str], Study] = field(default_factory=dict, repr=False)
+    _usable: dict[tuple[str, int, int], Study] = field(default_factory=dict, repr=False)
 
     # ---------------------------------------------------------------- which slides, which stages
 
@@ -98,13 +99,18 @@ class Study:
         if failed not in self._smaller:
             others = self.slides.loc[~self.slides.index.isin(failed)]
             self._smaller[failed] = replace(
-                self, slides=others, left_out=self.left_out | failed, _smaller={}
+                self, slides=others, left_out=self.left_out | failed, _smaller={}, _usable={}
             )
         return self._smaller[failed]
 
     def of_usable_slides(self, listed: str | Path) -> Study:
         """Return the study without the slides that a table such as `FAILED_SLIDES` lists."""
-        return self.without(failed_slides(listed))
+        # Asked for every job of a plan: the table is read again only where it is another one.
+        state = Path(listed).stat()
+        key = str(listed), state.st_mtime_ns, state.st_size
+        if key not in self._usable:
+            self._usable[key] = self.without(failed_slides(listed))
+        return self._usable[key]
 
     @cached_property
     def stages(self) -> Stages:

@@ -1,5 +1,7 @@
 """What each job reads, asked of a study without Snakemake."""
 
+import os
+
 import pandas as pd
 import pytest
 
@@ -251,6 +253,12 @@ def test_a_study_without_some_slides_is_planned_once_for_the_same_slides(tmp_pat
     assert whole.without([]) is whole
     assert whole.of_usable_slides(listed) is usable
     assert whole.without(["S0", "C1", "unknown"]) is usable
+    # Another list in its place is another study.
+    write_tsv(pd.DataFrame({"slide": ["C1"]}), tmp_path / "one.tsv")
+    os.replace(tmp_path / "one.tsv", listed)
+    assert "S0" in whole.of_usable_slides(listed).slide_patients()
+    write_tsv(pd.DataFrame({"slide": ["C1", "S0"]}), listed)
+    assert whole.of_usable_slides(listed) is usable
     planned = []
     monkeypatch.setattr(
         "histogep.study_plan.plan_stages", lambda *given, **more: planned.append(given) or planned
