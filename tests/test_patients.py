@@ -183,14 +183,16 @@ def test_copy_number_joins_by_patient(cohort, tmp_path):
     paths, _, options = cohort
     path = tmp_path / "patients.tsv"
     path.write_text(
-        "patient\tn_tumour_spots\tcnv_burden\tshare_0\tshare_1\n007\t40\t0.3\t0.25\t0.75\n"
+        "patient\tn_tumour_spots\tcnv_burden\tithcna\tithgex\tshare_0\tshare_1\n"
+        "007\t40\t0.3\t0.4\t0.1\t0.25\t0.75\n"
     )
     table, _ = summarise_patients(paths, **options, subtypes=path)
     table = table.set_index("patient")
     assert table.loc["007", ["cnv_burden", "share_0", "share_1"]].tolist() == [0.3, 0.25, 0.75]
     assert np.isnan(table.loc["B", "cnv_burden"])
     assert "n_tumour_spots" not in table
-    assert {"cnv_burden", "share_0"} <= set(image_columns(table)[2])
+    assert table.loc["007", ["ithcna", "ithgex"]].tolist() == [0.4, 0.1]
+    assert {"cnv_burden", "ithcna", "ithgex", "share_0"} <= set(image_columns(table)[2])
 
 
 def test_neighbourhoods_are_those_of_the_slides_that_describe_the_patient(cohort, tmp_path):

@@ -11,7 +11,7 @@ from scipy import sparse
 from histogep.cnv import compare_genes
 from histogep.cnv_agreement import correlate_spots
 from histogep.cnv_reference import choose_spots
-from histogep.cnv_slides import measured_slide, write_profile
+from histogep.cnv_slides import MARKER_COLUMNS, measured_slide, write_profile
 from histogep.features import Features, write_features
 from histogep.files import write_json, write_tsv
 from histogep.jobs import InputError
@@ -126,6 +126,11 @@ def test_measured_section(run_script, genome, tmp_path):
     assert calls["7q"] == "gain"
     assert calls["3p"] == calls["3q"] == "loss"
     assert "84 of them reference" in log
+    assert np.isfinite([result.uns["heterogeneity"][name] for name in ("ithcna", "ithgex")]).all()
+    # One clone has no other to be compared with.
+    markers = pd.read_csv(_outputs(tmp_path)["markers"], sep="\t")
+    assert list(markers.columns) == MARKER_COLUMNS
+    assert markers.empty
     assert (tmp_path / "out/s1.png").stat().st_size > 10_000
 
 

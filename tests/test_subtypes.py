@@ -9,7 +9,7 @@ from histogep.clones import call_arms, call_clones, join_clones, measure_distanc
 from histogep.cnv import compare_genes
 from histogep.cnv_controls import COLUMNS, compare_arms, name_result, run_controls
 from histogep.cnv_reference import join_labels, tile_labels
-from histogep.cnv_slides import profile_slide, write_profile
+from histogep.cnv_slides import MARKER_COLUMNS, profile_slide, write_profile
 from histogep.jobs import InputError
 from histogep.lattice import Lattice
 from histogep.plots_cnv import profile_figure, subtype_figure, subtype_maps
@@ -135,6 +135,25 @@ def test_controls_pass_on_planted_copy_number(called):
     assert name_result(few, measured=False) == "expression subtype"
     assert name_result(few, measured=True) == "CNV"
     assert name_result(controls.reset_index(), measured=False) == "CNV"
+
+
+def test_markers_of_clones_lie_where_the_clones_differ(genome, section, called):
+    result, _, markers = _slide(genome, section)
+    assert list(markers.columns) == MARKER_COLUMNS
+    clones = result.obs["clone"].to_numpy(object)
+    assert set(markers["clone"]) == {"0", "1"} == set(clones) - {"reference"}
+    assert set(markers["name"]) == {"CNV"}
+    for clone, table in markers.groupby("clone"):
+        assert len(table) == 50
+        assert table["n_in"].iloc[0] == (clones == clone).sum()
+        planted = pd.Series(section[1])[clones == clone].mode()[0]
+        own, other = ((CLONE_A, CLONE_B), (CLONE_B, CLONE_A))[planted]
+        higher = [a for a in {*own, *other} if own.get(a, 1) > other.get(a, 1)]
+        # These arms hold 4 to 10 % of the genes.
+        assert table["arm"].head(20).isin(higher).mean() > 0.9
+        assert table["arm"].isin(higher).mean() > 0.6
+    found = result.uns["heterogeneity"]
+    assert found["n_places"] == (section[1] >= 0).sum()
 
 
 def test_shuffled_labels_fail_their_control(called):
