@@ -1,4 +1,4 @@
-"""Whether annotated areas lie on what they annotate, and if not, what would explain it."""
+"""Check that annotated areas lie on what they annotate, and explain it where they do not."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from histogep.jobs import InputError
 
 log = logging.getLogger(__name__)
 
-#: Share of the spots in annotated areas below which it is warned of.
+#: Share of the spots in annotated areas below which a warning is logged.
 FEW = 0.5
-#: Share below which it is refused, if another scale or order of the coordinates explains it.
+#: Share below which the file is refused, if another scale or order of the coordinates explains it.
 HARDLY_ANY = 0.1
-#: Share that an explanation must bring into the areas to be believed, where it is hardly any now.
+#: Share that an explanation must bring into the areas to be accepted, where hardly any is now.
 EXPLAINED = 0.8
-#: Share from which on an explanation is believed though some do lie in the areas now.
+#: Share from which an explanation is accepted although some spots already lie in the areas.
 ALL_EXPLAINED = 0.9
 #: By how much a smaller or larger copy of an image differs from it.
 _FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 0.5, 0.25, 0.125)
@@ -27,12 +27,12 @@ _FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 0.5, 0.25, 0.125)
 def points_within(
     polygons: Sequence[shapely.Polygon], points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which points lie in which polygons, those on an edge too.
+    """Return which points lie in which polygons, including points on an edge.
 
     Parameters
     ----------
     polygons
-        Any; of rings that cross themselves the even-odd rule holds.
+        Of any shape; rings that cross themselves follow the even-odd rule.
     points
         (n, 2).
 
@@ -56,7 +56,7 @@ def check_fit(
     n_areas: int,
     mpp: float | None = None,
 ) -> None:
-    """Log how far annotated areas and spots belong together; refuse what does not.
+    """Log how well annotated areas and spots match; refuse annotations that do not match.
 
     Parameters
     ----------
@@ -67,11 +67,11 @@ def check_fit(
     points
         Centres of the spots, (n, 2), level-0 px.
     n_inside
-        How many spots lie in an area.
+        Number of spots in an area.
     n_touching, n_areas
-        How many areas hold a spot, and how many there are.
+        Number of areas that contain a spot, and number of areas.
     mpp
-        um per px, to know annotations in um.
+        um per px, to recognise annotations in um.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def check_fit(
 def explain_misfit(
     polygons: Sequence[shapely.Polygon], points: np.ndarray, mpp: float | None = None
 ) -> tuple[float, str, bool]:
-    """Return what would bring most points into areas, were it so.
+    """Return the explanation that would bring most points into the areas.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def explain_misfit(
     Returns
     -------
     tuple
-        The share of the points that would lie in an area, what had to be so, and whether the areas
+        The share of the points that would lie in an area, the explanation, and whether the areas
         would also end, to the right and below, about where the points do.
     """
 

@@ -25,7 +25,7 @@ def check_annotations(
     texts
         The setting `labels`: texts of each label.
     made
-        Tells of a file whether the workflow makes it, so that it may be absent.
+        Returns whether the workflow makes a file, which may then be absent.
     """
     problems = []
     for column in ("labels", "regions"):
@@ -41,7 +41,7 @@ def check_annotations(
 
 
 def _read(path: Path, column: str, texts: Mapping[str, Sequence[str]]) -> None:
-    # Here: what these modules import takes seconds, and most studies have no annotation.
+    # Imported here: these modules take seconds to import, and most studies have no annotation.
     if column == "regions":
         from histogep.regions import read_regions
 

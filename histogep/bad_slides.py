@@ -1,11 +1,11 @@
-"""Slides that cannot be used: each rule of a slide hands the reason on in its own output.
+"""Unusable slides: each rule of a slide passes the reason on in its own output.
 
-With `on_bad_slide: skip` a rule that meets a `BadSlide` writes its outputs all the same, complete
-and empty, with a record of the rule and the reason under `failed`. The next rule of that slide finds
-the record, which raises the same error again, and hands it on in turn. `check_slides`, a checkpoint,
-collects the records of all slides, and the rules after it are asked for the usable slides only. So
-nothing has to know what an empty slide means, and a file that is mended remakes its own slide.
-With `on_bad_slide: stop` the job that meets a bad slide fails, and no record is ever written.
+With `on_bad_slide: skip`, a rule that meets a `BadSlide` still writes its outputs, complete but
+empty, with a record of the rule and the reason under `failed`. The next rule of that slide finds
+the record, raises the same error and passes it on. `check_slides`, a checkpoint, collects the
+records of all slides, and later rules are asked for the usable slides only. Nothing else needs to
+know what an empty slide means, and a corrected file remakes its own slide only.
+With `on_bad_slide: stop`, the job that meets a bad slide fails, and no record is written.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def record_failure(error: BadSlide, *, rule: str, skip: bool) -> dict[str, str]:
     Raises
     ------
     BadSlide
-        The same reason with the setting that would go on, if bad slides are not to be skipped.
+        The same reason, with the setting that skips bad slides, if they are not to be skipped.
     """
     if not skip:
         remedy = "; or go on without such slides: on_bad_slide: skip"
@@ -52,7 +52,7 @@ def refuse_failed(attributes: Mapping[str, Any]) -> None:
 
 def refuse_failed_spots(path: str | Path) -> None:
     """Raise the BadSlide that is recorded in a results/spots/{slide}.h5ad, if any."""
-    import h5py  # here: a plan, which reads the list of bad slides, does without
+    import h5py  # here: planning, which reads the list of bad slides, does not need it
 
     with readable(path), h5py.File(path, "r") as file:
         if "uns/failed" in file:

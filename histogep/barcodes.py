@@ -1,4 +1,4 @@
-"""TCGA barcodes: patient, sample type and slide kind; any other id stands for itself.
+"""TCGA barcodes: patient, sample type and slide type; other ids are returned unchanged.
 
 `TCGA-3C-AALI-01Z-00-DX1.F6E9...` is patient `TCGA-3C-AALI`, sample type `01` (primary solid
 tumour), slide `DX1` (formalin-fixed, diagnostic; `TS`, `MS` and `BS` are frozen top, middle and
@@ -14,7 +14,7 @@ _BARCODE = re.compile(
     r"^(TCGA([-.])[A-Z0-9]{2}\2[A-Z0-9]{4})(?:\2(\d{2})[A-Z]?)?(?=\2|$)", re.IGNORECASE
 )
 _SLIDE = re.compile(r"-(DX|TS|MS|BS)[A-Z0-9]?(?=[.\-_]|$)", re.IGNORECASE)
-#: Usual tumour samples: what a cohort's statistics are about unless told otherwise.
+#: Usual tumour samples: the default of a cohort's statistics.
 PRIMARY = ("01",)
 
 
@@ -33,13 +33,13 @@ def patient_key(barcode: str) -> str:
 
 
 def sample_type_of(barcode: str) -> str:
-    """Return the two digits of the sample type; "" where the id tells none."""
+    """Return the two digits of the sample type; "" for an id without one."""
     match = _BARCODE.match(barcode)
     return (match[3] or "") if match else ""
 
 
 def slide_kind_of(barcode: str) -> str:
-    """Return `DX`, `TS`, `MS` or `BS` for a TCGA slide; "" where the id tells none."""
+    """Return `DX`, `TS`, `MS` or `BS` for a TCGA slide; "" for an id without one."""
     match = _SLIDE.search(barcode) if _BARCODE.match(barcode) else None
     return match[1].upper() if match else ""
 
@@ -47,12 +47,12 @@ def slide_kind_of(barcode: str) -> str:
 def leave_out(
     barcodes: Sequence[str], patients: Sequence[str], *, sample_types: Sequence[str] = PRIMARY
 ) -> dict[str, str]:
-    """Return the samples or slides that do not stand for their patient, with the reason.
+    """Return the samples or slides that do not represent their patient, with the reason.
 
     Parameters
     ----------
     barcodes, patients
-        Samples or slides and their patients, parallel. Ids that are no TCGA barcode always stay.
+        Samples or slides, and their patients. Ids that are not TCGA barcodes always stay.
     sample_types
         Types of sample that count (01: primary tumour, 06: metastasis, 11: normal tissue).
 

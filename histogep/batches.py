@@ -1,7 +1,7 @@
-"""The order of work on the batches of a slide: reading overlaps encoding, results come in order.
+"""Encode a slide batch by batch: reading overlaps encoding, and results keep their order.
 
-`read` gives what is to be encoded of a batch, one part for each view; `start` starts the work on a
-part, and gives the function that waits for its features.
+`read` returns the parts of a batch that are to be encoded, one for each view; `start` starts the
+work on a part, and returns a function that waits for its features.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def encode_on_cpu(
     *,
     threads: int,
 ) -> Iterator[list[np.ndarray]]:
-    """Give the features of the batches in order, one array for each view.
+    """Yield the features of the batches in order, one array for each view.
 
     One thread reads ahead of `threads` that encode a batch each.
     """
@@ -47,9 +47,9 @@ def encode_on_gpu(
     *,
     threads: int,
 ) -> Iterator[list[np.ndarray]]:
-    """Give the features of the batches in order, one array for each view.
+    """Yield the features of the batches in order, one array for each view.
 
-    All threads read and describe; a batch is queued on the GPU before the last one is waited for.
+    All threads read and prepare; a batch is queued on the GPU before the previous one is awaited.
     """
     with ThreadPoolExecutor(threads) as reading:
         running: list[Callable[[], np.ndarray]] = []
@@ -65,7 +65,7 @@ def encode_on_gpu(
 def _in_order(
     submit: Callable[[slice], Future[T]], batches: Iterable[slice], *, ahead: int
 ) -> Iterator[T]:
-    """Give the results of the batches in order, with at most `ahead` + 1 of them under way."""
+    """Yield the results of the batches in order, with at most `ahead` + 1 of them in progress."""
     queue: deque[Future[T]] = deque()
     try:
         for rows in batches:

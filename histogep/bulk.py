@@ -1,7 +1,7 @@
-"""Measured bulk expression: a genes x patients table, whatever way it lies, on a log scale.
+"""Read measured bulk expression: genes x patients or the reverse, returned on a log scale.
 
-Read are plain tables, GCT 1.2 and 1.3, the GDC's STAR counts as a table, Firehose's RSEM, and the
-matrices of cBioPortal and UCSC Xena.
+Supported are plain tables, GCT 1.2 and 1.3, the GDC's STAR counts as a table, Firehose's RSEM, and
+the matrices of cBioPortal and UCSC Xena.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 #: Suffix of the expression columns in tables of TCGA that hold mutations and copy number too.
 _RNA = "_rnaseq"
-#: Columns of symbols, the likeliest first, and of all else that is said of a gene.
+#: Names of columns of symbols, the likeliest first, and of other columns that describe a gene.
 _SYMBOLS = (
     *("hugo_symbol", "gene_name", "gene_symbol", "gene symbol", "genesymbol", "hgnc_symbol"),
     *("external_gene_name", "symbol", "pr_gene_symbol", "description"),
@@ -43,20 +43,20 @@ _OF_GENES = {
 }
 #: Names of a column of samples; Xena calls a column of genes `sample`.
 _SAMPLE_NAMES = tuple(n for n in PATIENT_NAMES if n not in ("sample", "sampleID", "submitter_id"))
-#: Values that one file of the GDC gives of one sample.
+#: Columns of values in the GDC's file of one sample.
 _ONE_SAMPLE = {"unstranded", "stranded_first", "stranded_second", "tpm_unstranded"}
-#: What Firehose says of each column below its header.
+#: What Firehose writes below the header of each column.
 _KINDS = {
     *("normalized_count", "raw_count", "raw_counts", "scaled_estimate", "transcript_id", "RPKM"),
     *("median_length_normalized", "signal", "log2 lowess normalized (cy5/cy3) collapsed by gene"),
 }
-#: Rows of STAR and HTSeq that count what fell on no gene.
+#: Rows of STAR and HTSeq that count reads assigned to no gene.
 _NO_GENE = ("N_unmapped", "N_multimapping", "N_noFeature", "N_ambiguous", "__")
-#: Genes that nearly every table has, to see which way it lies.
+#: Genes that nearly every table has, by which its orientation is detected.
 _COMMON = {"TP53", "EGFR", "GAPDH", "ACTB", "CD8A", "MYC", "STAT1", "PTEN", "KRAS", "CD4", "BRCA1"}
 _MISSING = ("", "NA", "NaN", "nan", "N/A", "n/a", "#N/A", "null", "NULL", "None", "'--", "-", "na")
 _MAX_BYTES = 4 << 30
-#: Scale -> (to the log scale that is analysed, from there to linear values; None: there are none).
+#: Scale -> (conversion to the log scale that is analysed, from there to linear values or None).
 SCALES: dict[str, tuple[Callable | None, Callable | None]] = {
     "log2_tpm": (None, lambda x: np.exp2(x) - 0.001),
     "log2": (None, lambda x: np.exp2(x) - 1),
@@ -72,10 +72,10 @@ SCALES: dict[str, tuple[Callable | None, Callable | None]] = {
 
 @dataclass
 class _Layout:
-    """Which columns of a table are samples, which name the genes; or the other way round."""
+    """Which columns of a table are samples and which name the genes, or the reverse."""
 
     table: Delimited
-    #: The column of samples where they lie in rows.
+    #: The column of sample names where samples are in rows.
     sample_column: Any = None
     genes: tuple[Any, ...] = ()
     samples: tuple[Any, ...] = ()
@@ -102,7 +102,7 @@ def measured_samples(path: str | Path) -> list[str]:
         samples = layout.table.text([layout.sample_column]).iloc[:, 0].tolist()
         samples = [sample for sample in samples if sample]
     if not samples:
-        raise InputError(f"{path} has no column of a patient beside its column of genes")
+        raise InputError(f"{path} has a column of genes but no column of patients")
     return samples
 
 
@@ -120,14 +120,13 @@ def read_expression(
     scale
         A key of `SCALES`; `counts` are scaled to counts per million of a sample first.
     symbols
-        Ensembl gene id -> symbol, for tables that do not tell it themselves.
+        Ensembl gene id -> symbol, for tables without symbols.
 
     Returns
     -------
     DataFrame
-        Rows that stand twice are averaged, rows being genes or samples. Genes with a missing value
-        or without a name, and those whose name Excel turned into a date, are left out and counted
-        in the log.
+        Repeated genes or samples are averaged. Genes with a missing value or without a name, and
+        those whose name Excel turned into a date, are left out and counted in the log.
 
     Raises
     ------
@@ -215,7 +214,7 @@ def _lay_out(path: str | Path, *, n_lines: int | None = None) -> _Layout:
             return _Layout(table, sample_column, samples=tuple(rna or others))
     samples = [at for at in range(1, len(names)) if names[at] not in _OF_GENES and names[at]]
     while samples and not declared and _is_text(table, samples[0]):
-        del samples[0]  # what is said of the genes, whatever it is called
+        del samples[0]  # a description of the genes, whatever its name
     if declared:
         # GTEx puts a column `id` before the two of GCT 1.2.
         plain = 1 + (names[:3] == ["id", "name", "description"])
@@ -223,7 +222,7 @@ def _lay_out(path: str | Path, *, n_lines: int | None = None) -> _Layout:
         samples = list(range(1 + described, len(names)))
         if len(samples) != declared[1]:
             raise InputError(
-                f"{path} declares {declared[1]} samples but has {len(samples)} columns of them"
+                f"{path} declares {declared[1]} samples but has {len(samples)} columns of samples"
             )
     if len(set(kinds[1:])) > 1:
         wanted = next((k for k in ("normalized_count", "scaled_estimate") if k in kinds), "")
@@ -247,14 +246,14 @@ def _refuse_twice(table: Delimited, columns: Any) -> None:
 
 
 def _is_text(table: Delimited, column: int) -> bool:
-    """Return whether the first rows of a column are words all of them, so that it is no sample."""
+    """Return whether the first rows of a column are all words, so that it is not a sample."""
     cells = table.text([table.columns[column]]).iloc[:50, 0]
     cells = cells[~cells.isin(_MISSING)]
     return bool(len(cells) and cells.str.match(r"[A-Za-z][A-Za-z _-]+$").all())
 
 
 def _lies_across(table: Delimited) -> bool:
-    """Return whether genes lie in columns though no column is called one of patients."""
+    """Return whether genes are in columns although no column is named as one of patients."""
     across = len(_COMMON & {split_bar(name.removesuffix(_RNA)).upper() for name in table.names[1:]})
     if across < 2:
         return False
@@ -263,7 +262,7 @@ def _lies_across(table: Delimited) -> bool:
 
 
 def _without_gct_head(path: Path, data: bytes) -> tuple[bytes, list[int]]:
-    """Make comments of the version and the numbers of a GCT file, blanks of its sample rows."""
+    """Comment out the version and size lines of a GCT file, and blank its sample descriptions."""
     if not data.startswith((b"#1.2", b"#1.3")):
         return data, []
     lines = data.split(b"\n")
@@ -297,7 +296,7 @@ def _without_kinds(data: bytes) -> tuple[bytes, list[str]]:
 def _gene_names(
     labels: pd.DataFrame, titles: list[str], symbols: Mapping[str, str] | None, path: str | Path
 ) -> pd.Series:
-    """Return the symbol of each row, "" for those that are left out; what is lost is logged."""
+    """Return the symbol of each row, "" for those that are left out; losses are logged."""
     lowered = [title.casefold() for title in titles]
     first = int(lowered[:3] == ["id", "name", "description"])
     ids = labels.iloc[:, first].astype(str).str.strip()
@@ -332,7 +331,7 @@ def _gene_names(
                 len(names),
                 ""
                 if symbols
-                else ": signatures and gene sets name symbols, which references.gene_positions tells",
+                else ": signatures and gene sets use symbols: give references.gene_positions",
             )
     named = names[names != ""].unique()
     dates = list(named[are_dates(named)])

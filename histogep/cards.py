@@ -15,7 +15,7 @@ from histogep.metrics import bootstrap_patients, pearson
 from histogep.predictions import HeldOut
 from histogep.scoring import SectionScore, card_null, mean
 
-#: A correlation of slide means over fewer patients says nothing.
+#: A correlation of slide means over fewer patients is not informative.
 _MIN_LEVEL_PATIENTS = 3
 _LEVEL_SHUFFLES = 1000
 
@@ -145,7 +145,7 @@ def raw_cards(
     table
         From `histogep.raw_counts.raw_table`.
     protocol, model
-        Whose.
+        Protocol and model of the row.
     settings, seed
         As for the other rows.
     """
@@ -328,10 +328,10 @@ def interval_cards(
     settings: Mapping[str, Any],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return the rows `coverage` (null: the share asked for) and `half_width` (the training mean's).
+    """Return the rows `coverage` (null: the nominal one) and `half_width` (the training mean's).
 
-    An interval of the right coverage is worth something only as far as it is narrower than the one
-    around the training mean.
+    An interval with the right coverage is informative only if it is narrower than the one around
+    the training mean.
     """
     of_patients = per_patient.mean(axis=1)
     shared = {
@@ -376,8 +376,8 @@ def tumour_cards(
 ) -> list[dict[str, Any]]:
     """Return the rows auroc, auprc and dice of every tumour model: means over sections.
 
-    Only sections with both classes count, for all three alike. The null is the score of a map that
-    calls all tissue tumour. There is no ceiling: the labels' own error is not known.
+    All three use only sections with both classes. The null is the score of a map that calls all
+    tissue tumour. There is no ceiling, as the labels' own error is unknown.
     """
     rows = []
     for (protocol, model), whole in table.groupby(["protocol", "model"], sort=True):

@@ -1,9 +1,9 @@
 r"""The noise ceiling: what a perfect predictor would score against counts as noisy as these.
 
 The perfect predictor gives every spot the mean of its log1p counts per 10,000 over repeated
-sequencing: what its true expression and its depth make of it. It correlates with one measurement
-by ``sqrt(R)``, where the reliability ``R`` is the share of the variance over the spots that is not
-noise of sequencing. ``R`` is estimated in three steps.
+sequencing, given its true expression and its depth. Its correlation with one measurement is
+``sqrt(R)``, where the reliability ``R`` is the share of the variance over the spots that is not
+sequencing noise. ``R`` is estimated in three steps.
 
 1. A count thinned by fair coins, ``X1 ~ Binomial(X, 1/2)`` and ``X2 = X - X1``, gives two technical
    replicates at half the depth, independent if the counts are Poisson given the expression. Each
@@ -66,8 +66,8 @@ class Ceiling:
     excess, error
         Correlation of thinned halves less that of a gene without signal, and its standard error.
     level_halves
-        Mean over the spots of each half, thinnings by 2 by genes: what a ceiling of the differences
-        BETWEEN sections rests on.
+        Mean over the spots of each half, thinnings by 2 by genes, from which the ceiling of the
+        differences BETWEEN sections follows.
     """
 
     in_tissue: np.ndarray
@@ -97,11 +97,11 @@ def noise_ceiling(
         Counts of ALL genes of each spot. The genes outside the panel are thinned as one: a sum of
         binomials of one probability is binomial.
     thinnings
-        Repeats; they remove the chance of the coin, not that of the counts.
+        Repeats; they average out the randomness of the thinning, not that of the counts.
     seed
-        Seed of the coins.
+        Seed of the thinning.
     n_cells
-        Cells of the whole grid, for the ceiling of the whole-grid metric too.
+        Number of positions on the whole grid, for the ceiling of the whole-grid metric too.
     adjacency
         Symmetric graph of neighbouring spots, for `spatial`.
 
@@ -115,7 +115,7 @@ def noise_ceiling(
     counts.eliminate_zeros()
     whole = np.rint(counts.data)
     if len(whole) and (np.abs(whole - counts.data).max() > 1e-6 or whole.min() < 0):
-        raise ValueError("the ceiling thins raw counts: whole numbers from 0 on are needed")
+        raise ValueError("the ceiling thins raw counts: they must be whole numbers, none negative")
     whole = whole.astype(np.int64)
     panel_sizes = np.asarray(counts.sum(1)).ravel()
     library = np.rint(np.asarray(library_sizes, float).ravel())
@@ -158,7 +158,7 @@ def noise_ceiling(
     result["excess"][genes], result["error"][genes] = r - expected[:, 0], error
     if n_cells is not None:
         if n_cells < n:
-            raise ValueError(f"a grid of {n_cells} cells cannot hold {n} in-tissue cells")
+            raise ValueError(f"a grid of {n_cells} positions cannot hold {n} in-tissue positions")
         tissue = n / n_cells
         raised = tissue * mean**2 * (1 - tissue)
         padded = (tissue * signal + raised) / (tissue * total + raised)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written when the job is told to stop, read when it is run again.
+"""Checkpoints of a training run: written when the job must stop, read when it is run again.
 
 A cluster that takes a node back sends SIGTERM and kills the job soon after. A checkpoint holds all
 that the rest of the training depends on, so that a resumed training ends with the weights of one
@@ -30,7 +30,7 @@ from histogep.files import complete
 LOG = logging.getLogger(__name__)
 #: Without a signal (a node that dies) at most this much of the training is lost.
 SAVE_SECONDS = 300.0
-#: What a shell reports of a process that SIGTERM ended.
+#: Exit status that a shell reports for a process ended by SIGTERM.
 TERMINATED = 128 + signal.SIGTERM
 _RECORD = "record"
 
@@ -41,7 +41,7 @@ class Checkpoint:
     Parameters
     ----------
     folder
-        Where checkpoints lie; made when the first is written.
+        Folder of the checkpoints, created with the first one.
     identity
         Digest of all that the training depends on (`digest`).
     """
@@ -56,7 +56,7 @@ class Checkpoint:
         return time.monotonic() - self._saved >= SAVE_SECONDS
 
     def save(self, arrays: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Write the state; whole or not at all."""
+        """Write the state, completely or not at all."""
         with complete(self.path) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()},
@@ -68,7 +68,7 @@ class Checkpoint:
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the arrays (on the CPU) and the record of this training; None without a state.
 
-        A file that cannot be read is passed over with a warning.
+        A file that cannot be read is ignored with a warning.
         """
         if not self.path.is_file():
             if self.path.parent.is_dir() and any(self.path.parent.glob("*.safetensors")):
@@ -104,7 +104,7 @@ def digest(*parts: Any) -> str:
 
 @contextlib.contextmanager
 def until_sigterm() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether SIGTERM has come; the signal itself does nothing else.
+    """Yield a function that returns whether SIGTERM has arrived; the signal has no other effect.
 
     Outside the main thread, where Python sets no handlers, the signal keeps its effect.
     """

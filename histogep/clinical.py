@@ -1,4 +1,4 @@
-"""Clinical tables as they are published, or the own patient sheet: one way to read them all.
+"""Read clinical tables in their published formats, and the study's own patient sheet.
 
 A table is known by its column names, whatever its format (text or workbook). It comes back as one
 row per patient: time in months, event, age in years, sex, stage, response. Published are TCGA-CDR
@@ -40,7 +40,7 @@ ENDPOINTS = ("OS", "PFI", "DSS", "DFI")
 #: Columns of the own sheet, and of it in other units.
 PATIENT_COLUMNS = ("patient", "time", "event", "age", "sex", "stage", "response")
 _OTHER_UNITS = ("time_months", "time_days", "time_years", "age_days")
-#: Names of the patient column, the most telling first; case does not count.
+#: Names of the patient column, the most specific first; case does not count.
 PATIENT_NAMES = (
     *("bcr_patient_barcode", "PATIENT_ID", "Patient ID", "case_submitter_id", "cases.submitter_id"),
     *("_PATIENT", "X_PATIENT", "case_id", "patientid", "patient", "submitter_id", "sampleID"),
@@ -58,7 +58,7 @@ _AGE = (
     *("age", "age_at_initial_pathologic_diagnosis", "Diagnosis Age", "age_at_index"),
     *("age_at_diagnosis", "age_days", "alter"),
 )
-#: Ages in days in some tables and in years in others: their values tell.
+#: Ages in days in some tables and in years in others; the values decide.
 _AGE_OF_EITHER = ("age_at_diagnosis",)
 _SEX = ("sex", "gender", "sexe", "geschlecht")
 _STAGE = (
@@ -216,7 +216,7 @@ class _Raw:
         return cells if self.rows is None else cells[self.rows]
 
     def numbers(self, name: str) -> pd.Series:
-        """Return a column as numbers; NaN for whatever says that nothing is known."""
+        """Return a column as numbers; NaN for whatever means that nothing is known."""
         cells = self.cells(name).map(known)
         numbers = pd.to_numeric(cells.mask(cells == ""), errors="coerce").astype(float)
         odd = (numbers.isna() & (cells != "")) | np.isinf(numbers)
@@ -225,7 +225,7 @@ class _Raw:
             if len(pointed) and pointed.map(lambda cell: bool(_POINTS.fullmatch(cell))).all():
                 raise InputError(
                     f"{self.path}, line {pointed.index[0]}, column {name!r}: {pointed.iloc[0]!r} has a "
-                    "point that may be a decimal one or one of thousands: write no thousands"
+                    "point that may be a decimal or a thousands separator: write no thousands"
                 )
         if not odd.any():
             return numbers
@@ -246,7 +246,7 @@ class _Raw:
         raise InputError(f"{self.path}, column {name!r}: {texts[:5]} {why} (line {lines})")
 
     def report_unused(self) -> None:
-        """Name the columns that nothing is read from."""
+        """Log the columns from which nothing is read."""
         unused = [
             name for at, name in enumerate(self.names) if at not in self.used and name.strip()
         ]
@@ -347,7 +347,7 @@ def _own(raw: _Raw, name: str) -> pd.DataFrame:
 
 
 def _alike(given: str, name: str) -> bool:
-    """Return whether a name is another one with a letter or two wrong."""
+    """Return whether a name differs from another by a letter or two."""
     short, long = sorted((given.strip('"').casefold().replace(" ", "_"), name), key=len)
     if len(long) - len(short) > 2:
         return False
@@ -364,7 +364,7 @@ def _months(
 
 
 def _published(raw: _Raw, name: str, endpoint: str) -> pd.DataFrame:
-    """Return a table of others."""
+    """Return a table published by others."""
     patients = raw.cells(name)
     keep = (patients.map(known) != "").to_numpy()
     # The TCGA's own files repeat their header, and name its elements, below it.
@@ -390,7 +390,7 @@ def _published(raw: _Raw, name: str, endpoint: str) -> pd.DataFrame:
         sheet.loc[half, ["time", "event"]] = np.nan
         if half.any():
             log.warning(
-                "%s: %d patients have a time or an event only: unknown", raw.path, half.sum()
+                "%s: %d patients have only a time or only an event: unknown", raw.path, half.sum()
             )
     if problems := _covariates(raw, sheet):
         refuse_file(raw.path, problems)
@@ -522,8 +522,8 @@ def _outcome(raw: _Raw, endpoint: str, patients: pd.Series) -> tuple[np.ndarray,
 def _vital(raw: _Raw, patients: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return months and events of tables of the GDC and the TCGA, where rows are not patients.
 
-    A case has a row for each diagnosis and treatment: it is dead if any row says so, and lived as
-    long as the last of its follow-ups.
+    A case has a row for each diagnosis and treatment: it counts as dead if any row says so, and its
+    follow-up ends with the last one given.
     """
     event, odd = read_words(raw.cells("vital_status"), event_number)
     if odd.any():
@@ -606,7 +606,7 @@ def _stages(columns: pd.DataFrame, path: str | Path) -> np.ndarray:
     lost = lost[lost != ""].value_counts()
     if len(lost):
         told = ", ".join(f"{text} ({count})" for text, count in sorted(lost.items()))
-        log.warning("%s: stages that are none of I to IV count as missing: %s", path, told)
+        log.warning("%s: stages other than I to IV count as missing: %s", path, told)
     return stage.to_numpy()
 
 

@@ -1,8 +1,8 @@
-"""One section under two names: copies stop the study, what may be innocent is told by name.
+"""Find one section under two names: copies stop the study, lookalikes are reported.
 
-Folds hold out patients, so a section that stands under two patients is trained on and tested on. An
-exact copy is found by its SHA-256 (`histogep.leakage`, `histogep.slide_images`); this finds what was
-changed since, by image and by counts, before anything is trained.
+Folds hold out patients, so a section listed under two patients is both trained on and tested on. An
+exact copy is found by its SHA-256 (`histogep.leakage`, `histogep.slide_images`); this module finds
+altered copies, by image and by counts, before anything is trained.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def require_no_copies(pairs: pd.DataFrame) -> None:
 
 
 def notices(pairs: pd.DataFrame) -> list[dict[str, str]]:
-    """Return what may be innocent and must be told: one row (what, detail) per pair."""
+    """Return pairs that may be innocent but must be reported: one row (what, detail) per pair."""
     return [
         {
             "what": row.what,

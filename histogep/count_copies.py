@@ -1,9 +1,9 @@
-"""Sections whose counts are those of another section, though their files differ.
+"""Find sections whose counts are a copy of another section's, though their files differ.
 
-A copy with spots left out, counts changed or thinned, barcodes renamed or places turned has another
-SHA-256 and the same profiles. What tells it is the noise: a spot of a copy resembles one spot of the
-other section far more than any other, a spot of other tissue, serial sections included, resembles
-many spots about equally.
+A copy with spots left out, counts changed or thinned, barcodes renamed or positions turned has
+another SHA-256 but the same profiles. The noise gives it away: a spot of a copy resembles one spot
+of the other section far more than any other, whereas a spot of other tissue, serial sections
+included, resembles many spots about equally.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Clinical covariates and outcomes as numbers: the words that clinical tables use for them.
+"""Convert clinical covariates and outcomes to numbers, from the words that tables use for them.
 
-English, German and French words are known, in any case and with or without accents. What says that
-nothing is known is missing; what says anything else is an InputError, and whoever reads a table
-decides whether that is the patient's loss (a covariate) or the table's (an outcome).
+English, German and French words are recognised, in any case and with or without accents. Words for
+"unknown" give a missing value; any other text is an InputError, and the reader of a table decides
+whether only that value is lost (a covariate) or the table is refused (an outcome).
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def stage_number(text: str) -> float:
         return float("nan")
     match = _STAGE_TEXT.fullmatch(cell)
     if match is None:
-        raise InputError(f"stage {text!r} is none of I, II, III, IV (with A, B or C); or empty")
+        raise InputError(f"stage {text!r} is not I, II, III or IV (with A, B or C), nor empty")
     return STAGES.get(match[1].upper()) or float(match[1])
 
 

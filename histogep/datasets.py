@@ -1,4 +1,4 @@
-"""Sections as arrays: features and targets joined by barcode, and their places on a grid."""
+"""Sections as arrays: features and targets joined by barcode, and their positions on a grid."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOG = logging.getLogger(__name__)
 TASKS = ("expression", "tumour", "both")
 #: What the column of tumour labels and probabilities is called.
 TUMOUR = "tumour"
-#: What a spot's label means as a target; boundary and undetermined spots are no truth either way.
+#: Target value of each spot label; boundary and undetermined spots have no known truth.
 TUMOUR_TARGETS = {"malignant": 1.0, "non-malignant": 0.0}
 
 
@@ -118,7 +118,7 @@ def read_section(
     row, col = (table.obs[axis].to_numpy(np.int32) for axis in ("row", "col"))
     if not ((encoded.row[order] == row) & (encoded.col[order] == col)).all():
         raise InputError(
-            f"{features} and {spots} place the same barcodes on different cells of the lattice: "
+            f"{features} and {spots} place the same barcodes at different lattice positions: "
             f"run tile_slide and encode_tiles of {slide} again"
         )
     if task not in TASKS:
@@ -282,14 +282,14 @@ def tumour_labels(labels: str | Path, barcode: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where n tiles lie on a grid: `index` (rows, cols) int64, n where a cell holds no tile."""
+    """Where n tiles lie on a grid: `index` (rows, cols) int64, n at a position without a tile."""
 
     index: np.ndarray
     n: int
 
     @property
     def tissue(self) -> np.ndarray:
-        """Boolean (rows, cols): the cell holds a tile."""
+        """Boolean (rows, cols): there is a tile at the position."""
         return self.index < self.n
 
     def lay(self, values: np.ndarray, background: np.ndarray | float = 0.0) -> np.ndarray:
@@ -349,5 +349,5 @@ def grid_of(
     index = np.full(shape, len(row), np.int64)
     index[row, col] = np.arange(len(row))
     if (index < len(row)).sum() != len(row):
-        raise InputError("two tiles lie on the same cell of the lattice: tile the slide again")
+        raise InputError("two tiles lie at the same position of the lattice: tile the slide again")
     return Grid(index, len(row))

@@ -1,12 +1,11 @@
-"""Delimited text that others give: one reader for sheets, clinical tables, counts and positions.
+"""Read delimited text from users: sheets, clinical tables, counts and positions.
 
-A record is a line, and nothing else is: LF, CRLF and CR end one; form feed, NEL and U+2028 are
-characters. Tab-separated text has no quotes (IANA, text/tab-separated-values), so that a `"` is a
-character; comma- and semicolon-separated text has those of RFC 4180. Rows with more or fewer cells
-than the header are refused by their line numbers, so as many records come back as there are lines.
-
-Files are plain, gzip or zip (one member), told apart by their content. What they unpack to is
-counted before any of it is kept.
+A record is one line: LF, CRLF and CR end it; form feed, NEL and U+2028 are characters.
+Tab-separated text has no quotes (IANA, text/tab-separated-values), so that a `"` is a character;
+comma- and semicolon-separated text has those of RFC 4180. Rows with more or fewer cells than the
+header are refused by line number, so as many records come back as there are lines. Files are plain,
+gzip or zip (one member), recognised by their content. The unpacked size is checked before any of it
+is kept.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ log = logging.getLogger(__name__)
 
 #: Bytes that a table may unpack to unless its reader allows more.
 MAX_BYTES = 1 << 30
-#: Bytes of one line, and columns: those of 450,000 probes are fewer.
+#: Most bytes of one line, and most columns: a table of 450,000 probes has fewer.
 MAX_LINE = 64 << 20
 MAX_COLUMNS = 1_000_000
-#: Lines: those of the finest bins of a Visium HD slide are fewer. And those above a header.
+#: Most lines (the finest bins of a Visium HD slide are fewer), and most lines above a header.
 MAX_LINES = 20_000_000
 _MAX_HEAD = 100_000
 _BLOCK = 1 << 20
@@ -58,9 +57,9 @@ _BOMS = (
 #: What `str.strip` takes away in ASCII.
 _BLANKS = {bytes([code]) for code in (0x20, 0x09, 0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x1F)}
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
-#: First bytes of what is commonly taken for a table, and what to do with it.
+#: First bytes of files that are often mistaken for tables, and what to do with them.
 _FOREIGN = (
-    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls) or one locked: save it as plain .xlsx"),
+    (b"\xd0\xcf\x11\xe0", "an old (.xls) or locked Excel workbook: save it as plain .xlsx"),
     (b"\x89HDF\r\n", "an HDF5 file, not text"),
     (b"\x89PNG", "an image"),
     (b"\xff\xd8\xff", "an image"),
@@ -85,7 +84,7 @@ _WHOLE = re.compile(r"[+-]?\d+(?:[eE][+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Delimited:
-    """A delimited text whose lines are known and whose cells are not yet taken apart.
+    """A delimited text whose lines are known and whose cells are not yet split.
 
     Attributes
     ----------
@@ -129,7 +128,7 @@ class Delimited:
         columns
             Names, in any order; all for None.
         strip
-            Take the blanks around each cell away.
+            Remove the blanks around each cell.
         """
         wanted = list(self.columns if columns is None else columns)
         table = self._parse(wanted, dtype=str, na_filter=False)
@@ -179,7 +178,7 @@ class Delimited:
         return self._cleaned(table, labels, strip=True)
 
     def _cleaned(self, table: pd.DataFrame, columns: Sequence[Any], *, strip: bool) -> pd.DataFrame:
-        """Take blanks around cells away, and the quotes around whole cells, where there are any."""
+        """Remove blanks around cells, and the quotes around whole cells, where there are any."""
         if strip and (
             not self._body.isascii()
             or any(b in self._body for b in _BLANKS - {self._unit.encode()})
@@ -264,7 +263,7 @@ def open_delimited(
     what
         What it should be, for messages: "a table of counts".
     header
-        Whether the first line names the columns; or what tells it of the cells of that line.
+        Whether the first line names the columns, or a function of its cells that decides this.
     separators
         Which may be used, the likeliest first.
     comments
@@ -286,13 +285,13 @@ def open_delimited(
     Returns
     -------
     Delimited
-        Blank lines, lines of separators only and comments are no rows. Columns at the end without
-        name and content are none.
+        Blank lines, lines of separators only and comments are not rows. Columns at the end without
+        name and content are dropped.
 
     Raises
     ------
     InputError
-        Everything that is no such text: folders and pipes, web pages, workbooks, damaged archives,
+        Anything that is not such text: folders and pipes, web pages, workbooks, damaged archives,
         more than `most` bytes or a line of more than `MAX_LINE`; no header; a name twice; rows of
         another width.
     """
@@ -411,7 +410,7 @@ def lay_out(
 def read_lines(
     path: str | Path, *, what: str, most: int = MAX_BYTES, error: type[InputError] = InputError
 ) -> list[str]:
-    """Return the lines of a text, by the same rules; for formats that are no rectangle (GMT)."""
+    """Return the lines of a text, by the same rules; for formats that are not rectangular (GMT)."""
     text = read_bytes(path, what=what, most=most, error=error).decode("utf-8")
     lines = text.split("\n")
     return lines[:-1] if lines[-1] == "" else lines
@@ -430,7 +429,7 @@ def read_bytes(
     Raises
     ------
     InputError
-        The file is no such text, is damaged, or holds more than it may.
+        The file is not such text, is damaged, or holds more than it may.
     """
     path = Path(path)
     refuse_special_files(path, error=error)
@@ -465,7 +464,7 @@ def read_bytes(
     start = data[:300].lstrip().decode("utf-8", "ignore").lower()
     if _PAGE.match(start):
         raise error(
-            f"{path} is not a table but a web page, such as that of a login or an error: fetch the "
+            f"{path} is not a table but a web page, such as a login or error page: fetch the "
             "file itself again"
         )
     if start.startswith(("<?xml", "{")):
@@ -512,7 +511,7 @@ def decimal_numbers(
     ------
     ValueError
         Cells that are not numbers, with line and column of the first; commas that may be decimal
-        ones or thousands.
+        or thousands separators.
     """
     words = set(missing)
     numbers = table.apply(pd.to_numeric, errors="coerce").astype(np.float64)
@@ -530,7 +529,7 @@ def decimal_numbers(
         if certain:
             why = f"decimal commas beside decimal points ({pointed[0]})"
         else:
-            why = "a comma that may be a decimal one or one of thousands"
+            why = "a comma that may be a decimal or a thousands separator"
         raise ValueError(f"{_first_place(table, odd)} has {why}: write decimal points only")
     other = odd & ~table.map(lambda cell: bool(_DECIMAL_COMMA.fullmatch(cell)))
     count = int(other.to_numpy().sum())
@@ -642,7 +641,7 @@ def _as_utf8(path: Path, data: bytes, what: str, error: type[InputError], *, cut
 
 
 def _from_cp1252(path: Path, data: bytes, what: str, error: type[InputError]) -> bytes:
-    """Return text of Windows-1252 as UTF-8, unless it is damaged UTF-8 or no text."""
+    """Return Windows-1252 text as UTF-8, unless it is damaged UTF-8 or not text."""
     as_utf8 = data.decode("utf-8", "replace")
     broken = as_utf8.count("\ufffd")
     whole = sum(map(len, re.findall(r"[^\x00-\x7f\ufffd]+", as_utf8)))

@@ -45,7 +45,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class Prediction:
-    """What a deployed model says of one slide's n tiles.
+    """What a deployed model predicts for one slide's n tiles.
 
     Attributes
     ----------
@@ -152,7 +152,7 @@ class DeployedModel:
         )
 
     def of_role(self, said: dict[str, np.ndarray], role: str) -> np.ndarray | None:
-        """Return the columns of a role among what its model said, by name; None without a model."""
+        """Return the columns of a role in the model's output, by name; None without a model."""
         record = self.settings["models"].get(role)
         return None if record is None else said[record["model"]][:, columns_of(record, role)]
 
@@ -171,7 +171,7 @@ class DeployedModel:
         `measures` are those of `FeatureDistance.measure`; `image` is the SHA-256 of the slide's image, "" where it is not known; `picture` has its
         keypoints.
         """
-        # What is not a number would be written as it is, and no rule after this one would ask.
+        # A value that is not a number would be written, and no later rule would check it.
         judged = self.distances.judge(measures)
         others = {"the distance to training": np.minimum(judged.distance, 1.0)}
         if "tumour" in self.settings["models"]:

@@ -1,4 +1,4 @@
-"""Plain stain and texture descriptors of tiles: 35 numbers that cost next to nothing.
+"""Stain and texture descriptors of tiles: 35 numbers that are cheap to compute.
 
 On her2st they carry more of the measured expression than ImageNet features do. They are computed
 for a batch of tiles at once, at about 1 um per px (tiles of 112 um in 224 px are halved first).
@@ -21,7 +21,7 @@ PERCENTILES = (10, 50, 90)
 GLCM_LEVELS, GLCM_STEP_PX = 16, 2
 #: A pixel whose darkest channel is at least this bright is white (glass, fat, lumen).
 WHITE_LEVEL = 215
-#: Haematoxylin above its surroundings (in units of the deconvolution) that makes a nucleus.
+#: Haematoxylin above its surroundings (in units of the deconvolution) that counts as a nucleus.
 NUCLEUS_DENSITY = 0.3
 #: Least area in px (about um2) of a nucleus.
 NUCLEUS_PX = 8

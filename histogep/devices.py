@@ -20,12 +20,12 @@ def needs_torch(settings: Mapping[str, Any]) -> bool:
 
 
 def choose_device(wanted: bool, *, gpu: int | None, threads: int) -> str:
-    """Return "cuda" where one is granted and seen, else "cpu" with so many threads.
+    """Return "cuda" where one is granted and visible, else "cpu" with so many threads.
 
     Parameters
     ----------
     wanted
-        Whether the model is a network: linear ones are not torch's.
+        Whether the model is a network; linear ones do not use torch.
     gpu
         GPUs that the job was granted.
     threads

@@ -1,6 +1,6 @@
-"""What the setting `encoders` may say, and what follows from it before a slide is encoded.
+"""Check the setting `encoders`, and derive what follows from it before a slide is encoded.
 
-Names and files only, without torch: a plan reads this too.
+Names and files only, without torch: planning reads this too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from histogep.lattice import Lattice
 
 #: Name of the encoder that is not a network.
 DESCRIPTORS = "descriptors"
-#: What stands before the folder of a timm snapshot, and its files; of weights the first that is there.
+#: Prefix of the folder of a timm snapshot, and its files; the first weights that exist are read.
 LOCAL_PREFIX = "local-dir:"
 LOCAL_CONFIG = "config.json"
 LOCAL_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -34,7 +34,7 @@ def check_encoders(encoders: Sequence[Mapping[str, Any]]) -> None:
     Raises
     ------
     InputError
-        All that cannot be loaded, one line each. What is in the files is looked at when they are.
+        Every encoder that cannot be loaded, one line each. File contents are checked on loading.
     """
     problems = []
     for encoder in encoders:
@@ -76,7 +76,7 @@ def weights_files(encoders: Sequence[Mapping[str, Any]]) -> list[str]:
 def exported_encoders(encoders: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the settings of the networks that OpenVINO runs on a CPU, by the names of their blocks.
 
-    What is asked for in bfloat16 is not among them: torch runs it on every device.
+    Those requested in bfloat16 are not among them: torch runs these on every device.
     """
     return {
         block_name(encoder["name"]): dict(encoder)
@@ -139,5 +139,5 @@ def block_names(encoders: Sequence[Mapping[str, Any]], lattice: Lattice) -> list
 
 
 def block_name(encoder: str) -> str:
-    """Return what the features of an encoder are called: those of a snapshot, as its folder."""
+    """Return the name of the features of an encoder: that of its folder for a snapshot."""
     return PurePath(encoder).name if encoder.startswith(LOCAL_PREFIX) else encoder

@@ -1,6 +1,6 @@
-"""The encoders that are known: how each network is built, read and fed, and whose weights it takes.
+"""The known encoders: how each network is built, loaded and fed, and which weights it takes.
 
-`ENCODERS` is the list; `histogep.encoders` loads what stands here. No weights are fetched.
+`ENCODERS` is the list; `histogep.encoders` loads them. No weights are fetched.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class EncoderSpec:
         Name in the configuration.
     arch, options
         timm model and the arguments it is created with; a layer of timm's goes by its name.
-        Without `arch` the folder of a snapshot says so.
+        Without `arch`, the folder of a snapshot names it.
     dim
         Number of features.
     mean, std
@@ -108,7 +108,7 @@ def _remap_lite0(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     def kinds(tensors: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
         return [(key.rpartition(".")[2], tuple(value.shape)) for key, value in tensors.items()]
 
-    # The file ends with the classifier, which the model here has not.
+    # The file ends with the classifier, which the model here lacks.
     n = len(target)
     rest = [(kind, len(shape)) for kind, shape in kinds(state)[n:]]
     if kinds(state)[:n] != kinds(target) or rest not in ([], [("weight", 2), ("bias", 1)]):

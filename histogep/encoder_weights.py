@@ -1,8 +1,8 @@
 """Read the weights of an encoder strictly: every tensor of the network comes from the file (torch).
 
 A tensor that stays as it was initialised gives features that look like any others and differ from
-run to run, so nothing is loaded that does not fit to the last tensor. The one exception is the
-classifier of a file that has one: the networks here have none.
+run to run, so a file is loaded only if every tensor fits. The one exception is the classifier of a
+file that has one: the networks here have none.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_weights(path: Path) -> State:
     Raises
     ------
     InputError
-        The file is damaged, or holds anything but tensors with numbers of their own.
+        The file is damaged, or holds anything but plain tensors.
     """
     with given_file(path, "weights"):
         if path.suffix == ".safetensors":
@@ -75,7 +75,7 @@ def read_weights(path: Path) -> State:
                 )
             stored = value.untyped_storage().nbytes()
             if value.numel() * value.element_size() > stored or stored > size:
-                raise InputError(f"{path}: {str(key)[:80]} says that it is larger than the file")
+                raise InputError(f"{path}: {str(key)[:80]} declares more bytes than the file has")
         return _without_prefixes({str(key): value for key, value in state.items()}, path)
 
 

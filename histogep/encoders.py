@@ -97,7 +97,7 @@ def load_encoder(settings: Mapping[str, Any]) -> LoadedEncoder:
     Raises
     ------
     InputError
-        If the name is unknown, the weights are missing, or do not fit to the last tensor.
+        If the name is unknown, the weights are missing, or do not all fit.
     """
     unknown = set(settings) - {"name", "weights", "precision", "precomputed"}
     if unknown:
@@ -148,7 +148,7 @@ def _weights_path(spec: EncoderSpec, given: str | None) -> Path:
     if not Path(given).is_file():
         raise InputError(
             f"encoder {spec.name}: the weights file {given} does not exist; "
-            f"they are to be had at {spec.source} ({spec.licence})"
+            f"they are available from {spec.source} ({spec.licence})"
         )
     return Path(given)
 
@@ -172,7 +172,7 @@ def _load_folder(folder: Path, precision: str) -> LoadedEncoder:
         spec = _folder_spec(folder, data, dim=int(outline.num_features))
     network = load_strictly(create, state, found, encoder=name, source=str(folder))
     encoder = Encoder(network, spec).eval()
-    # What the features are follows from both files.
+    # The features depend on both files.
     both = f"{file_sha256(config)} {file_sha256(found)}"
     sha256 = hashlib.sha256(both.encode()).hexdigest()
     return LoadedEncoder(spec.name, spec.dim, encoder, sha256, spec.input_px, precision)
@@ -187,7 +187,7 @@ def _folder_spec(folder: Path, data: Mapping[str, Any], *, dim: int) -> EncoderS
     channels, height, width = (int(value) for value in data["input_size"])
     if channels != 3 or height != width or not _MIN_PX <= width <= _MAX_PX:
         raise ValueError(
-            f"input_size {[channels, height, width]} is none of square RGB tiles of "
+            f"input_size {[channels, height, width]} is not that of square RGB tiles of "
             f"{_MIN_PX} to {_MAX_PX} px"
         )
     return EncoderSpec(

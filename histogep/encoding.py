@@ -1,4 +1,4 @@
-"""Encode the tiles of a slide: read ahead in the background, encode in batches, write as it goes.
+"""Encode the tiles of a slide: read ahead in the background, encode in batches, write on the way.
 
 Memory depends on the batch, not on the slide. On the CPU each thread encodes batches of its own,
 small enough for the cache, so that the features do not depend on the number of threads. What runs
@@ -59,7 +59,7 @@ def open_encoders(
     threads: int,
     cuda: bool,
 ) -> list[TileEncoder]:
-    """Return the encoders of a study but for precomputed ones, ready to run.
+    """Return the encoders of a study, except precomputed ones, ready to run.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def open_encoders(
 class GivenBlock:
     """Features that are not computed here, one row for each tile of the slide.
 
-    Their white tile, which nobody encoded, is their mean: it says nothing.
+    No white tile was encoded with them; their mean, which is not informative, stands in for it.
     """
 
     name: str
@@ -120,7 +120,8 @@ def given_block(
     Raises
     ------
     InputError
-        If a spot lies in no patch, or not half of the tiles do: the features are of other tissue.
+        If a spot lies in no patch, or fewer than half of the tiles do: the
+        features are of other tissue.
     """
     row = match_given(given, tiles["x_px"].to_numpy(), tiles["y_px"].to_numpy(), slide=slide)
     found = row >= 0

@@ -1,9 +1,9 @@
 """Ensembles: a weighted mean of other models of the same fold (numpy; no torch).
 
-The weights come from the members' scores inside the training patients, so that no held-out patient
-has a say: exp(score / temperature), as in `histogep.linear_fits.weigh_candidates`. The scores of a
-network are those of its best epoch, a little optimistic, hence the members are averaged and none is
-chosen.
+The weights come from the members' scores inside the training patients, so that held-out patients
+do not affect them: exp(score / temperature), as in `histogep.linear_fits.weigh_candidates`. The
+score of a network is that of its best epoch, which is slightly optimistic, hence the members are
+averaged and none is selected.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def fit_ensemble(
     if known.all():
         weights = weigh_candidates(scores, n_patients=len(patients))
     else:
-        LOG.warning("models.%s: a member has no inner score: all weigh the same", name)
+        LOG.warning("models.%s: a member has no inner score: all are weighted equally", name)
     slides = [*first["train_slides"], *first["validation_slides"]]
     fitted: dict[str, list[str]] = {"weight_fitted_on": slides if known.all() else []}
     for record in records:

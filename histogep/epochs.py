@@ -1,4 +1,4 @@
-"""The epochs of a training: how far it is, how good each was, and which one is kept (torch)."""
+"""The epochs of a training run: progress, scores, and which one is kept (torch)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from histogep.selection import mean_over_groups, section_score
 
 @dataclass
 class Progress:
-    """How far a training is, and all that the rest of it depends on beside the weights."""
+    """Progress of a training run, with everything but the weights that the rest depends on."""
 
     rng: np.random.Generator
     epoch: int = 1
@@ -38,7 +38,7 @@ class Progress:
     finished: bool = False
 
     def end_epoch(self, row: dict[str, float], network: CMUNet, *, last: int) -> None:
-        """Take down an epoch, keep its weights if they are the best, and go to the next."""
+        """Record an epoch, keep its weights if they are the best, and go to the next."""
         self.rows.append(row)
         self.seconds.append(self.spent)
         score = row["validation_score"]
@@ -115,5 +115,5 @@ def scores_by_task(rows: Sequence[dict[str, float]], epoch: int, task: str) -> d
     if task == "both":
         columns = {name: f"validation_{name}" for name in ("expression", "tumour")}
     known = {name: row[key] for name, key in columns.items() if math.isfinite(row[key])}
-    # Where no AUROC was to be had, the epoch was chosen by the loss: a negative number, no score.
+    # Without an AUROC, the epoch was chosen by the loss: a negative number, not a score.
     return {name: score for name, score in known.items() if name != "tumour" or score >= 0}

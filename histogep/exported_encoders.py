@@ -1,6 +1,6 @@
-"""Encoders in OpenVINO's format: written once from their weights, run by every job on a CPU.
+"""Encoders in OpenVINO's format: exported once from their weights, run by every job on a CPU.
 
-An exported encoder is derived: three files (network, its numbers, and a description with the
+An exported encoder is derived: three files (network, weights, and a description with the
 digests of all) that can be made again from the weights, whose SHA-256 it carries. Tiles are encoded
 in batches of one size, each on one thread, so that features depend on neither their neighbours nor
 the number of threads.
@@ -70,7 +70,7 @@ def export_encoder(settings: Mapping[str, Any], description: str | Path) -> None
     Raises
     ------
     InputError
-        Its weights do not fit, its features are not finite, or OpenVINO cannot run it alike.
+        Its weights do not fit, its features are not finite, or OpenVINO does not reproduce them.
     """
     import tempfile
     import warnings

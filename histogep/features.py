@@ -42,7 +42,7 @@ class Features:
     values
         Features, (n, d) float32; columns lie block by block.
     row, col
-        Grid indices of the cells, int32.
+        Grid indices of the positions, int32.
     coords
         Top left corners (x, y) of the tiles in level-0 px, (n, 2) int64.
     barcode
@@ -130,7 +130,7 @@ class FeatureWriter:
     """Write features batch by batch into a file that appears only when all rows are in.
 
     Use as a context manager; `append` the rows in order. A missing row is an error at the end, so
-    a file is never quietly short.
+    a file is never silently short.
     """
 
     def __init__(

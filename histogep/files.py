@@ -19,7 +19,7 @@ import pandas as pd
 
 from histogep.jobs import InputError
 
-#: What renaming to a name that is taken fails with, where folders are concerned.
+#: Errors of renaming to a name that is taken, where folders are concerned.
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -50,7 +50,7 @@ def complete(path: str | Path) -> Iterator[Path]:
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`, whatever stands there and whoever else does the same."""
+    """Rename `temporary` to `path`, whatever is there already and whoever else does the same."""
     away: list[Path] = []
     try:
         while True:
@@ -75,7 +75,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, of a link the link itself; what is not there is no error."""
+    """Remove a file, a folder, or a link itself; a missing path is not an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -130,7 +130,7 @@ def read_json(path: str | Path) -> Any:
     Raises
     ------
     InputError
-        The file is cut short or otherwise no JSON.
+        The file is cut short or otherwise not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -145,7 +145,7 @@ def write_tsv(frame: pd.DataFrame, path: str | Path) -> None:
 
 
 def read_tsv(path: str | Path, **options: Any) -> pd.DataFrame:
-    """Return a table that `write_tsv` wrote; columns named in `dtype` are read as told (ids as text).
+    """Return a table that `write_tsv` wrote; `dtype` gives the types of columns (ids as text).
 
     Only an empty cell is missing, as `write_tsv` writes it: `NA` and `None` are text.
 
@@ -168,9 +168,10 @@ def read_tsv(path: str | Path, **options: Any) -> pd.DataFrame:
 def readable(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
     """Turn errors of reading a result into an InputError with the file and the remedy.
 
-    Snakemake goes by names and times. A file that was whole when its rule ended, and that a copy of
-    the results or a failing disk cut short since, is not made again: the next rule reads it. The
-    libraries notice (HDF5, Parquet and safetensors hold their own lengths), but name no file.
+    Snakemake compares names and times. A file that was complete when its rule ended, but was cut
+    short since by a copy of the results or a failing disk, is not made again: the next rule reads
+    it. The libraries notice (HDF5, Parquet and safetensors hold their own lengths), but do not name
+    the file.
 
     Parameters
     ----------
@@ -232,7 +233,7 @@ def given_file(
 
 
 def _damaged(path: str | Path, how: str) -> str:
-    """Return what to tell of a result that cannot be read."""
+    """Return the message for a result that cannot be read."""
     return f"{path} is damaged ({how}): delete it and run snakemake again, which makes it again"
 
 

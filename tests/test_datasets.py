@@ -76,7 +76,7 @@ def test_files_that_place_a_spot_differently_are_refused(study):
     features = read_features(study.files["features"][0])
     features.row = features.row + 1
     write_features(features, study.files["features"][0])
-    with pytest.raises(InputError, match="different cells"):
+    with pytest.raises(InputError, match="different lattice positions"):
         read(study)
 
 

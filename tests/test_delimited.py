@@ -213,7 +213,7 @@ def test_decimal_commas_are_read_unless_they_may_be_thousands():
     assert read("1,5", "2") == [1.5, 2]
     assert read("1,234", "0,5") == [1.234, 0.5]
     assert read("1,234", "2", comma_likely=True) == [1.234, 2]
-    with pytest.raises(ValueError, match="may be a decimal one or one of thousands"):
+    with pytest.raises(ValueError, match="may be a decimal or a thousands separator"):
         read("1,234", "2")
     with pytest.raises(ValueError, match="decimal commas beside decimal points"):
         read("1,5", "2.5")

@@ -224,7 +224,7 @@ def test_ensembl_ids_become_symbols_where_the_positions_tell_them(tmp_path, capl
     assert sorted(table) == ["ENSG00000000001", "TP53"]
     assert "1 of 2 genes are Ensembl ids without a symbol" in caplog.text
     read_expression(path, scale="log2")
-    assert "which references.gene_positions tells" in caplog.text
+    assert "give references.gene_positions" in caplog.text
 
 
 def bulk_values(kind, seed=0):

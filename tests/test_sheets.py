@@ -192,7 +192,7 @@ def test_unreadable_covariates_are_missing_and_counted_and_block_nobody(tmp_path
     for told in (
         "'age': 1 of 3 cells cannot be read and count as missing: 'sixty' (1)",
         "'sex': 1 of 3 cells cannot be read and count as missing: 'diverse' (1)",
-        "stages that are none of I to IV count as missing: T2N0 (1)",
+        "stages other than I to IV count as missing: T2N0 (1)",
     ):
         assert told in caplog.text
 
