@@ -1,8 +1,8 @@
-"""Who trains, who stops the training, who tests: folds by patient, by section, and for deployment.
+"""Assign sections to training, validation and test: by patient, by section, and for deployment.
 
 `honest` folds hold out whole patients and keep some training patients aside to choose the epoch.
 `hist` folds hold out sections, as the paper does: neighbouring sections of the same patient train,
-and nobody validates. `all` trains on every section, for the model that is deployed.
+and there is no validation. `all` trains on every section, for the model that is deployed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def fold_names(*, n_patients: int, n_sections: int, settings: Mapping[str, Any])
     Raises
     ------
     InputError
-        With one patient nobody can be held out; a number of folds below 2.
+        Only one patient, so that none can be held out; a number of folds below 2.
     """
     if n_sections == 0:
         return []
@@ -155,7 +155,7 @@ def _number(settings: Mapping[str, Any], key: str, word: str, n_groups: int) -> 
 
 
 def _validation(settings: Mapping[str, Any], n_training: int) -> int:
-    """Return how many training patients validate: some must be left, and be enough, to train."""
+    """Return the number of training patients that validate, leaving enough to train."""
     wanted = int(settings.get("validation", 1))
     if n_training < MIN_TRAINING_PATIENTS:
         return 0
@@ -163,7 +163,7 @@ def _validation(settings: Mapping[str, Any], n_training: int) -> int:
 
 
 def _deal(sizes: Mapping[str, int], k: int, *, in_order: bool, seed: int) -> list[list[str]]:
-    """Deal groups of given sizes into k hands that hold about as many sections each."""
+    """Deal groups of given sizes into k folds with about equal numbers of sections."""
     names = list(sizes)
     if in_order:
         return [[name] for name in names]

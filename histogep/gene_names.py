@@ -1,8 +1,8 @@
-"""What counts as a gene in a table of counts, and by which name.
+"""Decide which features in a table of counts are genes, and name them by symbol.
 
-Tables of counts hold more than genes (antibodies, guides, spike-ins, a second genome), and genes go
-by names of several kinds: symbols, Ensembl ids, symbols with the genome in front, and symbols that a
-spreadsheet turned into dates. Here the features of every format end as genes with symbols.
+Tables of counts hold more than genes (antibodies, guides, spike-ins, a second genome), and genes have
+names of several kinds: symbols, Ensembl ids, symbols with the genome in front, and symbols that a
+spreadsheet turned into dates. Here the features of every format become genes with symbols.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GENE_TYPES = re.compile(
     r"|(?!(sg|cr|sh|g|guide)rna).*rna(counts?)?|ribozyme|tec|antisense|processedtranscript"
     r"|sense(intronic|overlapping)|noncoding|.*pseudogene|(ig|tr)[a-z]{1,2}gene"
 )
-#: Words in a feature's name that only antibodies bear.
+#: Words that occur only in the names of antibodies.
 _ANTIBODY = re.compile(
     r"(?i)(^|[_.:\- ])(totalseq[abc]?|adt|antibody|isotype|hto|hashtag\d*)([_.:\- ]|$)"
 )
@@ -48,7 +48,7 @@ _PREFIX = re.compile(
     r"((?:refdata-gex-)?(?:GRC[a-z]\d+|hg\d{2}|mm\d{1,2}|rn\d|mRatBN7|Rnor_6|T2T-CHM13|CHM13)"
     r"(?:\.p?\d+)?(?:-20\d\d-[A-Z])?|human|mouse)[_.\-]+(?=\S)"
 )
-#: How assemblies and Ensembl ids tell the species.
+#: How assemblies and Ensembl ids indicate the species.
 _SPECIES = {
     "human": re.compile(
         r"(?i)(refdata-gex-)?(GRCh\d|hg\d\d|T2T|CHM13|human|homo[ _]sapiens|NCBITaxon:9606$|ENSG$)"
@@ -81,14 +81,14 @@ _MISSING = ("", "nan", "na", "n/a", "<na>", "none", "null", "-")
 
 @dataclass(frozen=True)
 class Features:
-    """Counts with all that a file says of their columns.
+    """Counts with everything that a file says about their columns.
 
     Attributes
     ----------
     counts
         Spots x features.
     names
-        Symbol, or whatever else the file calls each feature.
+        Symbol, or other name that the file gives each feature.
     ids
         Ensembl id of each, "" where unknown.
     kinds
@@ -119,11 +119,11 @@ class Features:
 def keep_genes(
     features: Features, *, source: str, gene_positions: str | Path | None = None
 ) -> Features:
-    """Return the genes of one genome by their symbols; what else was counted is logged.
+    """Return the genes of one genome by their symbols; other features that were counted are logged.
 
     Left out are features of another type than gene expression, of another genome than the human
     one (without a human one: than the one with the most counts), names that a spreadsheet turned
-    into dates (with an Ensembl id they go by it), and what has no name.
+    into dates (those with an Ensembl id are kept under it), and features without a name.
 
     Parameters
     ----------
@@ -284,17 +284,17 @@ def are_gene_types(kinds: Iterable[object]) -> np.ndarray:
 
 
 def _turn_names(features: Features, source: str) -> Features:
-    """Take ids for symbols and symbols for ids where the file has them the other way round."""
+    """Exchange ids and symbols where the file has them the other way round."""
     names, ids = are_ensembl(features.names), are_ensembl(features.ids)
     words = np.array([bool(name) and not name.isdigit() for name in features.ids], dtype=bool)
     if names.mean() > 0.5 and (words & ~ids).mean() > 0.5:
-        log.info("%s: its ids are symbols, and its symbols are ids: turned", source)
+        log.info("%s: its ids are symbols, and its symbols are ids: exchanged", source)
         return replace(features, names=features.ids, ids=features.names)
     return features
 
 
 def _drop_other_types(features: Features, source: str) -> Features:
-    """Leave out antibodies, guides, spike-ins and whatever else is counted beside genes."""
+    """Leave out antibodies, guides, spike-ins and other features that are not genes."""
     if features.kinds is not None:
         given = clean_names(features.kinds)
         genes = are_gene_types(given)

@@ -1,4 +1,4 @@
-"""Gene sets as files (GMT)."""
+"""Read gene sets from files (GMT)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 _MAX_BYTES = 512 << 20
 #: Some collections give a weight behind the symbol: `GENE,1.0`.
 _WEIGHT = re.compile(r",\s*[+-]?[\d.]+(?:[eE][+-]?\d+)?\s*$")
-#: What stands between the genes of a list, and in no name of one.
+#: Separators of genes in a list, which occur in no gene's name.
 _LIST = re.compile(r"[,;|\s]|//")
-#: What R and pandas write where a shorter set has no more genes.
+#: What R and pandas write to fill up shorter sets.
 _MISSING = {"NA", "NaN", "nan", "<NA>", "None", "NULL", "#N/A"}
 
 
 def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[str]]:
     """Return the gene sets of a GMT file: one set a line; name, description, genes, by tabs.
 
-    A set that stands twice with the same genes, and one without genes, is left out with a warning.
+    Repeated sets with the same genes, and sets without genes, are left out with a warning.
 
     Parameters
     ----------
@@ -83,25 +83,23 @@ def read_gmt(path: str | Path, *, n_lines: int | None = None) -> dict[str, list[
         if name in sets:
             if set(sets[name]) != set(genes):
                 raise InputError(
-                    f"{path}, line {number}: gene set {name!r} stands twice, with different genes"
+                    f"{path}, line {number}: gene set {name!r} appears twice, with different genes"
                 )
             repeated.append(name)
             continue
         sets[name] = genes
     if not sets:
         raise InputError(_no_gmt(path, first_empty) if empty else f"{path} holds no gene set")
-    for told, names in (("without genes", empty), ("that stand twice alike", repeated)):
+    for told, names in (("without genes", empty), ("that are repeated", repeated)):
         if names:
             log.warning(
                 "%s: %d gene sets %s are left out: %s", path, len(names), told, ", ".join(names[:5])
             )
     if missing:
-        log.warning(
-            "%s: %d cells that say NA, as a shorter set is filled up, are left out", path, missing
-        )
+        log.warning("%s: %d cells of NA, which fill up shorter sets, are left out", path, missing)
     if odd:
         log.warning(
-            "%s: names that are no gene's: %s", path, ", ".join(list(dict.fromkeys(odd))[:5])
+            "%s: names that are not of genes: %s", path, ", ".join(list(dict.fromkeys(odd))[:5])
         )
     genes = list(dict.fromkeys(gene for members in sets.values() for gene in members))
     refuse_formulas([*sets, *genes], path)

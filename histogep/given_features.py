@@ -1,4 +1,4 @@
-"""Features that somebody else made (TRIDENT or CLAM, HDF5), put on the tiles of a slide.
+"""Features computed elsewhere (TRIDENT or CLAM, HDF5), assigned to the tiles of a slide.
 
 TRIDENT writes `features` (n, d) and `coords` (n, 2), the level-0 top left corners of its patches,
 with attributes of `coords` that give their size; CLAM's feature files hold the two tables alone.
@@ -29,7 +29,7 @@ SIZE_TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class GivenFeatures:
-    """Features of somebody else's patches.
+    """Features of patches that were made elsewhere.
 
     Attributes
     ----------
@@ -143,7 +143,7 @@ def match_given(
 
 
 def _side_px(attributes: dict[str, object], corners: np.ndarray) -> tuple[float, str]:
-    """Return the side of a patch in level-0 px, and where it is known from."""
+    """Return the side of a patch in level-0 px, and where this value comes from."""
     if "patch_size_level0" in attributes:
         return float(attributes["patch_size_level0"]), "attribute patch_size_level0"
     if {"patch_size", "downsample"} <= set(attributes):

@@ -1,4 +1,4 @@
-"""Sections as a network in training sees them: on the device, on grids, in batches (torch)."""
+"""Sections as training batches of a network: on grids, on the device (torch)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NetworkSection:
     targets
         (n, t) float32; NaN where the label is unknown.
     background
-        Features of a cell without tile, (c,) (zeros, or those of a white tile).
+        Features at a position without tile, (c,) (zeros, or those of a white tile).
     """
 
     patient: str
@@ -92,7 +92,7 @@ def grids_of(
     *,
     symmetries: bool,
 ) -> list[list[Grid]]:
-    """Return each section's grid, and its turned and flipped ones that need no larger grid."""
+    """Return each section's grid, and its rotations and reflections that need no larger grid."""
     plain = [[grid_of(s.row, s.col, lattice, shape=shape)] for s in sections]
     if not symmetries:
         return plain
@@ -109,9 +109,9 @@ def grids_of(
 
 
 def common_shape(grids: Sequence[Sequence[Grid]]) -> tuple[int, int]:
-    """Return the grid size, a multiple of 16 cells, that holds the first grid of each section.
+    """Return the grid size, a multiple of 16 positions, that holds the first grid of each section.
 
-    At least 2 x 2 cells reach the bottleneck, whose normalisation needs more than one.
+    At least 2 x 2 positions reach the bottleneck, whose normalisation needs more than one.
     """
     shapes = np.array([group[0].index.shape for group in grids])
     rows, cols = np.maximum(-(-shapes.max(0) // GRID_MULTIPLE), 2) * GRID_MULTIPLE
@@ -121,7 +121,7 @@ def common_shape(grids: Sequence[Sequence[Grid]]) -> tuple[int, int]:
 def assemble(
     items: Sequence[Resident], shape: tuple[int, int], rng: np.random.Generator, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """Return a batch (b, c, rows, cols) and the tile each cell holds, (b, rows, cols)."""
+    """Return a batch (b, c, rows, cols) and the tile at each position, (b, rows, cols)."""
     grids, places = [], []
     for item in items:
         cells = item.grids[rng.integers(len(item.grids))]

@@ -1,4 +1,4 @@
-"""A guard at the door of HDF5 files that others give: what they may hold, before anything is read.
+"""Check what HDF5 files from others hold before anything is read from them.
 
 HDF5 can keep the values of a dataset outside of the file: in another file at any path of the
 machine (external storage), in another HDF5 file (external links, virtual datasets), or behind links
@@ -50,7 +50,7 @@ def open_given(
     Raises
     ------
     InputError
-        The file is no HDF5, is damaged, or holds what `check_hdf5` refuses.
+        The file is not HDF5, is damaged, or holds what `check_hdf5` refuses.
     """
     refuse_special_files(path, error=error)
     _refuse_unsafe(path, what, error)
@@ -59,7 +59,7 @@ def open_given(
 
 
 def check_hdf5(path: str | Path, what: str = "", *, error: type[InputError] = InputError) -> None:
-    """Refuse an HDF5 file that reaches out of itself, or declares more than it can hold.
+    """Refuse an HDF5 file that refers to other files, or declares more than it can hold.
 
     Refused are external, soft and user-defined links, external storage, virtual datasets, groups
     with more than one name (loops), references other than to objects of the file, filters that are

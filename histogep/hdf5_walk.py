@@ -1,4 +1,4 @@
-"""What an HDF5 file may hold: a walk over all of it, in a process of its own.
+"""Walk over all of an HDF5 file, in a process of its own, to check what it holds.
 
 `histogep.hdf5_guard` runs this module, since the library that reads HDF5 may crash, or never return, on
 a damaged file. It knows h5py only, so that it starts quickly, and prints one line of JSON.
@@ -43,7 +43,7 @@ _BLOCK = 2**26
 
 
 class Unsafe(Exception):
-    """An object of the file is none that may be read; the message names it."""
+    """An object of the file is not safe to read; the message names it."""
 
 
 def walk(path: str) -> None:

@@ -1,4 +1,4 @@
-"""Predictions of the sections that a fold holds out, beside what was measured there."""
+"""Predictions of the sections that a fold holds out, beside their measurements."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _spots(model: Model, section: Section, device: str) -> anndata.AnnData:
 def _whole_grid(
     model: Model, settings: Mapping[str, Any], section: Section, device: str
 ) -> anndata.AnnData:
-    """Return every cell of the paper's grid; a linear model says 0 where there is no tissue."""
+    """Return every position of the paper's grid; a linear model predicts 0 off the tissue."""
     shape = settings["hist_grid"]
     if isinstance(model, Plain):
         lattice = Lattice.from_settings(settings["lattice"])

@@ -1,4 +1,4 @@
-"""Ids of slides, patients and cohorts: what they may look like, and which are the same."""
+"""Ids of slides, patients and cohorts: which are valid, and which are the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 
-#: What an id may be: no slash, no space, nothing that a shell or a file system reads.
+#: A valid id: no slash, no space, nothing that a shell or a file system interprets.
 ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _ID = re.compile(f"^{ID_PATTERN}$")
 #: Ids that other readers of the results would take for a missing value.
@@ -14,7 +14,7 @@ _MISSING = {"na", "nan", "null", "none"}
 
 
 def bad_ids(sheet: pd.DataFrame, column: str) -> list[str]:
-    """Return one line for each id of a column that is none; `sheet` has the column `line`."""
+    """Return one line for each invalid id of a column; `sheet` has the column `line`."""
     rule = "letters, digits, '.', '_' and '-', at most 64, the first a letter or digit"
     problems = []
     for line, name in zip(sheet["line"], sheet[column], strict=True):
@@ -30,15 +30,15 @@ def bad_ids(sheet: pd.DataFrame, column: str) -> list[str]:
 
 
 def repeated_ids(sheet: pd.DataFrame, column: str) -> list[str]:
-    """Return one line for each id that stands twice, whatever its case.
+    """Return one line for each id that appears twice, whatever its case.
 
     File systems may not tell them apart.
     """
     lowered = sheet[column].str.lower()
     return [
-        f"{column} {' and '.join(map(repr, rows[column].unique()))} stands on lines "
+        f"{column} {' and '.join(map(repr, rows[column].unique()))} appears on lines "
         f"{', '.join(map(str, rows['line']))}"
-        + (", told apart by case only" if rows[column].nunique() > 1 else "")
+        + (", differing in case only" if rows[column].nunique() > 1 else "")
         for name, rows in sheet.groupby(lowered, sort=True)
         if name and len(rows) > 1
     ]

@@ -1,9 +1,9 @@
-"""Slides that show one tissue under two names, though their files differ.
+"""Find slides that show one tissue under two names, though their files differ.
 
 A copy that was saved again, rescaled, turned, mirrored or cropped has another SHA-256 and the same
 picture. A slide is kept as SIFT keypoints of its tissue at low resolution (Lowe, Int J Comput Vis
 2004; scikit-image): points that survive all of these. Two slides are compared by the keypoints that
-one similarity transform lays on each other (RANSAC); those of unrelated tissue agree in a handful by
+one similarity transform maps onto each other (RANSAC); on unrelated tissue a handful agree by
 chance. Serial sections share the outline of the tissue and its large vessels, and lie in between.
 """
 
@@ -45,7 +45,7 @@ ALIKE_POINTS, COPY_POINTS, COPY_SHARE = 12, 12, 0.25
 #: Largest change of scale between two images of one tissue.
 LARGEST_SCALE = 4.0
 _TRIALS = 300
-#: How the log names what a slide is beside a training section.
+#: How the log describes a slide relative to a training section.
 _SAYS = {"copy": "a changed copy of", "alike": "much like (a serial section of one block?)"}
 _WIDTH = 128
 #: Columns of a table of pairs that are alike.

@@ -1,8 +1,8 @@
-"""Joins of two files by name or place: what share matched, and what would explain the rest.
+"""Joins of two files by name or position: the share that matched, and what explains the rest.
 
-A join that finds little is the commonest way to a wrong answer without a word: barcodes with another
+A join with few matches is the commonest cause of silent wrong answers: barcodes with another
 suffix, coordinates of a smaller image, ids of another section. So the share is always logged; below
-a half it is warned of, and near nothing is refused.
+a half a warning is logged, and a share near zero is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from histogep.jobs import InputError
 
 log = logging.getLogger(__name__)
 
-#: Share below which a join is warned of, and share below which it is refused.
+#: Share below which a warning is logged, and share below which the join is refused.
 HALF, NEAR_NOTHING = 0.5, 0.1
 _ST_NAME = re.compile(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)")
 _SEQUENCE = re.compile(r"[ACGTN]{10,}")
@@ -31,18 +31,18 @@ def judge_join(
     explain: Callable[[], str] = lambda: "",
     error: type[InputError] = InputError,
 ) -> str:
-    """Log the share of a join; warn below a half, refuse near nothing.
+    """Log the share of a join; warn below a half, refuse near zero.
 
     Parameters
     ----------
     what
-        The join as a clause: "spots of a.csv that are among those of b.h5".
+        Number that matched, and number in all.
     found, total
         How many matched, and of how many.
     explain
-        Returns what would explain a low share, "" if nothing does; called for low shares only.
+        Returns an explanation of a low share, "" if there is none; called for low shares only.
     error
-        What is raised.
+        Exception that is raised.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def judge_join(
 
 
 def explain_names(given: Iterable[str], known: Iterable[str]) -> str:
-    """Return a clause on how names of one file would match those of another, and examples of both.
+    """Return how names of one file could match those of another, with examples of both.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def _bare(name: str) -> str:
 
 #: What is done to the names of one file, and to those of the other (None: nothing).
 _CHANGES: tuple[tuple[str, Callable[[str], str], Callable[[str], str] | None], ...] = (
-    ("without the suffix -1 that one has and the other has not", _bare, _bare),
+    ("without the suffix -1 that only one of them has", _bare, _bare),
     ("with - in place of .", lambda name: name.replace(".", "-"), lambda n: n.replace(".", "-")),
     ("in upper case", str.upper, str.upper),
     ("with x and y swapped", _swapped, None),

@@ -1,4 +1,4 @@
-"""How inferred tumour labels agree with those that somebody drew, where a section has both."""
+"""Agreement of inferred tumour labels with drawn ones, where a section has both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ORDER = ("malignant", "boundary", "non-malignant", "undetermined")
 def compare_labels(
     annotated: pd.DataFrame, inferred: pd.DataFrame, depth: np.ndarray, *, slide: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return how inferred labels agree with annotated ones, and how often each met each.
+    """Return the agreement of inferred with annotated labels, and their confusion table.
 
     Scored are the spots annotated as malignant or as non-malignant. AUROC is of the inferred
     probability, beside that of the counts of the spots alone, since tumour is often the deepest

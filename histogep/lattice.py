@@ -1,6 +1,6 @@
-"""The lattice of cells (spots or tiles) that a model is trained on and a slide is cut into.
+"""The lattice of positions (spots or tiles) on which models are trained and slides are cut.
 
-Every cell has a grid row and column. On the hexagonal lattice of Visium the rows are
+Every position has a grid row and column. On the hexagonal lattice of Visium the rows are
 `pitch_um * sqrt(3) / 2` apart, odd rows are shifted right by half a pitch, and the grid column is
 `array_col // 2`; the lattices of legacy ST and Visium HD are square.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KINDS = ("visium", "st", "square")
 
 _SQUARE_STEPS = [(dr, dc) for dr in (-1, 0, 1) for dc in (-1, 0, 1) if (dr, dc) != (0, 0)]
-#: Steps to the six neighbours of a hexagonal cell in an even and in an odd row.
+#: Steps to the six neighbours of a hexagonal position in an even and in an odd row.
 _HEX_STEPS = {
     0: [(-1, -1), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 0)],
     1: [(-1, 0), (-1, 1), (0, -1), (0, 1), (1, 0), (1, 1)],
@@ -37,7 +37,7 @@ class Lattice:
     kind
         "visium" (hexagonal), "st" (legacy arrays, square) or "square" (Visium HD bins).
     pitch_um
-        Distance in um between the centres of a cell and its nearest neighbours.
+        Distance in um between the centres of a position and its nearest neighbours.
     tile_um
         Side in um of the square tile cut around each centre.
     context_um
@@ -97,11 +97,11 @@ class Lattice:
 
     @property
     def cell_um2(self) -> float:
-        """Area in um2 of the tissue that one cell stands for."""
+        """Area in um2 of the tissue that one position stands for."""
         return self.pitch_um * self.row_um
 
     def centres_um(self, row: np.ndarray, col: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the centres (x, y) in um of cells; cell (0, 0) lies half a pitch from the origin.
+        """Return the centres (x, y) in um of positions; (0, 0) lies half a pitch from the origin.
 
         Parameters
         ----------
@@ -118,7 +118,7 @@ class Lattice:
         return (col + shift + 0.5) * self.pitch_um, row * self.row_um + self.pitch_um / 2
 
     def cover(self, width_um: float, height_um: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return row and col (int32, row by row) of all cells whose centre is inside a rectangle.
+        """Return row and col (int32, row by row) of the positions with their centre in a rectangle.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class Lattice:
     def cover_by_rows(
         self, width_um: float, height_um: float, *, rows: int = 32
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Give the cells of `cover` some rows at a time; at least once, if with no cell."""
+        """Yield the positions of `cover` some rows at a time; at least once, if only with none."""
         n_rows = max(0, int(np.ceil((height_um - self.pitch_um / 2) / self.row_um)) + 1)
         n_cols = max(0, int(np.ceil((width_um - self.pitch_um / 2) / self.pitch_um)) + 1)
         for first in range(0, max(n_rows, 1), rows):
@@ -144,12 +144,12 @@ class Lattice:
             yield row[inside].astype(np.int32), col[inside].astype(np.int32)
 
     def neighbours(self, row: np.ndarray, col: np.ndarray) -> sparse.csr_matrix:
-        """Return which cells of a table touch which: the 6 (hexagonal) or 8 (square) nearest.
+        """Return which positions of a table touch: the 6 (hexagonal) or 8 (square) nearest.
 
         Parameters
         ----------
         row, col
-            Grid indices of the n cells of ONE slide, each cell at most once, in any order.
+            Grid indices of the n positions of ONE slide, each at most once, in any order.
 
         Returns
         -------
@@ -167,7 +167,7 @@ class Lattice:
         order = np.argsort(key, kind="stable")
         ordered = key[order]
         if (np.diff(ordered) == 0).any():
-            raise ValueError("a cell of the lattice is listed twice: give one slide at a time")
+            raise ValueError("a lattice position is listed twice: give one slide at a time")
         first, second = [], []
         for step in range(6 if self.hexagonal else 8):
             d_row, d_col = self._step(step, row)
@@ -182,7 +182,7 @@ class Lattice:
         return adjacency
 
     def rings(self, row: np.ndarray, col: np.ndarray, n_rings: int) -> list[sparse.csr_matrix]:
-        """Return which cells lie exactly 1, 2, ... `n_rings` steps apart over cells of the table.
+        """Return which positions lie exactly 1, 2, ... `n_rings` steps apart in the table.
 
         Parameters
         ----------
@@ -230,7 +230,7 @@ class Lattice:
     def transform(
         self, row: np.ndarray, col: np.ndarray, symmetry: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the grid indices (int32, from 0) of cells after one of the `symmetries`."""
+        """Return the grid indices (int32, from 0) of positions after one of the `symmetries`."""
         row, col = np.asarray(row, np.int64), np.asarray(col, np.int64)
         axial = np.stack([col - row // 2 if self.hexagonal else col, row])
         axis, new_row = np.asarray(symmetry) @ axial

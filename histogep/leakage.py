@@ -1,6 +1,6 @@
-"""The leak audit: nothing of a held-out patient may reach what is scored on that patient.
+"""The leak audit: no information on a held-out patient may reach what is scored on that patient.
 
-Every honest fold is checked from what the jobs wrote, not from what they were asked to do: the
+Every honest fold is checked from what the jobs wrote, not from their settings: the
 roles of sections and patients, the sections that the gene panel was chosen from (by choosing it
 again), and the slides on which scaling, components, targets, penalty and epoch were fitted. The
 folds of the paper's protocol (`hist`) leak by design; what they leak is listed as known and goes
@@ -20,7 +20,7 @@ from histogep.barcodes import patient_key
 from histogep.copies import notices
 from histogep.jobs import InputError
 
-#: What every model says it was fitted on (settings.json, `<name>_fitted_on`).
+#: What every model reports to have been fitted on (settings.json, `<name>_fitted_on`).
 FITTED = ("scaler", "pca", "target", "alpha", "epoch", "threshold")
 _FITTED_SUFFIX = "_fitted_on"
 _ROLES = ("train", "validation", "test")
@@ -34,7 +34,7 @@ class _Findings:
     checks: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, check: str, fold: str, problem: str, *, model: str = "") -> None:
-        """Record one check; it passed if there is no problem to tell."""
+        """Record one check; it passed if no problem is given."""
         self.checks.append(
             {
                 "check": check,
@@ -144,14 +144,14 @@ def require_clean(verdict: Mapping[str, Any]) -> None:
     raise InputError(
         f"leak: {len(failed)} of {verdict['n_checks']} checks failed, so no score of these folds "
         "would be honest:\n  " + "\n  ".join(told) + more + "\n"
-        "Mend the folds table or delete the named folds' panels and models, and run again"
+        "Correct the folds table or delete the named folds' panels and models, and run again"
     )
 
 
 def known_leaks(
     folds: pd.DataFrame, records: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, str]]:
-    """Return what the paper's protocol leaks, fold by fold, so that it is said and not hidden."""
+    """Return what the paper's protocol leaks, fold by fold, so that it is reported openly."""
     leaks = []
     for fold, rows in folds[folds["protocol"] == "hist"].groupby("fold", sort=False):
         held_out = rows["role"] == "test"
@@ -242,7 +242,7 @@ def _check_roles(fold: str, rows: pd.DataFrame, found: _Findings) -> None:
 
 
 def _repeated(rows: pd.DataFrame, column: str, word: str) -> str:
-    """Name what has several roles, with the sections that show it."""
+    """Name items with several roles, and the sections that show it."""
     problems = []
     for name, group in rows.groupby(column, sort=True):
         if group["role"].nunique() > 1:

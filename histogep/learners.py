@@ -1,6 +1,6 @@
 """Penalised linear models of an outcome, fitted in batches: ridge Cox and ridge logistic regression.
 
-A learner knows the outcome; it is given designs, and which rows it may learn from. `histogep.nested`
+A learner knows the outcome; it receives designs, and the rows it may learn from. `histogep.nested`
 chooses their penalties and scores them out of fold.
 """
 

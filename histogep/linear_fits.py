@@ -1,4 +1,4 @@
-"""What linear models share: cross products of sections, their fit, and how candidates are weighed."""
+"""Shared parts of linear models: cross products of sections, their fit, weights of candidates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sums:
 
 
 def weigh_candidates(scores: np.ndarray, *, n_patients: int) -> np.ndarray:
-    """Return how much each (encoder set, alpha) counts in the model; the shares add up to 1.
+    """Return the weight of each (encoder set, alpha) in the model; the weights add up to 1.
 
     With few patients the inner scores are noisy, and the best of many candidates is best by luck.
     So all are averaged, weighted by exp(score / temperature): ridge is linear, hence the mean of
@@ -78,7 +78,7 @@ def candidate_sets(names: list[str], given: Sequence[Sequence[str]]) -> list[lis
 
 
 def held_out_sections(groups: Sequence[str]) -> list[list[int]]:
-    """Return the sections left out together; a single group is its own judge, with a warning."""
+    """Return the sections left out together; of a single patient each by itself, with a warning."""
     hands = inner_folds(groups)
     if len(hands) < 2:
         LOG.warning("one training patient: penalties are chosen between its own sections")

@@ -1,4 +1,4 @@
-"""The losses of CMU-Net: squared error, correlation and cross-entropy, over the cells that count."""
+"""Losses of CMU-Net: squared error, correlation and cross-entropy, over the scored positions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from histogep.jobs import InputError
 
 
 class Loss:
-    """Loss of a batch, over in-tissue cells or over the whole grid; unknown targets are left out."""
+    """Loss of a batch, over in-tissue positions or the whole grid; unknown targets are left out."""
 
     def __init__(self, task: str, *, whole: bool, correlation: float):
         if task not in TASKS:
@@ -32,7 +32,7 @@ class Loss:
         items
             The b sections: `targets` (n + 1, t), the last row the background's, and `n`.
         index
-            The tile that each cell holds, (b, rows, cols); n where it holds none.
+            The tile at each position, (b, rows, cols); n where there is none.
         """
         predicted, measured, similarity = [], [], []
         for grid, item, cells in zip(output.permute(0, 2, 3, 1), items, index, strict=True):
@@ -66,7 +66,7 @@ def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def correlation_of(predicted: Tensor, measured: Tensor) -> Tensor:
-    """Return the mean over genes of the correlation over the cells of one section."""
+    """Return the mean over genes of the correlation over the positions of one section."""
     a, b = predicted - predicted.mean(0), measured - measured.mean(0)
     norm = a.square().sum(0).clamp_min(1e-8).sqrt() * b.square().sum(0).clamp_min(1e-8).sqrt()
     return ((a * b).sum(0) / norm).mean()

@@ -2,7 +2,7 @@
 
 Honest: programmes, covariates and epoch come from the training patients of a fold. A network is
 trained on every inner fold; the epoch is that of the best held-out likelihood of all inner folds
-(before the first epoch everybody's risk is the same, and that can be the best), and the held-out
+(before the first epoch all risks are equal, and that can be the best), and the held-out
 patients get the mean of the networks at that epoch. With covariates, the risks that the inner
 folds give the patients they hold out are one more column of the clinical model.
 
@@ -34,9 +34,9 @@ from histogep.slide_maps import Programmes, SlideMap, canvases
 
 log = logging.getLogger(__name__)
 
-#: Epochs between two looks at the held-out patients; under the paper's protocol every one counts.
+#: Epochs between two evaluations of held-out patients; the paper's protocol evaluates every one.
 _LOOK_EVERY = 4
-#: Cells of one part of the slides that goes through the network at a time.
+#: Positions of one part of the slides that goes through the network at a time.
 _PART_CELLS = 400_000
 #: Steps are no longer than this, as a Cox loss is flat far out.
 _MAX_GRADIENT = 1.0
@@ -270,7 +270,7 @@ def nested_map_scores(
                 for a, b in stratified(outcome.event[train], settings["inner_folds"], fold_seed)
             ]
             for draw, owner in enumerate(owners):
-                # The maps that training patients hold, whoever they are of.
+                # The maps assigned to the training patients, whoever they come from.
                 tiles = cohort.channels(
                     owner[train], components=settings["components"], seed=fold_seed
                 )

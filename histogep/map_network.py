@@ -2,8 +2,8 @@
 
 Blocks as in ConvNeXt V2 (doi 10.1109/CVPR52729.2023.01548): a large depthwise convolution, layer
 normalisation, a pointwise expansion with GELU and global response normalisation, and a pointwise
-projection beside the identity. Cells without tissue stay 0 and count in no mean. Nothing depends on
-the other slides of a batch.
+projection beside the identity. Positions without tissue stay 0 and are in no mean. Nothing depends
+on the other slides of a batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from histogep.cox import RiskSets
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each cell of a (b, c, rows, cols) map."""
+    """Layer normalisation over the channels of each position of a (b, c, rows, cols) map."""
 
     def forward(self, grid: Tensor) -> Tensor:
         """Return a map of the same shape."""
@@ -71,7 +71,7 @@ class MapNet(nn.Module):
         Width of each stage; between two stages the maps are halved.
     blocks
         Blocks of each stage.
-    kernel
+    Odd side of the depthwise convolutions, positions.
         Odd side of the depthwise convolutions, cells.
     n_covariates
         Covariates of the patient beside the maps (the paper's protocol only).
@@ -98,7 +98,7 @@ class MapNet(nn.Module):
         )
         self.norm = nn.LayerNorm(channels[-1])
         self.head = nn.Linear(channels[-1] + n_covariates, 1)
-        # Before the first step every slide has the same risk, so that no epoch is a choice too.
+        # Before the first step every slide has the same risk, so that "no epoch" can be chosen too.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

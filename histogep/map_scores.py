@@ -1,7 +1,7 @@
 """Out-of-fold scores of the map network as a table, and their rows beside the other models'.
 
-No torch here: the network is trained in a job of its own, and what it scores is judged by those
-that judge the other models, on the same patients and the same bootstrap draws.
+This module needs no torch: the network is trained in a job of its own, and its scores are evaluated
+like those of the other models, on the same patients and the same bootstrap draws.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from histogep.files import read_tsv, write_tsv
 from histogep.jobs import InputError
 
 MAPS, CLINICAL_MAPS = "maps", "clinical+maps"
-#: What stands before the models of the paper's protocol.
+#: Prefix of the models of the paper's protocol.
 HIST = "hist "
 _COLUMNS = ["model", "repeat", "draw", "patient", "fold", "score"]
 
@@ -74,9 +74,7 @@ def read_map_scores(path: str | Path, patients: list[str]) -> MapScores:
     """
     table = read_tsv(path, dtype={"patient": str, "model": str})
     if len(table) and set(table["patient"]) != set(patients):
-        raise InputError(
-            f"{path} is of other patients than the cohort's: remove it, so that it is made again"
-        )
+        raise InputError(f"{path} is of other patients than the cohort's: remove it and run again")
     scores, shuffled, fold = {}, {}, np.zeros((0, len(patients)), int)
     for name, rows in table.groupby("model", sort=False):
         shape = rows["repeat"].nunique(), rows["draw"].nunique(), len(patients)

@@ -1,7 +1,7 @@
-"""Patients with measured bulk expression: one row per patient, as of predicted slides.
+"""Patients with measured bulk expression: one row per patient, as for predicted slides.
 
-The second source of outcome statistics. Nothing is predicted here, so that what a cohort's
-outcomes can give at best is known, and the statistics are tried on real data.
+The second source of outcome statistics. Nothing is predicted here: this shows the best that a
+cohort's outcomes can give, and tests the statistics on real data.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def summarise_measured(
         raise InputError(
             f"none of the {len(values)} samples of {expression} is left: "
             + "; ".join(f"{d.slides}: {d.reason}" for d in dropped.head(5).itertuples())
-            + ". The ids in the expression and in the clinical table must be the same text"
+            + ". The ids in the expression and in the clinical table must be identical"
         )
     for reason, count in dropped["reason"].value_counts().items():
         ids = ", ".join(dropped.loc[dropped["reason"] == reason, "patient"].head(10))

@@ -1,8 +1,8 @@
-"""What a model folder holds, held against what its settings declare, before anything rests on it.
+"""Check the contents of a model folder against what its settings declare, before any use.
 
-A folder may come from anybody. Its settings are held against a schema and against themselves; the
-arrays against the shapes that follow from the settings, by the header of their file, before they
-are read; and no number of them may be NaN, infinite or absurdly large. Numpy only: torch for networks.
+A folder may come from anybody. Its settings are checked against a schema and against themselves;
+the arrays against the shapes that follow from the settings, by the header of their file, before
+they are read; and no value may be NaN, infinite or absurdly large. Numpy only: torch for networks.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from histogep.resources import FOLDER
 from histogep.schemas import MOST_PROBLEMS, cut, mistakes, shown
 from histogep.sheet_ids import refuse_formulas
 
-#: No fitted number is as large; of float32 it leaves room for sums.
+#: No fitted number is this large; in float32 it leaves room for sums.
 _LARGEST = 1e18
-#: Logs of counts per 10,000 end at 9.2; what a model adds to that is no expression.
+#: Logs of counts per 10,000 end at 9.2; larger predictions are not expression.
 _HIGHEST_PREDICTION = 100.0
 _FLOATS = ("F32", "F64")
 #: Of a normalisation: how many batches it saw, an integer.
@@ -70,7 +70,7 @@ def check_settings(settings: Any, path: str | Path) -> None:
 
 
 def _contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Give what no schema says: parts of the settings that do not go together."""
+    """Yield what no schema can check: parts of the settings that contradict each other."""
     lattice = settings["lattice"]
     encoders = {encoder["name"]: encoder for encoder in settings["encoders"]}
     if len(encoders) < len(settings["encoders"]):
@@ -84,12 +84,12 @@ def _contradictions(settings: Mapping[str, Any]) -> Iterator[str]:
         stems = {name, *(name.removesuffix(suffix) for suffix in suffixes)}
         known = [e for e in encoders.values() if stems & {e["name"], block_name(e["name"])}]
         if not known:
-            yield f"settings.blocks: {shown(name)} is of none of settings.encoders"
+            yield f"settings.blocks: {shown(name)} belongs to none of settings.encoders"
         elif known[0].get("dim", width) != width:
             yield f"settings.blocks: {shown(name)} has {width} columns, its encoder {known[0]['dim']}"
     sections = set(settings["training_slides"])
     if set(settings.get("training_images", sections)) != sections:
-        yield "settings.training_images are not of settings.training_slides"
+        yield "settings.training_images are not those of settings.training_slides"
     for role, record in settings["models"].items():
         yield from _contradictions_of(f"settings.models.{role}", record, settings)
         allowed = ("tumour", "both") if role == "tumour" else ("expression", "both")
@@ -111,7 +111,7 @@ def _contradictions_of(
             yield f"{name}.{key} is not settings.{key}"
     genes = record["genes"]
     if not all(isinstance(gene, str) and gene for gene in genes):
-        yield f"{name}.genes holds what is no name of a gene"
+        yield f"{name}.genes holds an entry that is not a gene name"
     elif len(set(genes)) < len(genes):
         yield f"{name}.genes names a gene twice"
     else:
@@ -119,7 +119,7 @@ def _contradictions_of(
     if record["task"] == "tumour" and genes != ["tumour"]:
         yield f"{name}.genes of a tumour map are ['tumour']"
     if unknown := set(record["train_slides"]) - set(settings["training_slides"]):
-        yield f"{name}.train_slides: {min(unknown)} is none of settings.training_slides"
+        yield f"{name}.train_slides: {min(unknown)} is not in settings.training_slides"
     if record["kind"] == "cmunet":
         wanted = len(genes) + (record["task"] == "both")
         if record["architecture"]["n_outputs"] != wanted:
@@ -140,7 +140,7 @@ def folder_file(folder: str | Path, name: str) -> Path:
     Raises
     ------
     InputError
-        It is absent, no plain file, or a link that leads out of the folder: what it leads to is not
+        It is absent, not a plain file, or a link that leads out of the folder: its target is not
         what was packed, and may be anything.
     """
     path = Path(folder) / name
@@ -216,7 +216,7 @@ def read_genes(folder: str | Path, name: str, settings: Mapping[str, Any]) -> pd
 
     Raises
     ------
-    InputError
+    It lacks a column or a gene of a model, names one twice, or holds an invalid number.
         It lacks a column or a gene of a model, names one twice, or holds what is no figure.
     """
     path = folder_file(folder, name)
@@ -240,7 +240,7 @@ def read_genes(folder: str | Path, name: str, settings: Mapping[str, Any]) -> pd
         low = genes[column] < (0 if column == "half_width" else -1)
         if (bad | low).any():
             line = int(np.flatnonzero(bad | low)[0]) + 2
-            raise InputError(f"{path} line {line}: `{column}` is no such figure: {again}")
+            raise InputError(f"{path} line {line}: `{column}` is not a valid number: {again}")
     records = settings["models"]
     for column, role in (("main", "expression"), ("wide", "wide")):
         members = list(records[role]["genes"]) if role in records else []
@@ -300,7 +300,7 @@ def model_shapes(
 def check_predicted(
     values: np.ndarray, *, slide: str, names: list[str], rows: np.ndarray, study: str
 ) -> None:
-    """Raise InputError for predictions that are not numbers, or no log1p CP10k (nor probabilities).
+    """Raise InputError for predictions that are not numbers, or not log1p CP10k (or probabilities).
 
     Parameters
     ----------
@@ -332,12 +332,12 @@ def _read(
     optional: Container[str] = (),
     also: Callable[[Mapping[str, tuple[int, ...]]], Iterator[str]] = lambda found: iter(()),
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of a file after holding its header, then its numbers, against `wanted`.
+    """Return the arrays of a file after checking its header, then its numbers, against `wanted`.
 
     Parameters
     ----------
     path
-        The file; what it holds beside is passed over.
+        The file; other arrays in it are ignored.
     wanted
         Name -> shape.
     scales
@@ -345,7 +345,7 @@ def _read(
     optional
         Names of arrays that may be absent.
     also
-        Gives what else is wrong with the shapes, where each is as it is wanted.
+        Returns other problems of the shapes; called where each is as wanted.
     """
     with given_file(path, "weights"), safe_open(path, framework="numpy") as file:
         parts = {name: file.get_slice(name) for name in file.keys() if name in wanted}  # noqa: SIM118
@@ -373,7 +373,7 @@ def _read(
 def _unlike(
     found: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str], wanted: Mapping[str, Shape]
 ) -> Iterator[str]:
-    """Give in what the arrays of a header differ from those that are wanted."""
+    """Yield the differences between the arrays of a header and those wanted."""
     known: dict[str, int] = {}
     for name, given in found.items():
         if kinds[name] not in _FLOATS and not name.endswith(_COUNTER):
@@ -389,7 +389,7 @@ def _unlike(
 def _columns_unlike(
     found: Mapping[str, tuple[int, ...]], record: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[str]:
-    """Give where a model does not read as many columns as its preparation gives."""
+    """Yield the mismatches between the columns of a preparation and those that its model reads."""
     if record["kind"] == "ensemble":
         for member, own in record["members"].items():
             yield from _columns_unlike(found, own, f"{prefix}{member}/")

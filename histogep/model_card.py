@@ -1,4 +1,4 @@
-"""README.md of a model folder: what the model is, what it was measured to do, and what it cannot."""
+"""README.md of a model folder: what the model is, its measured performance, and its limits."""
 
 from __future__ import annotations
 

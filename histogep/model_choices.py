@@ -1,7 +1,7 @@
-"""What the settings of the models may say together: checked before any job is planned.
+"""Check which combinations of model settings are possible, before any job is planned.
 
-The schema knows each setting alone. Here stand the combinations that no training could follow, so
-that they are told at once and not by a job, after hours of encoding.
+The schema checks each setting alone. Here are the combinations that cannot be trained, so that they
+are reported at once and not by a job, after hours of encoding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TASKS_OF = {
     "ensemble": ("expression",),
 }
 
-#: What may stand for the name of a deployed model: the best by inner folds, or none.
+#: Values in place of the name of a deployed model: the best by inner folds, or none.
 _UNNAMED = {"expression": ("auto",), "tumour": ("auto", ""), "wide": ("",)}
 
 

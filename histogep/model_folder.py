@@ -43,7 +43,7 @@ def folder_digest(folder: str | Path, settings: Mapping[str, Any]) -> str:
 
 
 def declared_settings(folder: str | Path) -> dict[str, Any]:
-    """Return what a model folder says of itself, for a plan: its files are not looked at.
+    """Return the settings that a model folder declares, for planning: its files are not read.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def declared_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def _parsed(folder: str | Path) -> dict[str, Any]:
-    """Return settings.json of a format that this version reads; what it says is not looked at."""
+    """Return settings.json of a format that this version reads; its contents are not checked."""
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise InputError(f"{folder} holds no {SETTINGS}: it is not a model folder of package_model")
@@ -89,7 +89,7 @@ def _no_number(text: str) -> float:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON whose keys stand once each."""
+    """Return an object of JSON in which each key occurs once."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("a key is given twice")

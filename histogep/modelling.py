@@ -1,4 +1,4 @@
-"""One fold's model from its sections: prepare, fit, and record on whom everything was fitted."""
+"""Train one fold's model from its sections: prepare, fit, and record on which slides."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _fit_linear(
 def _fit_tumour(
     sections: list[Section], record: dict[str, Any], settings: Mapping[str, Any], lattice: Lattice
 ) -> FittedModel:
-    """Fit the light tumour map; the patients left out in turn choose the threshold too."""
+    """Fit the light tumour map; cross-validation over patients chooses the threshold too."""
     options = {key: settings[key] for key in ("rings",) if key in settings}
     model, left_out = fit_tumour(
         [section.tiles for section in sections],
@@ -188,7 +188,7 @@ def _fit_tumour(
         odds = model.slope * left_out.discriminant + left_out.offset
         threshold = tumour_threshold(probability_of(odds), left_out.label > 0.5)
     slides = [section.slide for section in sections]
-    # The probability is calibrated on what those left out in turn score.
+    # The probability is calibrated on cross-validated scores.
     for what in ("scaler", "pca", "target", "alpha", "calibration"):
         record[f"{what}_fitted_on"] = slides
     score = model.choice["score"]
@@ -210,7 +210,7 @@ def _fit_tumour(
 def _unlabelled(
     train: Sequence[Section], validation: Sequence[Section], record: Mapping[str, Any]
 ) -> str:
-    """Return why no tumour map can be learned from these sections, or nothing."""
+    """Return why no tumour map can be learned from these sections, "" if one can."""
     # A network learns from the training sections alone, the light map from all of them.
     sections = list(train) + ([] if record["kind"] == "cmunet" else list(validation))
     if both_classes(sections):
@@ -225,7 +225,7 @@ def _unlabelled(
 
 
 def _absent(record: dict[str, Any], reason: str) -> FittedModel:
-    """Return what stands for a model that could not be trained, so that all else goes on."""
+    """Return a placeholder for a model that could not be trained, so that all else goes on."""
     LOG.warning("%s", reason)
     for what in ("scaler", "pca", "target", "alpha", "epoch", "threshold", "calibration"):
         record[f"{what}_fitted_on"] = []

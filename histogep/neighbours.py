@@ -54,7 +54,7 @@ class NeighbourModel(RidgeModel):
 
     @property
     def halo(self) -> int:
-        """Rows of the lattice beside a tile that its features look at."""
+        """Rows of the lattice beside a tile that its features depend on."""
         return max(1, self.rings)
 
     def within(self, tiles: Tiles, *, moments: SlideMoments | None = None) -> np.ndarray:

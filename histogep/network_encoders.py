@@ -1,6 +1,6 @@
 """Encoders that torch runs: on a GPU, and in bfloat16 anywhere (torch).
 
-Batch norms are folded and tensors lie channels last. On a GPU copies and networks are queued, so
+Batch norms are folded and tensors are channels-last. On a GPU, copies and networks are queued, so
 that the next batch can be queued behind them.
 """
 
@@ -42,7 +42,7 @@ class NetworkEncoder:
         return pixels.pin_memory() if self.device.type == "cuda" else pixels
 
     def start(self, pixels: torch.Tensor) -> Callable[[], np.ndarray]:
-        """Start the network; what is returned waits for it and gives the features (n, dim)."""
+        """Start the network; the returned function waits for it and gives the features (n, dim)."""
         done = None
         with torch.inference_mode():
             if self.device.type == "cpu":

@@ -1,11 +1,11 @@
-"""CMU-Net on all tiles of a slide: one pass, or windows that agree with it (torch).
+"""CMU-Net on all tiles of a slide: in one pass, or in windows that agree with it (torch).
 
-A lattice larger than the window is read in windows that overlap. The bottleneck of the network sees
-hundreds of cells far, too far for windows, but its grid is 256 times smaller. So there are two
-passes: the encoder, window by window, gives the bottleneck's input, which is mixed for the slide as
-a whole; then each window is encoded once more and decoded with its part of the bottleneck. What is
-left needs `local_context` = 93 cells of context, fewer than the overlap gives, so that windows of
-any size say what one pass over the slide would, but for rounding.
+A lattice larger than the window is read in overlapping windows. The bottleneck of the network sees
+hundreds of positions, too far for windows, but its grid is 256 times smaller. So there are two
+passes: the encoder, window by window, gives the bottleneck's input, which is mixed for the whole
+slide; then each window is encoded again and decoded with its part of the bottleneck. The rest needs
+`local_context` = 93 positions of context, fewer than the overlap gives, so that windows of any size
+give the same as one pass over the slide, apart from rounding.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from histogep.preparation import VIEWS, Preparation, SlideMoments, Tiles, slide_
 from histogep.tile_source import TileSource
 from histogep.tumour_head import probability_of
 
-#: Cells over which one window gives way to the next.
+#: Positions over which one window gives way to the next.
 BLEND_CELLS = 32
-#: Cells of context on each side, a multiple of 16 ...
+#: Positions of context on each side, a multiple of 16 ...
 CONTEXT_CELLS = -(-local_context() // GRID_MULTIPLE) * GRID_MULTIPLE
 #: ... and what neighbouring windows share.
 OVERLAP_CELLS = 2 * CONTEXT_CELLS + BLEND_CELLS
-#: A larger lattice is predicted in windows of this many cells a side.
+#: A larger lattice is predicted in windows of this many positions a side.
 WINDOW_CELLS = 512
 
 #: Rows and columns of a window.
 Area = tuple[slice, slice]
-#: Gives the features (c, rows, cols) float32 of the cells of a window.
+#: Gives the features (c, rows, cols) float32 of the positions of a window.
 Cells = Callable[[Area], np.ndarray]
 
 
@@ -80,7 +80,7 @@ class NetworkModel:
         device
             "cpu" or "cuda".
         window
-            Side in cells above which the lattice is predicted in overlapping windows.
+            Side in positions above which the lattice is predicted in overlapping windows.
         """
         self._refuse_raw()
         features = network_features(self.preparation, tiles)
@@ -97,7 +97,7 @@ class NetworkModel:
         device: str = "cpu",
         window: int = WINDOW_CELLS,
     ) -> None:
-        """Give the outputs of a slide's tiles window by window; they add up to those of `predict`.
+        """Yield the outputs of a slide's tiles window by window; they add up to those of `predict`.
 
         Parameters
         ----------
@@ -122,7 +122,7 @@ class NetworkModel:
     def predict_grid(
         self, tiles: Tiles, white: np.ndarray, shape: Sequence[int], *, device: str = "cpu"
     ) -> tuple[np.ndarray, Grid]:
-        """Return the prediction of every cell (rows, cols, t) float32 of the paper's grid."""
+        """Return the prediction at every position (rows, cols, t) float32 of the paper's grid."""
         features, background = raw_features(self.preparation, tiles, white)
         grid = grid_of(tiles.row, tiles.col, self.preparation.lattice, shape=shape)
         cells = _gather(features, background, grid.index)
@@ -219,7 +219,7 @@ def run_on_grid(
     features
         Prepared features, (n, c) float32.
     background
-        Features of a cell without tile, (c,).
+        Features at a position without tile, (c,).
     """
     output = np.zeros((grid.n, network.architecture["n_outputs"]), np.float32)
 
@@ -243,11 +243,11 @@ def windows_of(
     window: int = WINDOW_CELLS,
     overlap: int = OVERLAP_CELLS,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Give tiles, their share (k,) and their output (k, t) float32, window by window.
+    """Yield tiles, their share (k,) and their output (k, t) float32, window by window.
 
-    The shares of a tile over all windows add up to 1. A window has no say within its context, and
-    rises smoothly to its full share over the `BLEND_CELLS` next to it. Memory follows the window,
-    but for the bottleneck's grid: one cell for 256 of the lattice.
+    The shares of a tile over all windows add up to 1. The share of a window is 0 in its context,
+    and rises smoothly to 1 over the `BLEND_CELLS` next to it. Memory depends on the window, apart
+    from the bottleneck's grid: one position for 256 of the lattice.
 
     Parameters
     ----------
@@ -256,16 +256,16 @@ def windows_of(
     grid
         Where the tiles lie.
     cells
-        Gives the features of the cells of a window.
+        Gives the features of the positions of a window.
     device
         "cpu" or "cuda".
     window, overlap
-        Cells; rounded up to multiples of 16 and 32, so that the poolings of all windows agree.
+        Positions; rounded up to multiples of 16 and 32, so that the poolings of all windows agree.
     """
     window = -(-window // GRID_MULTIPLE) * GRID_MULTIPLE
     overlap = -(-overlap // (2 * GRID_MULTIPLE)) * 2 * GRID_MULTIPLE
     if not 0 < overlap < window:
-        raise InputError(f"the overlap of {overlap} cells must be below the window of {window}")
+        raise InputError(f"the overlap of {overlap} positions must be below the window of {window}")
     network = network.to(device)
     rows, cols = grid.index.shape
     areas = [
@@ -335,7 +335,7 @@ def _deepest(
 
 
 class _StreamedCells:
-    """Features of a window's cells, prepared from a source that is read band by band."""
+    """Features at a window's positions, prepared from a source that is read band by band."""
 
     def __init__(
         self, preparation: Preparation, source: TileSource, grid: Grid, moments: SlideMoments
@@ -349,7 +349,7 @@ class _StreamedCells:
     def __call__(self, area: Area) -> np.ndarray:
         top, left, bottom, right = (edge for edges in _edges(area) for edge in edges)
         cells = np.zeros((self._width, bottom - top, right - left), np.float32)
-        # What stands beside a window counts in the neighbourhood means of its outermost cells.
+        # Tiles beside a window enter the neighbourhood means of its outermost positions.
         index = self._grid.index[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1]
         for kept, part in self._source.bands(halo=1, among=index[index < self._grid.n]):
             features = network_features(self._preparation, part, moments=self._moments)
@@ -365,7 +365,7 @@ def _edges(area: Area) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _gather(features: np.ndarray, background: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Return the features of a grid's cells, (c, rows, cols)."""
+    """Return the features at a grid's positions, (c, rows, cols)."""
     cells = np.broadcast_to(background, (*index.shape, len(background))).astype(np.float32)
     tissue = index < len(features)
     cells[tissue] = features[index[tissue]]
@@ -383,9 +383,9 @@ def _spans(size: int, window: int, overlap: int) -> Iterator[tuple[int, int]]:
 
 
 def _ramp(start: int, end: int, size: int, overlap: int) -> np.ndarray:
-    """Return the weight of a window's cells along one side; full at the edges of the slide.
+    """Return the weight of a window's positions along one side; full at the edges of the slide.
 
-    The weights of two neighbours add up to 1 in the cells that they share.
+    The weights of two neighbours add up to 1 at the positions that they share.
     """
     place = np.arange(start, end) + 0.5
     weight = np.ones(end - start)

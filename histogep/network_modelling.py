@@ -1,4 +1,4 @@
-"""One fold's CMU-Net from its sections: prepare, choose the epoch, train, record (torch)."""
+"""Train one fold's CMU-Net from its sections: prepare, choose the epoch, train, record (torch)."""
 
 from __future__ import annotations
 

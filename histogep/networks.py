@@ -3,7 +3,7 @@
 The structure is that of HiST (doi 10.1002/advs.202514351) and of CMU-Net (doi
 10.1109/ISBI53787.2023.10230609): every stage is two 3 x 3 convolutions with batch normalisation
 and ReLU; the bottleneck mixes space with large depthwise kernels and channels with pointwise
-ones; every skip connection is gated by attention at three scales. Any lattice size goes in.
+ones; every skip connection is gated by attention at three scales. Any lattice size is accepted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from histogep.jobs import InputError
 
-#: Four poolings by two: grids are padded to a multiple of this many cells.
+#: Four poolings by two: grids are padded to a multiple of this many positions.
 GRID_MULTIPLE = 16
 N_STAGES = 5
 
@@ -28,11 +28,11 @@ class CMUNet(nn.Module):
     Parameters
     ----------
     n_inputs, n_outputs
-        Channels of the feature grid and of the answer (genes, or 1 for the tumour mask).
+        Channels of the feature grid and of the output (genes, or 1 for the tumour mask).
     channels
         Widths of the five stages, from the finest to the bottleneck.
     blocks, kernel
-        ConvMixer blocks in the bottleneck and the (odd) side of their depthwise kernels, cells.
+        ConvMixer blocks in the bottleneck and the (odd) side of their depthwise kernels, positions.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class CMUNet(nn.Module):
     def encode(self, grid: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the four skips, from the finest, and what the bottleneck reads.
 
-        The grid is padded at its end to a multiple of 16 cells. A cell of the deepest grid depends
-        on no tile farther than `encoder_context` cells from the 16 x 16 tiles that it stands for.
+        The grid is padded at its end to a multiple of 16 positions. A position of the deepest grid
+        depends on no tile farther than `encoder_context` from the 16 x 16 tiles that it stands for.
         """
         rows, cols = grid.shape[-2:]
         grid = functional.pad(grid, (0, -cols % GRID_MULTIPLE, 0, -rows % GRID_MULTIPLE))
@@ -101,7 +101,7 @@ class CMUNet(nn.Module):
         return skips, self.encoder[-1](grid)
 
     def decode(self, skips: Sequence[Tensor], deep: Tensor) -> Tensor:
-        """Return the answer at every cell of the padded grid, from the skips and the bottleneck."""
+        """Return the output at every position of the padded grid, from the skips and bottleneck."""
         for up, gate, stage, skip in zip(
             self.upward, self.gates, self.decoder, skips[::-1], strict=True
         ):
@@ -124,7 +124,7 @@ class DoubleConvolution(nn.Sequential):
 
 
 class UpConvolution(nn.Sequential):
-    """Each cell becomes 2 x 2 cells, then a 3 x 3 convolution smooths them."""
+    """Each position becomes 2 x 2 positions, then a 3 x 3 convolution smooths them."""
 
     def __init__(self, n_inputs: int, n_outputs: int):
         super().__init__(
@@ -155,7 +155,7 @@ class ConvMixerBlock(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Multi-scale attention: three views of a cell vote on how much of it passes the skip."""
+    """Multi-scale attention: three views of a position vote on how much of it passes the skip."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -191,7 +191,7 @@ class AttentionGate(nn.Module):
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
-    """Return the number of trained numbers of each part of a network, and their `total`."""
+    """Return the number of trainable parameters of each part of a network, and their `total`."""
     counts = {
         name: sum(parameter.numel() for parameter in part.parameters())
         for name, part in network.named_children()
@@ -200,7 +200,7 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
 
 
 def reach(network: CMUNet) -> int:
-    """Return how many cells away an input cell can still change an output cell (upper bound)."""
+    """Return how many positions away an input can still change an output (upper bound)."""
     kernel, blocks = network.architecture["kernel"], network.architecture["blocks"]
     cells = 0
     for stage in range(N_STAGES):
@@ -212,14 +212,14 @@ def reach(network: CMUNet) -> int:
 
 
 def encoder_context(stage: int = N_STAGES - 1, *, around: int = 0) -> int:
-    """Return how many tiles away a cell of an encoder stage still reads, beside its own tiles.
+    """Return how many tiles away a position of an encoder stage still reads, beside its own tiles.
 
     Parameters
     ----------
     stage
         0 (finest) to 4 (what the bottleneck reads).
     around
-        So many cells of that stage around it count as well.
+        This many positions of that stage around it count as well.
     """
     cells = around
     for level in range(stage, -1, -1):
@@ -230,9 +230,9 @@ def encoder_context(stage: int = N_STAGES - 1, *, around: int = 0) -> int:
 
 
 def local_context() -> int:
-    """Return how many tiles away an answer reads when the bottleneck's output is given.
+    """Return how many tiles away an output reads when the bottleneck's output is given.
 
-    The bottleneck itself sees much farther (`reach`), but its grid has 256 times fewer cells, so it
+    The bottleneck itself sees much farther (`reach`), but its grid is 256 times smaller, so it
     can be computed for a whole slide, and all else in windows with this much context.
     """
     farthest, around = 0, 0

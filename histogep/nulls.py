@@ -1,8 +1,8 @@
-"""What a score would be had by chance: shuffled spots, and maps that have nothing to do with each other.
+"""Null distributions of a score: shuffled spots, and unrelated maps with the same patterns.
 
-Shuffling the spots of a section destroys every pattern, so two smooth maps that have nothing to do
-with each other beat it easily. Three more nulls keep the pattern; a claim must beat them all, as
-each holds where another fails:
+Shuffling the spots of a section destroys every pattern, so two smooth but unrelated maps beat it
+easily. Three more nulls keep the pattern; a claim must beat them all, as each holds where another
+fails:
 
 - *turned*: the predicted map is turned about the middle of the section and mirrored, as a rigid
   whole. Edges, patches and gradients stay what they are. The level is exact where no direction is
@@ -32,7 +32,7 @@ from scipy.spatial import Delaunay, QhullError, cKDTree
 
 from histogep.metrics import unit_columns
 
-#: Up to this many cells the whole basis is computed; above it only the broadest maps.
+#: Up to this many positions the whole basis is computed; above it only the broadest maps.
 _DENSE_CELLS = 3000
 _BROADEST_MAPS = 300
 #: Angles by which a map is turned, each also mirrored; and as many shifts.
@@ -46,12 +46,12 @@ _LEAST_SHAPE = 1e-3
 def permutation_null(
     predicted: np.ndarray, measured: np.ndarray, *, permutations: int, seed: int
 ) -> np.ndarray:
-    """Return the correlations of predictions whose cells are shuffled.
+    """Return the correlations of predictions whose positions are shuffled.
 
     Parameters
     ----------
     predicted, measured
-        Cells by genes. All genes are shuffled alike, so that the correlation between genes stays
+        Positions by genes. All genes are shuffled alike, so that correlations between genes stay
         and the mean over genes has the right spread.
     permutations
         Number of shuffles.
@@ -84,14 +84,14 @@ def shuffled_in_tissue_null(
 ) -> np.ndarray:
     """Return whole-grid correlations of predictions shuffled inside the tissue, background kept.
 
-    What is left of the score is the outline of the tissue.
+    The remaining score is that of the outline of the tissue.
 
     Parameters
     ----------
     predicted, measured
-        All cells of the grid by genes.
+        All positions of the grid by genes.
     in_tissue
-        Whether each cell is in the tissue.
+        Whether each position is in the tissue.
     permutations, seed
         Number of shuffles and their seed.
     """
@@ -108,20 +108,20 @@ def shuffled_in_tissue_null(
 
 
 def map_motions(x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
-    """Return where each cell of a section comes from after 72 turns, and after 72 shifts.
+    """Return where each position of a section comes from after 72 turns, and after 72 shifts.
 
     Parameters
     ----------
     x_um, y_um
-        Centres of the n cells of one section, in um.
+        Centres of the n positions of one section, in um.
 
     Returns
     -------
     numpy.ndarray
         2 by 72 by n, int32: `map[motions[0, t]]` is the map turned about the middle of the section
         and, from t = 36 on, mirrored; `map[motions[1, t]]` is the map shifted and reflected at the
-        borders of the section's box. The first of either kind leaves all in place. A cell that
-        comes from where there is none gets the value of the nearest.
+        borders of the section's box. The first of either kind leaves all in place. A position whose
+        origin is off the section gets the value of the nearest one.
     """
     centres = np.column_stack([x_um, y_um]).astype(float)
     count, n = 2 * _ANGLES, len(centres)
@@ -140,7 +140,7 @@ def map_motions(x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
         period = np.where(size > 0, 2 * size, 1.0)
         place = (centres - low + steps[number]) % period
         motions[1, number] = tree.query(np.where(place > size, 2 * size - place, place) + low)[1]
-    # Rounding may not move a cell that stays.
+    # Rounding may not move a position that stays.
     motions[:, 0] = np.arange(n)
     return motions
 
@@ -153,9 +153,9 @@ def moved_null(
     Parameters
     ----------
     predicted, measured
-        Cells by genes.
+        Positions by genes.
     motions
-        One kind of `map_motions` of the same cells in the same order.
+        One kind of `map_motions` of the same positions in the same order.
     draws
         Motions drawn, with replacement; those of a draw are common to all genes.
     seed
@@ -171,7 +171,7 @@ def moved_null(
     ours, theirs = ours.astype(np.float32), theirs.astype(np.float32)
     n = len(ours)
     times = np.stack([np.bincount(motion, minlength=n) for motion in motions]).astype(np.float32)
-    # A moved map has another mean and length: cells at the rim stand for those beyond it.
+    # A moved map has another mean and length: positions at the rim stand for those beyond it.
     square = times @ ours**2 - (times @ ours) ** 2 / max(n, 1)
     product = np.stack([np.einsum("ng,ng->g", ours[motion], theirs) for motion in motions])
     flat = square < _FLAT
@@ -186,21 +186,21 @@ def spatial_basis(x_um: np.ndarray, y_um: np.ndarray, adjacency: sparse.spmatrix
     """Return the harmonics of a section's shape, the broadest first.
 
     The eigenvectors of the Laplacian D - W of the neighbourhood graph. Pieces of tissue that do not
-    touch are joined by the edges of the cells' minimum spanning tree: the contrast between two
+    touch are joined by the edges of the positions' minimum spanning tree: the contrast between two
     pieces is then a broad map, as it should be, and not one of as many equal ones as there are
-    lonely cells.
+    isolated positions.
 
     Parameters
     ----------
     x_um, y_um
-        Centres of the n cells of one section, in um.
+        Centres of the n positions of one section, in um.
     adjacency
-        Symmetric graph of the cells.
+        Symmetric graph of the positions.
 
     Returns
     -------
     numpy.ndarray
-        n by n - 1 orthonormal columns, orthogonal to the constant; of sections above 3,000 cells
+        n by n - 1 orthonormal columns, orthogonal to the constant; above 3,000 positions
         only the 300 broadest, the rest being treated as white.
     """
     n = adjacency.shape[0]
@@ -245,9 +245,9 @@ def spectral_null(
     Parameters
     ----------
     predicted, measured
-        Cells by genes.
+        Positions by genes.
     basis
-        Columns of `spatial_basis` of the same cells in the same order.
+        Columns of `spatial_basis` of the same positions in the same order.
     draws, seed
         Number of draws, independent between genes, and their seed.
 

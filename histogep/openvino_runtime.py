@@ -1,7 +1,8 @@
-"""OpenVINO without its reports: it tells its makers of each import and conversion (openvino).
+"""Import OpenVINO without its telemetry (openvino).
 
-It does so through a package of its own, and goes without where that cannot be imported. Slides are
-confidential and nothing here uses a network, so for this process that package is not there.
+OpenVINO reports each import and conversion to its makers through a separate package, and works
+without it where that cannot be imported. Slides are confidential and nothing here uses a network,
+so for this process that package is hidden.
 """
 
 from __future__ import annotations

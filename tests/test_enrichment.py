@@ -126,7 +126,7 @@ def test_gmt_files(tmp_path, caplog):
     for text, message in (
         ("A X Y\n", "line 1 is not GMT"),
         ("A\tabout\n", "line 1 is not GMT"),
-        ("A\t\tX\nA\t\tY\n", "line 2: gene set 'A' stands twice, with different genes"),
+        ("A\t\tX\nA\t\tY\n", "line 2: gene set 'A' appears twice, with different genes"),
         ("", "holds no gene set"),
         ("A\t\tX\nB\t\t7157\t672\n", "line 2: the genes of 'B' are numbers, such as 7157"),
     ):
@@ -139,12 +139,12 @@ def test_gmt_files(tmp_path, caplog):
     path.write_text("A\td\tX\tY\nEMPTY\td\nA\td\tY\tX\nB\td\t1-Mar\n")
     assert read_gmt(path) == {"A": ["X", "Y"], "B": ["1-Mar"]}
     assert "1 gene sets without genes are left out: EMPTY" in caplog.text
-    assert "1 gene sets that stand twice alike are left out: A" in caplog.text
+    assert "1 gene sets that are repeated are left out: A" in caplog.text
     assert "Excel turned into a date: 1-Mar" in caplog.text
     path.write_text("A\td\tX\tY Z\tNA\tNA\nB\td\tX,1.0\tNA\nC\td\tNA\tNA\n")
     assert read_gmt(path) == {"A": ["X", "Y Z"], "B": ["X", "NA"]}
-    assert "4 cells that say NA" in caplog.text
-    assert "names that are no gene's: Y Z, NA" in caplog.text
+    assert "4 cells of NA" in caplog.text
+    assert "names that are not of genes: Y Z, NA" in caplog.text
     for genes in ("X,Y,Z", "X;Y", "X Y", "X /// Y", "X|Y"):
         path.write_text(f"A\td\tX\tY\nB\td\t{genes}\n")
         with pytest.raises(InputError, match="line 2: .* is a list of genes, not one"):

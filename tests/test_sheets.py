@@ -55,7 +55,7 @@ def test_every_problem_is_named_with_its_line(sheet):
         "line 4: slide 'x;touch pw'",
         "none.svs does not exist",
         "line 6: no patient",
-        "slide 'S1' and 's1' stands on lines 5, 7, told apart by case only",
+        "slide 'S1' and 's1' appears on lines 5, 7, differing in case only",
         "mpp 'abc'",
         "a.jpg carries no pixel size",
         "give the spots' pixels in positions",

@@ -42,7 +42,7 @@ def test_all_files_are_read_whole_and_one_message_holds_what_is_wrong(tmp_path):
     with pytest.raises(InputError) as caught:
         check_study_files(files)
     said = str(caught.value)
-    assert "dup.gmt, line 21: gene set 'SET3' stands twice, with different genes" in said
+    assert "dup.gmt, line 21: gene set 'SET3' appears twice, with different genes" in said
     assert "tpm.tsv: line 4, column 'B': '1,2,3' is not a number" in said
     (tmp_path / "tpm.tsv").write_text("gene\tA\tB\nX\t1,5\t2\nY\t900\t1000\n")
     with pytest.raises(InputError, match="which are no log2 values: set scale: linear"):

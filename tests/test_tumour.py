@@ -110,7 +110,9 @@ def test_the_share_of_an_annotation_that_matched_is_said_and_hardly_any_is_refus
         f"AAACGTACGTAC{'ACGT'[i % 4]}{'ACGT'[i // 4 % 4]}{'ACGT'[i // 16]}T-1" for i in range(64)
     ]
     bare = [name.removesuffix("-1") for name in spots.obs_names]
-    with pytest.raises(InputError, match="without the suffix -1 that one has .* would match"):
+    with pytest.raises(
+        InputError, match="without the suffix -1 that only one of them has .* would match"
+    ):
         label([spots.obs_names[0], *bare[1:]])
 
 

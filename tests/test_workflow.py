@@ -584,7 +584,7 @@ def test_the_study_of_the_readme_is_planned_from_its_own_folder(tmp_path):
     ("rows", "extra", "complaint"),
     [
         ((*GOOD, "Z\tp\tc\tnone.svs\t\t"), "", "none.svs does not exist"),
-        ((*GOOD, "a\tp\tc\ta.svs\t\t"), "", "stands on lines"),
+        ((*GOOD, "a\tp\tc\ta.svs\t\t"), "", "appears on lines"),
         ((*GOOD, "../x\tp\tc\ta.svs\t\t"), "", "is not an id"),
         ((*GOOD, "Z\t\tc\ta.svs\t\tcounts"), "", "no patient"),
         ((*GOOD, "Z\tp\tc\tb.jpg\t\t"), "", "carries no pixel size"),
