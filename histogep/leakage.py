@@ -1,6 +1,6 @@
 """The leak audit: no information on a held-out patient may reach what is scored on that patient.
 
-Every honest fold is checked from what the jobs wrote, not from their settings: the
+Every honest fold is checked from what the jobs wrote, not from what was requested: the
 roles of sections and patients, the sections that the gene panel was chosen from (by choosing it
 again), and the slides on which scaling, components, targets, penalty and epoch were fitted. The
 folds of the paper's protocol (`hist`) leak by design; what they leak is listed as known and goes

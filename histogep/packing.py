@@ -133,9 +133,9 @@ def choose_models(
 ) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
     """Return role -> model name, and the mean inner-fold score of each model by task.
 
-    The scores come from inside the training patients of the honest folds: the held-out patients
-    have no say in which model is deployed. Those of a network are of its best epoch, a little
-    optimistic.
+    The scores come from inside the training patients of the honest folds: the held-out patients do
+    not affect which model is deployed. The score of a network is that of its best epoch, which is
+    slightly optimistic.
     """
     by_name = {record["model"]: record for record in records}
     wanted, scores = dict(deploy), {}

@@ -1,4 +1,4 @@
-"""Tables as web pages: one self-contained file that opens anywhere, in the report too."""
+"""Tables as web pages: self-contained files that open anywhere, in the report too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from histogep.files import complete
 
-#: How a number is written where nothing else is said.
+#: How a number is written by default.
 DEFAULT_FORMAT = "{:.3g}"
 #: Characters; a longer text is broken into lines, so that it does not push the numbers out of sight.
 _SENTENCE = 40
@@ -43,7 +43,7 @@ class Table:
     Attributes
     ----------
     frame
-        What is shown, in its order; the index is not.
+        Rows that are shown, in their order; the index is not.
     heading
         Its title; empty for none.
     notes
@@ -52,11 +52,11 @@ class Table:
         Column -> format string ("{:.2f}", "{:.0%}") or function of a value; other numbers are
         written with three significant digits, whole numbers in full.
     bars
-        Column -> (lowest, highest): a bar behind the number shows where it lies in that range.
+        Column -> (lowest, highest): a bar behind the number shows its place in that range.
     bar_colours
         Column -> colour of its bars.
     headers
-        Column -> what stands in its head, if not its name.
+        Column -> text of its header, if not its name.
     group_by
         Column; a line is drawn where its value changes.
     """
@@ -168,7 +168,7 @@ def format_value(value: object, form: str | Callable[[object], str] | None = Non
         return form(value)
     if form is not None and not isinstance(value, str):
         text = form.format(value)
-        # What rounds to nothing has no sign.
+        # A number that rounds to zero has no sign.
         return text[1:] if re.fullmatch(r"-0(\.0*)?%?", text) else text
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"

@@ -1,4 +1,4 @@
-"""The scorecards as a page that explains itself."""
+"""The scorecards as a web page with explanations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _TEXT = {
         "Honest card: expression",
         "Whole patients are held out and only in-tissue spots are scored, gene by gene within each "
         "section; gene panel, scaling, penalty and epoch come from the training patients alone. "
-        "Here a predictor that only knows where the tissue is scores 0 (row `outline`).",
+        "A predictor that only knows where the tissue is scores 0 here (row `outline`).",
     ),
     ("hist", "expression"): (
         "The paper's protocol (hist): expression",
         "Sections, not patients, are held out, genes are chosen on all sections, and the correlation "
-        "runs over the whole grid with the zeros of its background, as the HiST paper does it. A "
-        "predictor that is constant inside the tissue gets the score under `null`, so only what lies "
+        "is taken over the whole grid with the zeros of its background, as in the HiST paper. A "
+        "predictor that is constant inside the tissue gets the score under `null`, so only what is "
         "above it was learned from the image, and this card cannot be compared with the honest one.",
     ),
     ("honest", "tumour"): (
@@ -44,9 +44,9 @@ _METRICS = {
     "pearson_level": "Pearson r of patient means",
     "spearman": "Spearman r, mean over sections",
     "pearson_raw": "Pearson r, raw counts, as HEST-Benchmark",
-    "rmse": "RMSE (less is better)",
+    "rmse": "RMSE (lower is better)",
     "coverage": "coverage of the intervals",
-    "half_width": "half-width (less is better)",
+    "half_width": "half-width (lower is better)",
     "auroc": "AUROC",
     "auprc": "average precision",
     "dice": "Dice",
@@ -73,7 +73,7 @@ def write_scorecards_page(
     study
         Its name, for the title.
     settings
-        The evaluation settings, which the notes state.
+        The evaluation settings, which the notes report.
     alike
         What the leak audit noticed (each: what, detail): patients that may be one.
     """
@@ -102,12 +102,12 @@ def write_scorecards_page(
             "shared`: the same if only what neighbouring spots share is signal, the lower bound where "
             "counts vary more than Poisson's; `of ceiling` = value / ceiling. "
             "`raw counts, as HEST-Benchmark`: r with log1p of raw counts, for comparison with published "
-            "scores only; most of it is the depth of the spots, which the row `depth` knows alone. "
+            "scores only; most of it is the depth of the spots, all that the row `depth` uses. "
             "Nothing is chosen by it.",
             *_registration_notes(evaluation.registration),
             *(
-                f"Look at this before any number, alike by {notice['what']}: {notice['detail']}. If "
-                "they are one patient, the score is not held out."
+                f"Check this first, alike by {notice['what']}: {notice['detail']}. If they are "
+                "one patient, the score is not held out."
                 for notice in alike
             ),
         ],
@@ -119,8 +119,8 @@ def _registration_notes(registration: pd.DataFrame) -> list[str]:
     wrong = registration[registration["best"].astype(bool) & ~registration["ok"].astype(bool)]
     return [
         f"Section {row.slide} fits better at flip {row.flip}, row {row.d_row:+d}, column "
-        f"{row.d_col:+d} than in place (p = {row.p:.3f}; of sections whose predictions have nothing "
-        "to do with their counts at most 5 % are marked so): look at its overlay."
+        f"{row.d_col:+d} than in place (p = {row.p:.3f}; among sections whose predictions are "
+        "unrelated to their counts, at most 5 % are marked like this): look at its overlay."
         for row in wrong.itertuples()
     ]
 
@@ -172,8 +172,8 @@ def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> No
             "95 %`: what unrelated maps of the same patterns reach in one of 20 cases. `ceiling`: what "
             "a perfect predictor would score against counts as noisy as these if their noise is "
             "Poisson; `ceiling, shared`: if only what neighbouring spots share is signal. Genes whose "
-            "counts vary no more than their noise have no `of ceiling`. Only predictable genes go "
-            "into later stages."
+            "counts vary no more than their noise have no `of ceiling`. Only predictable genes are "
+            "used in later stages."
         ],
     )
 
@@ -262,7 +262,7 @@ def _predictable_table(genes: pd.DataFrame) -> Table:
         )
     return Table(
         pd.DataFrame(rows).sort_values("predictable", ascending=False),
-        heading="Predictable genes (only these go downstream)",
+        heading="Predictable genes (only these are used downstream)",
         notes=[
             "A gene is predictable when its held-out correlation beats unrelated maps (turned, "
             "shifted, and of the same spectrum) at a false discovery rate below 0.05 and is above 0 "

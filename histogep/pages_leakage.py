@@ -10,7 +10,7 @@ import pandas as pd
 
 from histogep.pages import Table, write_page
 
-#: What each check makes sure of; `<name>_fitted_on` has one for every name (see `_meaning`).
+#: What each check ensures; `<name>_fitted_on` has one for every name (see `_meaning`).
 MEANINGS = {
     "one_patient_per_section": "a section belongs to one patient in all folds",
     "one_spelling_per_patient": "no two patients differ in case or spaces only",
@@ -70,11 +70,11 @@ def write_leakage_page(verdict: Mapping[str, Any], path: str | Path, *, study: s
             Table(summary, heading="What was checked"),
             Table(
                 alike,
-                heading="Alike, and perhaps innocent",
+                heading="Similar, possibly for an innocent reason",
                 notes=[
                     "Sections of different patients that look like serial sections of one block, "
-                    "and ids that may be one patient's. They stop nothing: look at each. If two ids "
-                    "are one patient, its score is no held-out score."
+                    "and ids that may belong to one patient. They do not stop the run: check each. If "
+                    "two ids are one patient, its score is not a held-out score."
                 ],
                 headers={"what": "alike by"},
             ),
@@ -82,14 +82,14 @@ def write_leakage_page(verdict: Mapping[str, Any], path: str | Path, *, study: s
                 leaks,
                 heading="Known leaks of the paper's protocol",
                 notes=[
-                    "Folds of the card hist leak by design; nothing of them reaches the honest card."
+                    "Folds of the card hist leak by design; none of this reaches the honest card."
                 ],
                 headers={"detail": "what the fold leaks"},
             ),
         ],
         notes=[
-            "Checked from what the jobs wrote, not from what they were asked to do. A check that "
-            "fails stops the run, so a page like this one exists for a clean study only."
+            "Checked from what the jobs wrote, not from what was requested. A check that fails "
+            "stops the run, so a page like this one exists only for a study without leaks."
         ],
     )
 

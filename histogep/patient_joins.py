@@ -1,4 +1,4 @@
-"""How much of one list of ids is in another, and what would explain it where little is."""
+"""Match two lists of ids, and explain it where few match."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from histogep.barcodes import patient_of
 
 log = logging.getLogger(__name__)
 
-#: Below this share of both lists ids are refused, if so many could match; below the other warned of.
+#: Share of both lists below which ids are refused, if so many could match; and below which warned of.
 NEAR_NOTHING, FEW = 0.1, 0.5
 _ENOUGH = 10
 _SUFFIX = re.compile(r"[._ -](?:dx|ts|bs|he|h&e|t|n|s|tumou?r|normal|slide)?\d{0,3}[a-z]?$")
 
 
 def _padded(name: str) -> str:
-    """Return a name without case, marks between its parts and zeros in front of its numbers."""
+    """Return a name without case, marks between its parts and leading zeros of its numbers."""
     parts = re.findall(r"[a-z]+|\d+", name.casefold())
     return "".join(part.lstrip("0") or "0" if part.isdigit() else part for part in parts)
 
 
-#: What ids may be without, and how that is called.
+#: Parts that ids may lack, and how each is described.
 _WAYS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("blanks", lambda name: name.strip()),
     ("case", lambda name: name.strip().casefold()),
-    ("zeros in front of numbers, or marks such as - and _", _padded),
+    ("leading zeros of numbers, or marks such as - and _", _padded),
     ("an ending such as .svs", lambda name: re.sub(r"\.[a-z0-9.]{2,9}$", "", name.casefold())),
     ("a decimal .0", lambda name: re.sub(r"\.0+$", "", name)),
     ("a suffix such as -01A or _T", lambda name: _SUFFIX.sub("", name.casefold())),
@@ -38,16 +38,16 @@ _WAYS: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 @dataclass(frozen=True)
 class Join:
-    """How two lists of ids meet.
+    """How two lists of ids match.
 
     Attributes
     ----------
     n, n_others
         Different ids on either side.
     n_matched
-        Ids that stand on both.
+        Ids that are on both.
     hint
-        What would explain that so few do, with an example; "" if nothing would.
+        Explanation why so few match, with an example; "" if there is none.
     """
 
     n: int
@@ -57,12 +57,12 @@ class Join:
 
     @property
     def share(self) -> float:
-        """The share of the ids that is among the others."""
+        """The share of the ids that are among the others."""
         return self.n_matched / self.n if self.n else 0.0
 
     @property
     def near_nothing(self) -> bool:
-        """Whether so few meet that the lists cannot be meant for each other."""
+        """Whether so few match that the lists cannot belong together."""
         smaller = min(self.n, self.n_others)
         if not smaller:
             return False
@@ -77,17 +77,17 @@ class Join:
 
 
 def join_ids(ids: Collection[str], others: Collection[str]) -> Join:
-    """Return how ids meet others; both as they are compared, barcodes cut to patients."""
+    """Return how ids match others; both as they are compared, barcodes cut to patients."""
     ours, theirs = set(ids), set(others)
     matched = ours & theirs
-    # A number alone says little: P1 and H1 are two patients.
+    # A number alone is not enough: P1 and H1 are two patients.
     ways = _WAYS if not matched else _WAYS[:-1]
     hint = _explain(ours - matched, theirs - matched, ways)
     return Join(len(ours), len(theirs), len(matched), hint)
 
 
 def report_join(ids: Collection[str], others: Collection[str], what: str) -> None:
-    """Log the share of patients that are in the clinical table; below a half it is a warning."""
+    """Log the share of patients that are in the clinical table; below a half as a warning."""
     met = join_ids(ids, others)
     log.log(
         logging.WARNING if met.few else logging.INFO,
@@ -103,7 +103,7 @@ def report_join(ids: Collection[str], others: Collection[str], what: str) -> Non
 def _explain(
     ours: set[str], theirs: set[str], ways: Sequence[tuple[str, Callable[[str], str]]]
 ) -> str:
-    """Return the least that ids must lose for half of the shorter list to meet, with an example."""
+    """Return the least that ids must drop for half of the shorter list to match, and an example."""
     for told, strip in ways:
         others: dict[str, list[str]] = {}
         for name in sorted(theirs):

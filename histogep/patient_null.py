@@ -1,13 +1,13 @@
-"""Gene sets against permuted patients: enrichment under outcomes dealt out anew.
+"""Enrichment of gene sets, compared with rankings under permuted outcomes of the patients.
 
-Genes of one tissue follow each other, so that a set looks enriched by chance far more often than
-sets of random genes do. Here the genes stay together: the outcomes are permuted over the patients,
-the genes ranked anew, and the score of every set compared with its own under those rankings (the
-phenotype permutation of Subramanian et al., PNAS 2005).
+Genes of one tissue are correlated, so that a set looks enriched by chance far more often than sets
+of random genes do. Here the genes stay together: the outcomes are permuted over the patients, the
+genes are ranked again, and the score of every set is compared with its own under those rankings
+(the phenotype permutation of Subramanian et al., PNAS 2005).
 
-The enrichment score has no scale: a set whose genes follow each other stands together at one end of
-nearly every ranking of a small panel, and only how far out it stands tells outcomes apart. So what
-is compared is the enrichment score times the mean absolute statistic of the set's genes, that is
+The enrichment score has no scale: a set whose genes are correlated stands together at one end of
+nearly every ranking of a small panel, and only its distance from the middle tells outcomes apart.
+So the enrichment score is multiplied by the mean absolute statistic of the set's genes, which gives
 the same running sum in units of the statistic.
 """
 
@@ -115,7 +115,7 @@ def normalise_by_sign(scores: np.ndarray) -> np.ndarray:
 def outcome_statistic(
     table: pd.DataFrame, contrast: str, *, gene_scale: str, subtype: str | None = None
 ) -> tuple[list[str], Statistic, int]:
-    """Return the genes, their statistic under outcomes dealt out anew, and the number of patients.
+    """Return the genes, their statistic under permuted outcomes, and the number of patients.
 
     Parameters
     ----------

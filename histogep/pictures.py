@@ -1,4 +1,4 @@
-"""Pictures that OpenSlide does not read by region, as pyramidal TIFFs in the colours a viewer shows."""
+"""Convert images that OpenSlide cannot read by region to pyramidal TIFFs in a viewer's colours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from histogep.jobs import BadSlide
 from histogep.tiff_images import TiffImage
 
 log = logging.getLogger(__name__)
-# libvips tells of every thread it starts.
+# libvips logs every thread it starts.
 logging.getLogger("pyvips").setLevel(logging.WARNING)
 
 #: Most bytes of pixels that a byte of a PNG can stand for (deflate: 1,032); a JPEG of three channels
@@ -26,7 +26,7 @@ MOST_BYTES_PER_BYTE = 1100
 _SCALES = ((1.0, 0.25), (255.0, 64.0), (65535.0, 16384.0))
 
 
-#: How libtiff and libvips say that they know a form of storage but were built without it.
+#: How libtiff and libvips report a form of storage that they know but were built without.
 _UNSUPPORTED = re.compile(r"not supported|not configured|unsupported", re.IGNORECASE)
 
 
@@ -35,8 +35,8 @@ def open_picture(
 ) -> pyvips.Image:
     """Return a picture as it is stored, red, green and blue of several pages side by side.
 
-    Warnings of the decoders count as errors: most damaged pixels are noticed by nothing else. Only of
-    a TIFF whose tags alone are warned of, which does no harm, warnings are passed over.
+    Warnings of the decoders count as errors: most damaged pixels are noticed by nothing else. Only
+    where the tags of a TIFF alone cause warnings, which does no harm, warnings are ignored.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def _tags_are_warned_of(source: Path) -> bool:
     try:
         pyvips.Image.tiffload(str(source), fail_on="none", revalidate=True)
     except pyvips.Error:
-        return False  # the one who reads it says so
+        return False  # reported where it is read
     finally:
         logger.removeHandler(heard)
     return bool(heard.messages)
@@ -120,7 +120,7 @@ def write_pyramid(
     Raises
     ------
     BadSlide
-        If the picture is damaged, or what its values mean cannot be told.
+        If the picture is damaged, or the meaning of its values is unknown.
     """
 
     def opened() -> pyvips.Image:
@@ -130,7 +130,7 @@ def write_pyramid(
         picture = _as_rgb(slide, source, tiff, opened)
         if orientation(picture) > 1:
             log.info(
-                "%s: turned upright, as its orientation (%d) says", source, orientation(picture)
+                "%s: turned upright, by its orientation tag (%d)", source, orientation(picture)
             )
             # Turning needs all of it: from a file, where memory is too small.
             picture = picture.copy_memory() if _is_small(picture) else _on_disk(picture)
@@ -166,9 +166,7 @@ def _as_rgb(
     picture = opened()
     alpha = picture.interpretation != "cmyk" and picture.bands == 4
     if tiff is not None and alpha and not tiff.alpha:
-        log.warning(
-            "slide %s: the fourth channel of %s is of no known use: left out", slide, source
-        )
+        log.warning("slide %s: the fourth channel of %s has no known use: left out", slide, source)
         picture, alpha = picture[0:3], False
     if picture.interpretation == "cmyk":
         return _from_cmyk(picture)

@@ -1,4 +1,4 @@
-"""The pixel size of a slide: all evidence there is, the value that is used, and what contradicts it."""
+"""The pixel size of a slide: all evidence, the value that is used, and what contradicts it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COARSE_UM = 2.0
 USUAL_PRODUCT = (4.0, 16.0)
 #: Outside of this the pixel size of a file contradicts its own objective, and is refused.
 POSSIBLE_PRODUCT = (2.5, 25.0)
-#: Sources of a pixel size, the one that is believed first.
+#: Sources of a pixel size, the most trusted first.
 SOURCES = (
     "sheet",
     "metadata",
@@ -41,7 +41,7 @@ SOURCES = (
     "density",
 )
 _UM_PER_UNIT = {"centimeter": 1e4, "inch": 25400.0}
-#: Where the formats keep the pixel size that OpenSlide makes `openslide.mpp-*` of, and its um.
+#: Where the formats keep the pixel size from which OpenSlide makes `openslide.mpp-*`, and its um.
 _VENDOR_PROPERTIES = {
     "aperio": ("aperio.MPP", "aperio.MPP", 1.0),
     "mirax": (
@@ -68,13 +68,13 @@ def settle_mpp(
     remarks: Sequence[str] = (),
     spots: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
-    """Return the pixel size of a slide, where it is from, and every disagreement.
+    """Return the pixel size of a slide, its source, and every disagreement.
 
     The sheet goes before the metadata, the metadata before TIFF resolution tags (`SOURCES`).
-    Estimates outside `MPP_RANGE`, and those of pixels that are not square, are no evidence. Those
-    that differ by more than 10 % from the one used are warned of. A pixel size that the magnification
-    contradicts (um per px times magnification is about 10) is warned of outside `USUAL_PRODUCT`, and
-    refused outside `POSSIBLE_PRODUCT` unless the sheet gives it.
+    Estimates outside `MPP_RANGE`, and those of pixels that are not square, are not evidence. Those
+    that differ by more than 10 % from the one used cause a warning. A pixel size that the
+    magnification contradicts (um per px times magnification is about 10) causes a warning outside
+    `USUAL_PRODUCT`, and is refused outside `POSSIBLE_PRODUCT` unless the sheet gives it.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def settle_mpp(
     objective
         Magnification written in the file, if any.
     remarks
-        What else the file says of it but cannot be used, such as a resolution without a unit.
+        Other statements of the file that cannot be used, such as a resolution without a unit.
     spots
         What the spots of a section imply (`spot_mpp`): name -> least and most. It is compared, and
         named where nothing else is known, but not used: whose pixels they count is not certain.
@@ -143,7 +143,7 @@ def settle_mpp(
         for name, value in sound.items()
         if abs(value / mpp - 1) > MPP_TOLERANCE
     ]
-    # What was set aside is said all the same; impossible sizes are the defaults of programs (72 dpi).
+    # Rejected values are reported too; impossible sizes are the defaults of programs (72 dpi).
     apart += reasons
     for name, (least, most) in (spots or {}).items():
         if not least * (1 - MPP_TOLERANCE) <= mpp <= most * (1 + MPP_TOLERANCE):
@@ -196,7 +196,7 @@ def _about(least: float, most: float) -> str:
 
 
 def metadata_mpp(properties: Mapping[str, str]) -> tuple[dict[str, Estimate], list[str]]:
-    """Return what OpenSlide's properties say of the pixel size, and what of it cannot be used.
+    """Return what OpenSlide's properties say about the pixel size, and what of it cannot be used.
 
     Beside `openslide.mpp-*` the numbers of the formats themselves, the size of DICOM's imaged volume,
     and TIFF's resolution tags where they have a unit.
@@ -259,7 +259,7 @@ def density_mpp(start: bytes) -> dict[str, Estimate]:
 
 
 def number(text: object) -> float | None:
-    """Return a finite number, a decimal comma understood; None for all else."""
+    """Return a finite number, with a decimal point or comma; None for all else."""
     try:
         value = float(str(text).replace(",", "."))
     except ValueError:

@@ -1,4 +1,4 @@
-"""House style of every figure: sizes, colours, and a file that is the same byte for byte."""
+"""House style of every figure: sizes, colours, and files that are reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ _MM_PER_INCH = 25.4
 def figure(*, width_mm: float = 180, height_mm: float = 100, placed: bool = False) -> Figure:
     """Return an empty figure of a size in mm, drawn in the house style.
 
-    Its axes are fitted to their labels, unless they are `placed` by hand: to fit costs more than to
-    draw, which figures of every slide feel.
+    Its axes are fitted to their labels, unless they are `placed` by hand: fitting takes longer than
+    drawing, which matters for figures of every slide.
     """
     mpl.rcParams.update(STYLE)
     size = (width_mm / _MM_PER_INCH, height_mm / _MM_PER_INCH)
@@ -69,10 +69,10 @@ def figure(*, width_mm: float = 180, height_mm: float = 100, placed: bool = Fals
 
 
 def as_drawn(text: object, *, most: int = 60) -> str:
-    """Return a name or message that somebody else wrote as it can be drawn.
+    """Return a name or message from elsewhere in a form that can be drawn.
 
     It is one line. Letters without a glyph (control characters, halves of surrogates) become U+FFFD;
-    what lies in the middle of more than `most` letters gives way to an ellipsis (hundreds of
+    the middle of a text of more than `most` letters is replaced by an ellipsis (hundreds of
     thousands would take minutes to draw).
     """
     text = " ".join(str(text).split())
@@ -92,7 +92,7 @@ def draw_discs(
     colours: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> EllipseCollection:
-    """Draw cells of a lattice as discs where they lie, rows downwards, nothing stretched.
+    """Draw positions of a lattice as discs in place, rows downwards, without distortion.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def draw_discs(
     size_um
         Diameter: the pitch of the lattice.
     values, colours
-        What to colour by: one of them, (n,).
+        What to colour by: one of the two, (n,).
     limits
         Of the colours of `values`; their range unless given.
     """

@@ -77,7 +77,7 @@ def plot_maps(
     """Draw measured beside predicted expression of one held-out section, in place on the lattice.
 
     The section is the one whose score is the median of all, the genes are the best, the median and
-    the worst by held-out correlation over all sections: none was chosen for its looks.
+    the worst by held-out correlation over all sections: none was picked by eye.
     """
     fig = figure(width_mm=180, height_mm=115)
     genes = evaluation.genes
@@ -231,7 +231,7 @@ def _cells(
     colours: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> EllipseCollection:
-    """Draw cells as discs where they lie on the lattice."""
+    """Draw positions as discs in place on the lattice."""
     x_um, y_um = measured.lattice.centres_um(section.row, section.col)
     size_um = measured.lattice.pitch_um
     return draw_discs(

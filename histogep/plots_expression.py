@@ -82,7 +82,7 @@ def draw_cells(
     colours: str,
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """Draw square cells of a lattice in mm, coloured by value; image orientation."""
+    """Draw square positions of a lattice in mm, coloured by value; image orientation."""
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * side_mm / 2
     cells = PolyCollection(
         centres_mm[:, None, :] + corners, array=np.asarray(values, float), cmap=colours,

@@ -22,7 +22,7 @@ _MARGINS_MM = (13.0, 5.0, 11.0, 17.0)
 def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
     """Draw a slide with its tissue's outline, the centres of its tiles, and pen marks.
 
-    Above it stands how much of it is blurred, folded or under pen.
+    A line above it gives the shares that are blurred, folded or under pen.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
 
 
 def draw_failure(slide: str, reason: str) -> Figure:
-    """Return a figure that says in words why a slide cannot be used: it stands in for its image."""
+    """Return a figure with the reason why a slide cannot be used, in place of its image."""
     fig = figure(width_mm=150, height_mm=50)
     fig.text(0.03, 0.85, f"{slide}: not used", weight="bold", size=9, va="top")
     fig.text(0.03, 0.68, textwrap.fill(as_drawn(reason, most=800), 95), size=8, va="top")

@@ -1,4 +1,4 @@
-"""In which number format, memory layout and with which algorithms a network runs (torch)."""
+"""Number format, memory layout and algorithms with which a network runs (torch)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def determinism(seed: int, device: str) -> Iterator[None]:
 
 
 def precision_on(precision: str, device: str) -> str:
-    """Return what a precision is on a device: "auto" is bfloat16 where that is fast."""
+    """Return what a precision means on a device: "auto" is bfloat16 where that is fast."""
     if precision == "auto":
         return "bfloat16" if fast_bfloat16(device) else "float32"
     return precision
@@ -38,7 +38,7 @@ def autocast(precision: str, device: str) -> Any:
 
 
 def memory_format_of(precision: str, device: str) -> torch.memory_format:
-    """Return how convolutions' weights lie in memory: channels last, but not in float32 on a CPU.
+    """Return the memory layout of convolution weights: channels last, but not in float32 on a CPU.
 
     There the gradients of channels-last convolutions cost twice as much (oneDNN with AVX2).
     """

@@ -1,4 +1,4 @@
-"""Held-out predictions as evaluation reads them, beside what was measured, joined by barcode."""
+"""Held-out predictions as the evaluation reads them, joined to measurements by barcode."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class HeldOut:
     protocol, fold, model, task
         Where the prediction comes from.
     slide, patient
-        Whose it is.
+        Section that was predicted.
     genes
         Columns of `predicted` and `truth` ("tumour" for the tumour map).
     barcode, row, col, in_tissue
-        The cells: the in-tissue spots (honest) or the whole grid (hist).
+        The positions: the in-tissue spots (honest) or the whole grid (hist).
     predicted, truth
-        Cells by genes: log1p CP10k; or probability and 0/1, NaN where the label is not known.
+        Positions by genes: log1p CP10k; or probability and 0/1, NaN where the label is unknown.
     threshold
         Probability from which a spot is called tumour, chosen inside the fold; None if it was not.
     absent
@@ -67,11 +67,11 @@ class HeldOut:
 
     @property
     def tissue(self) -> HeldOut:
-        """The section without its background cells."""
+        """The section without its background positions."""
         return self if self.in_tissue.all() else self.cells(self.in_tissue)
 
     def cells(self, keep: np.ndarray) -> HeldOut:
-        """Return the section with some of its cells only."""
+        """Return the section with some of its positions only."""
         names = ("barcode", "row", "col", "in_tissue", "predicted", "truth")
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
 
@@ -83,7 +83,7 @@ class Measured:
     Attributes
     ----------
     slide
-        Whose counts they are.
+        Section that was measured.
     barcode, row, col
         The spots.
     genes
@@ -130,7 +130,7 @@ class Measured:
         return self.genes.get_indexer(pd.Index(genes))
 
     def order(self, section: HeldOut) -> np.ndarray:
-        """Return the row of each in-tissue cell of a prediction, found by barcode."""
+        """Return the row of each in-tissue position of a prediction, found by barcode."""
         barcode = section.barcode[section.in_tissue]
         place = self.barcode.get_indexer(pd.Index(barcode))
         if (place < 0).any():
@@ -248,8 +248,8 @@ def training_mean(
 ) -> np.ndarray:
     """Return the mean of each gene over the fold's training sections, laid on the tissue.
 
-    What is known without looking at the image. Sections count alike; background cells get 0, which
-    is what they measure.
+    A baseline that does not look at the image. Sections count alike; background positions get 0,
+    which is their measured value.
 
     Parameters
     ----------
@@ -295,7 +295,7 @@ def _read_one(path: Path) -> list[HeldOut]:
     if unknown.any():
         cell, gene = np.argwhere(unknown)[0]
         raise InputError(
-            f"{path} has no finite number for {table.var_names[gene]} in cell "
+            f"{path} has no finite number for {table.var_names[gene]} at position "
             f"{table.obs_names[cell]} ({unknown.sum()} such values): train {told['model']} again"
         )
     obs = table.obs
@@ -331,7 +331,7 @@ def _dense(matrix: Any) -> np.ndarray:
 
 def _lattice(uns: Mapping[str, Any], path: str | Path) -> Lattice:
     if "lattice" not in uns:
-        raise InputError(f"{path} does not say its lattice (uns['lattice']): run align_spots again")
+        raise InputError(f"{path} lacks its lattice (uns['lattice']): run align_spots again")
     settings = uns["lattice"]
     return Lattice(
         kind=str(settings["kind"]),

@@ -1,8 +1,8 @@
-"""From a tile's raw features to what a model reads: two views, reduced and evenly weighted.
+"""Prepare a tile's raw features for a model: two views, reduced and evenly weighted.
 
-The `slide` view is standardised within each slide, so that staining and scanner drop out: it says
+The `slide` view is standardised within each slide, so that staining and scanner drop out: it shows
 how a tile differs from the rest of its slide. The `whole` view is standardised with the training
-tiles' mean and deviation, so it keeps what differs between slides. Wide blocks are reduced by
+tiles' mean and deviation, so it keeps differences between slides. Wide blocks are reduced by
 principal components, fitted on the training tiles of each view; narrow ones (stain and texture
 descriptors) are kept as they are, beside the mean over each tile's neighbours on the lattice.
 Numpy and scipy only: no torch.
@@ -21,7 +21,7 @@ from histogep.jobs import InputError
 from histogep.lattice import Lattice
 
 VIEWS = ("slide", "whole")
-#: Standardised features are held within this many deviations: one odd tile tips no model.
+#: Standardised features are limited to this many deviations, so that no single tile tips a model.
 LIMIT = 6.0
 _SMALLEST = 1e-8
 #: Tiles prepared at a time, so that a large slide takes no more memory than its features.
@@ -139,7 +139,7 @@ class Preparation:
         return sum(len(self._blocks[n].spread[VIEWS[0]]) for n in names or self.names)
 
     def own_columns(self, name: str) -> np.ndarray:
-        """Return where a tile's own features of one encoder lie among the prepared columns."""
+        """Return the columns of a tile's own features of one encoder among the prepared columns."""
         start = 0
         for other, block in self._blocks.items():
             width = len(block.spread[VIEWS[0]])
@@ -279,8 +279,8 @@ def _moments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and deviation of a view: the slide's own, or the training tiles'.
 
-    The deviation of a feature that does not vary (or hardly does on this slide, so that it says
-    nothing about its tiles) is infinite.
+    The deviation of a feature that does not vary (or hardly does on this slide, so that it is not
+    informative about its tiles) is infinite.
     """
     if view == "slide":
         if given is None:
@@ -295,12 +295,12 @@ def _moments(
     elif view == "whole":
         mean, deviation, floor = block.mean, block.deviation, _SMALLEST
     else:
-        raise ValueError(f"view {view!r} is none of {VIEWS}")
+        raise ValueError(f"view {view!r} is not one of {VIEWS}")
     return mean, np.where(deviation > floor, deviation, np.inf)
 
 
 def _standardise(columns: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Return columns in deviations from a mean, held within the limit."""
+    """Return columns in deviations from a mean, within the limit."""
     return np.clip((columns - mean) / deviation, -LIMIT, LIMIT)
 
 

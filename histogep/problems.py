@@ -1,4 +1,4 @@
-"""All that is wrong with what a user gave, in one message."""
+"""Report all that is wrong with a user's input in one message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Problems:
-    """What several readers and checks refuse, so that a user sees it at once and not one after the other."""
+    """Errors of several readers and checks, so that a user sees all at once and not one by one."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -36,7 +36,7 @@ class Problems:
 def refuse_file(path: str | Path, problems: Sequence[str]) -> None:
     """Raise an InputError with all problems of one file, in the order of its lines, unless none.
 
-    What concerns no single line comes first.
+    Problems that concern no single line come first.
     """
     if problems:
         ordered = sorted(problems, key=_line_of)

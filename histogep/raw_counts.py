@@ -3,14 +3,14 @@
 HEST-Benchmark (Jaume et al., NeurIPS 2024) correlates predictions with log1p of RAW counts, gene by
 gene over the spots of a held-out section. There every gene rises and falls with the depth of its
 spot, which cell density shows, so that scores are several times those against log1p of counts per
-10,000, and a predictor that knows nothing but each spot's total reaches most of them. The metric is
-here for comparison with published figures, and nothing is chosen by it.
+10,000, and a predictor that only knows each spot's total reaches most of them. The metric is here
+for comparison with published figures, and nothing is chosen by it.
 
-The models predict log1p of counts per 10,000. What they say of raw counts is read from their
-predictions by a ridge regression on other held-out sections, whose counts are known: of other
-patients under the honest protocol, of other sections under hist. No image is read and no model
-trained again. A model trained on raw counts sees more of the image than its predictions of
-normalised expression tell; against such published scores these are cautious.
+The models predict log1p of counts per 10,000. Raw counts are derived from their predictions by a
+ridge regression on other held-out sections, whose counts are known: of other patients under the
+honest protocol, of other sections under hist. No image is read and no model is trained again. A
+model trained on raw counts uses more of the image than its predictions of normalised expression
+show; compared with such published scores these are conservative.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def raw_table(
     -------
     pandas.DataFrame
         One row per section: slide, patient, value (mean over genes; NaN where no other section can
-        tell raw counts from predictions), outline and depth (what the outline of the tissue, and
+        relate raw counts to predictions), outline and depth (what the outline of the tissue, and
         the counts of each spot, score in its place), n_genes.
     """
     honest = sections[0].protocol == "honest"
@@ -81,12 +81,12 @@ def raw_table(
 
 
 def _log_raw(counts: Measured, order: np.ndarray, genes: Sequence[str]) -> np.ndarray:
-    """Return log1p of the raw counts of some genes, in the order of a prediction's cells."""
+    """Return log1p of the raw counts of some genes, in the order of a prediction's positions."""
     return np.log1p(counts.counts[order][:, counts.columns(genes)].toarray().astype(float))
 
 
 def _on_grid(section: HeldOut, values: np.ndarray, *, honest: bool) -> np.ndarray:
-    """Return values of the in-tissue cells as the card compares them: under hist with zeros around."""
+    """Return in-tissue values as the card compares them: under hist with zeros around."""
     if honest:
         return values
     laid = np.zeros((len(section.in_tissue), values.shape[1]))
@@ -100,7 +100,7 @@ def _as_raw(
     measured: Mapping[str, Measured],
     shared: Sequence[str],
 ) -> np.ndarray | None:
-    """Return log1p of raw counts as other sections say they follow from predictions.
+    """Return log1p of raw counts predicted from predictions, by a regression on other sections.
 
     The regression is on deviations from the section's mean, which is what differs within a section;
     the mean is that of the other sections.

@@ -1,8 +1,8 @@
-"""Do spots and image fit? Predictions are scored when shifted and flipped against the counts.
+"""Check that spots and image fit: predictions are scored against shifted and flipped counts.
 
-A model that sees the right tissue predicts best where it stands. When the predictions fit better
-one row or column off, or mirrored, the section's positions were laid on the image wrongly (the
-paper's own matrices are one grid row off), or the model predicts nothing local.
+A model that sees the right tissue predicts best in place. When the predictions fit better one row
+or column off, or mirrored, the section's positions were placed on the image wrongly (the paper's
+own matrices are one grid row off), or the model predicts nothing local.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pandas as pd
 from histogep.metrics import unit_columns
 
 FLIPS = ("none", "horizontal", "vertical", "both")
-#: A comparison needs this many cells and this share of the section's cells.
+#: A comparison needs this many positions and this share of the section's positions.
 MIN_CELLS, MIN_SHARE = 20, 0.4
-#: How many standard errors better another place must be before a section is marked.
+#: Number of standard errors by which another place must be better before a section is marked.
 SIGNIFICANT = 3.0
-#: Level of the test against far places, which holds for maps that have nothing to do with the counts:
+#: Level of the test against far places, which is exact for maps unrelated to the counts:
 #: the jackknife alone marks 6 to 9 % of these.
 LEVEL = 0.05
 #: Rows and columns between the centres of the searches among far places.
@@ -35,31 +35,31 @@ def registration_scores(
 ) -> pd.DataFrame:
     """Score one section at every shift and flip.
 
-    The prediction of cell (r + d_row, c + d_col) of the flipped section is compared with the counts
-    of cell (r, c), where both are in the tissue; flips turn the bounding box of the tissue's cells.
-    On a hexagonal lattice odd row shifts and flips are true to half a pitch. The score is the mean
+    The prediction at position (r + d_row, c + d_col) of the flipped section is compared with the
+    counts at (r, c), where both are in the tissue; flips turn the bounding box of the tissue. On a
+    hexagonal lattice odd row shifts and flips are accurate to half a pitch. The score is the mean
     over genes of Pearson's r.
 
     A section is not `ok` when another place is better by more than 3 standard errors of the
     difference, from a jackknife over 4 x 4 spatial blocks (neighbouring spots and correlated genes
-    are no independent evidence), and is better than chance, `p` <= .05: the same search made about
-    far places, where prediction and counts have nothing to do with each other, finds as good a
-    place in a share p of them. A section whose prediction is unrelated to its counts is not ok in
+    are not independent evidence), and is better than chance, `p` <= .05: the same search made about
+    far places, where prediction and counts are unrelated, finds as good a place in a share p of
+    them. A section whose prediction is unrelated to its counts is not ok in
     at most 5 % of cases; one too small for 19 far searches is always ok.
 
     Parameters
     ----------
     predicted, measured
-        In-tissue cells by genes.
+        In-tissue positions by genes.
     row, col
-        Grid indices of the cells.
+        Grid indices of the positions.
     shifts
         Largest shift in rows and columns.
 
     Returns
     -------
     pandas.DataFrame
-        flip, d_row, d_col, score (NaN where too few cells overlap), n_spots, best, ok, p (NaN where
+        flip, d_row, d_col, score (NaN for too small an overlap), n_spots, best, ok, p (NaN where
         no other place is better by more than the jackknife's noise).
     """
     row, col = np.asarray(row, int), np.asarray(col, int)
@@ -99,7 +99,7 @@ def _chance(
 ) -> float:
     """Return in what share of searches about far places the best score is at least this one.
 
-    Far places are whole shifts beyond the reach of the search itself that keep enough cells; this
+    Far places are whole shifts beyond the reach of the search that keep enough positions; this
     one counts among them, so that p is exact where prediction and counts are unrelated.
     """
     reach = [int(np.ptp(axis)) // _STEP * _STEP for axis in (row, col)]
@@ -124,7 +124,7 @@ def _chance(
 def _pairs(
     row: np.ndarray, col: np.ndarray, flip: str, d_row: int, d_col: int, *, margin: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cells whose predictions, and the cells whose counts, meet at one place."""
+    """Return the positions whose predictions, and those whose counts, meet at one place."""
     row, col = row - row.min() + margin, col - col.min() + margin
     shape = row.max() + 1 + margin, col.max() + 1 + margin
     cell = np.full(shape, -1)
@@ -142,7 +142,7 @@ def _score(predicted: np.ndarray, measured: np.ndarray, pair: tuple) -> float:
         return float("nan")
     ours, silent = unit_columns(predicted[source])
     theirs, constant = unit_columns(measured[target])
-    # A gene that is silent on either side says nothing of the place.
+    # A gene that is constant on either side is not informative about the place.
     scored = ~(silent | constant)
     if not scored.any():
         return float("nan")
@@ -152,7 +152,7 @@ def _score(predicted: np.ndarray, measured: np.ndarray, pair: tuple) -> float:
 def _within_noise(
     predicted: np.ndarray, measured: np.ndarray, home: tuple, best: tuple, block: np.ndarray
 ) -> bool:
-    """Say whether `best` is ahead of `home` by no more than the jackknife's noise."""
+    """Return whether `best` is ahead of `home` by no more than the jackknife's noise."""
     ahead = []
     for out in np.unique(block):
         scores = []

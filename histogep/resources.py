@@ -1,6 +1,6 @@
-"""The small references that the project ships, in the folder `resources/` beside the library.
+"""The small reference files of the project, in the folder `resources/` beside the library.
 
-The workflow copies each into `results/resources/` and reads the copy: what a rule depends on is then
+The workflow copies each into `results/resources/` and reads the copy: a rule then depends on
 the content of a reference, whatever the place of the repository.
 """
 

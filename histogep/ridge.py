@@ -2,7 +2,7 @@
 
 The deviation of a spot from its section's mean is predicted from features standardised within
 the slide; the section's mean (its level) from features on the training scale. The prediction is
-level + deviation. Encoders and penalties are weighed by leaving training patients out in turn.
+level + deviation. Encoders and penalties are weighted by cross-validation over training patients.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class RidgeModel:
 
     @property
     def halo(self) -> int:
-        """Rows of the lattice beside a tile that its features look at."""
+        """Rows of the lattice beside a tile that its features depend on."""
         return 1
 
     def within(self, tiles: Tiles, *, moments: SlideMoments | None = None) -> np.ndarray:
@@ -95,7 +95,7 @@ class RidgeModel:
         return self.preparation.transform(tiles, view="slide", moments=moments)
 
     def add_to(self, source: TileSource, add: Callable[[np.ndarray, np.ndarray], None]) -> None:
-        """Give the predictions of a slide's tiles band by band; they are those of `predict`.
+        """Yield the predictions of a slide's tiles band by band; they are those of `predict`.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Plain values (YAML, JSON) held against a JSON Schema: finite numbers, messages of bounded length."""
+"""Check plain values (YAML, JSON) against a JSON Schema, with messages of bounded length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jsonschema.validators import extend
 
 from histogep.jobs import InputError
 
-#: A message shows at most so many problems, and so many letters of each.
+#: A message shows at most this many problems, and this many letters of each.
 MOST_PROBLEMS, MOST_LETTERS = 20, 400
 _MOST_ERRORS = 1000
 #: Values of a file, counted as often as they are referred to (aliases of YAML).
@@ -43,8 +43,8 @@ def check_gene_pattern(value: object) -> bool:
     Raises
     ------
     ValueError
-        It is none, or could take for ever on some names: a repeated group such as `(A+)+`, or many
-        repeats.
+        It is not one, or its search could take for ever on some names: a repeated group such as
+        `(A+)+`, or many repeats.
     """
     if not isinstance(value, str):
         return True
@@ -54,7 +54,7 @@ def check_gene_pattern(value: object) -> bool:
         re.compile(value)
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from None
-    # What is escaped or stands in a class repeats nothing.
+    # Escaped characters, and those in a class, repeat nothing.
     plain = re.sub(r"\[\^?\]?(?:\\.|[^\]\\])*\]", "x", re.sub(r"\\.", "x", value, flags=re.S))
     if re.search(r"\)[*+{]", plain):
         raise ValueError("a repeated group can take for ever: repeat letters or classes only")
@@ -83,9 +83,9 @@ def mistakes(
     name: str,
     explain: Callable[[ValidationError], str] = lambda error: said(error),
 ) -> list[str]:
-    """Return what a schema says against a value, a line for each mistake with its place.
+    """Return the violations of a schema by a value, one line each with its place.
 
-    NaN and infinities are not numbers, whatever the schema; 1.0 is no integer.
+    NaN and infinities are not numbers, whatever the schema; 1.0 is not an integer.
 
     Parameters
     ----------
@@ -94,12 +94,12 @@ def mistakes(
     schema
         A JSON Schema (2020-12).
     name
-        What the lines call the value.
+        Name of the value in the lines.
     explain
         Returns the words of one mistake.
     """
     validator = _Validator(schema, format_checker=_FORMATS)
-    # Of a million values that are wrong the first will do.
+    # Of a million wrong values the first ones are enough.
     found = [*itertools.islice(validator.iter_errors(value), _MOST_ERRORS)]
     found.sort(key=lambda error: list(map(str, error.path)))
     lines = [f"{name}{where}: write the key {key} in quotes" for where, key in _other_keys(value)]
@@ -111,7 +111,7 @@ def mistakes(
 
 
 def _other_keys(value: Any, path: tuple = ()) -> Iterator[tuple[str, str]]:
-    """Give where a key stands that is not text, such as 1, true or null, and the key."""
+    """Yield the place of each key that is not text, such as 1, true or null, and the key."""
     if isinstance(value, dict):
         for key, part in value.items():
             if not isinstance(key, str):
@@ -159,7 +159,7 @@ def place(path: Sequence[str | int] | Any) -> str:
 
 
 def check_size(value: Any, *, name: str) -> None:
-    """Raise InputError for what is too large to be looked at, told before anything is copied.
+    """Raise InputError for values that are too large to be checked, before anything is copied.
 
     Ten aliases of YAML, ten levels deep, are ten thousand million values in a hundred bytes.
     """

@@ -77,11 +77,11 @@ class SectionScore:
     Attributes
     ----------
     protocol, fold, model, slide, patient
-        Whose.
+        Origin of the scores.
     genes
         Order of all arrays.
     n_cells
-        Cells that were compared.
+        Positions that were compared.
     pearson, spearman, rmse
         Scores.
     outline
@@ -154,7 +154,7 @@ def section_ceilings(
 def baselines(
     sections: Sequence[HeldOut], measured: Mapping[str, Measured], folds: pd.DataFrame
 ) -> list[HeldOut]:
-    """Return the two predictors that see no image, for every expression section.
+    """Return the two baselines that see no image, for every expression section.
 
     `outline` is 1 in the tissue and 0 outside; `training_mean` is each gene's mean over the
     training sections in the tissue and 0 outside. They are scored by the same code as the models.
@@ -182,8 +182,8 @@ def score_section(
 ) -> SectionScore:
     """Score one section: honest ones over their in-tissue spots, hist ones over the whole grid.
 
-    The whole-grid metric is that of the paper: Pearson's r per gene over all cells of the grid, the
-    zeros of the background included.
+    The whole-grid metric is that of the paper: Pearson's r per gene over all positions of the grid,
+    the zeros of the background included.
 
     Parameters
     ----------
@@ -301,8 +301,8 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
     several spreads as far as one.
 
     `ceiling_spatial` is the ceiling if only what neighbouring spots share is signal (honest only). A
-    gene whose counts do not vary by more than their noise has no `relative` under honest: nobody
-    can tell what share of nothing was reached.
+    gene whose counts do not vary by more than their noise has no `relative` under honest, as there
+    is no explainable variation to compare with.
 
     A gene is `predictable` (honest only) when fdr < 0.05 (Benjamini-Hochberg over the model's genes
     of `null_p`) and its score is above 0 in more than half of at least two patients.
@@ -400,8 +400,8 @@ def null_of_patients(sections: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     ----------
     sections
         Per patient, per section: draws by genes; NaN for a gene that is not known there. The draws
-        of different patients are independent. Those of one patient are put in order first, section
-        by section: the mean then has the widest law that any dependence could give it.
+        of different patients are independent. Those of one patient are sorted first, section by
+        section: the mean then has the widest distribution that any dependence could give it.
 
     Returns
     -------

@@ -11,15 +11,15 @@ from sklearn.metrics import precision_recall_curve
 from histogep.metrics import pearson
 
 LOG = logging.getLogger(__name__)
-#: By what models of a task are chosen.
+#: The metric by which models of a task are chosen.
 METRICS = {"expression": "in-section Pearson", "tumour": "in-section AUROC"}
 
 
 def section_score(predicted: np.ndarray, measured: np.ndarray) -> float:
     """Return the mean correlation over the genes measured on a section, in-tissue spots only.
 
-    A gene that varies on the section but not in the prediction counts as 0, so that a model does
-    not gain by saying nothing; a gene that does not vary on the section is left out.
+    A gene that varies on the section but not in the prediction counts as 0, so that constant
+    predictions are not rewarded; a gene that does not vary on the section is left out.
     """
     scores = pearson(predicted, measured)
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
@@ -54,7 +54,7 @@ def mean_over_groups(scores: Sequence[float], groups: Sequence[str]) -> float:
 
 
 def inner_folds(groups: Sequence[str], *, most: int = 10) -> list[list[str]]:
-    """Return groups (patients) to leave out together: one at a time, or in `most` even hands."""
+    """Return groups (patients) to leave out together: one at a time, or in `most` even parts."""
     names = list(dict.fromkeys(groups))
     size = {name: list(groups).count(name) for name in names}
     hands: list[list[str]] = [[] for _ in range(min(most, len(names)))]

@@ -1,4 +1,4 @@
-"""The configuration: strict, complete, and with every mistake named in one message."""
+"""Check the configuration strictly, fill in defaults, and report every mistake in one message."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def complete_settings(
     schema
         A JSON Schema (2020-12) whose objects are closed and whose keys have defaults.
     name
-        What the message calls the settings.
+        Name of the settings in the message.
     source
         Where they come from, for the message: the names of their files.
 
@@ -58,7 +58,7 @@ def complete_settings(
 
 
 def check_names(settings: dict[str, Any]) -> None:
-    """Raise InputError where names of a study could not be told apart, or Snakemake refuses them.
+    """Raise InputError for names of a study that would clash, or that Snakemake refuses.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def check_names(settings: dict[str, Any]) -> None:
 
 
 def check_study_name(study: str) -> None:
-    """Raise InputError where a study's folders would be those of something else."""
-    # Some file systems take a and A for one letter.
+    """Raise InputError where a study's folders would clash with others."""
+    # Some file systems treat a and A as one letter.
     if study.casefold() in RESERVED:
         raise InputError(
             f"study is {study!r}, but results/genes/{study} holds the sections' gene scores: choose "
@@ -90,9 +90,10 @@ def check_study_name(study: str) -> None:
 
 
 def refuse_repeated_keys(path: str | Path) -> None:
-    """Raise InputError for what YAML takes for something else without a word.
+    """Raise InputError for what YAML silently reads as something else.
 
-    It keeps the last of two keys alike, and reads 010 as 8 and 12:30 as 750. Also where it is not YAML, or no UTF-8.
+    It keeps the last of two equal keys, and reads 010 as 8 and 12:30 as 750. Also for a file that
+    is not YAML or not UTF-8.
     """
     try:
         with given_file(path, "a configuration"):
@@ -119,7 +120,7 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, 
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            continue  # a list or an object: no key that a configuration has
+            continue  # a list or an object, which is not a key that a configuration has
         if key.value in seen:
             name = shown(key.value)
             raise _MisreadError(

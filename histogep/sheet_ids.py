@@ -1,7 +1,7 @@
-"""Ids and paths of a study that the names of its results, or Snakemake, could not tell apart.
+"""Refuse ids and paths that the names of results, or Snakemake, could not tell apart.
 
-An id becomes part of file names: `results/slides/ID.json` beside the folder `results/slides/ID`. What
-no file of its own could be made of is refused here, before any work starts.
+An id becomes part of file names: `results/slides/ID.json` beside the folder `results/slides/ID`.
+Ids from which no unique file name can be made are refused here, before any work starts.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SUFFIXES = frozenset(
 )
 #: Bytes of a name, and of a whole path, that file systems take.
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
-#: Snakemake takes a value that ends in so many repeats of anything for a rule that feeds itself.
+#: Snakemake takes a value that ends in this many repeats of anything for a rule that feeds itself.
 _REPEATS = re.compile(r"(.+?)\1{19,}$", re.DOTALL)
 _SHOWN = 80
-#: What a formula begins with in Excel and its kin, at once or behind white space that they drop.
+#: What a formula begins with in Excel and similar programs, at once or after white space.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def refused_name(name: str) -> str:
-    """Return why a name that is an id in all else can name no results; "" for any other."""
+    """Return why an otherwise valid id cannot be part of the names of results; "" for any other."""
     if len(name) <= _SHOWN and (found := _REPEATS.search(name)):
         return (
             f"ends in {found[1]!r} repeated {len(found[0]) // len(found[1])} times, which Snakemake "
@@ -82,7 +82,7 @@ def clashing_names(sheet: pd.DataFrame) -> list[str]:
 
 
 def same_but_for_case(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the pairs of different names that are one where case does not count."""
+    """Return the pairs of different names that are equal but for case."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         groups.setdefault(name.casefold(), []).append(name)
@@ -90,7 +90,7 @@ def same_but_for_case(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def refused_path(path: str) -> str:
-    """Return why no file could be at a path, or Snakemake would misread it; "" for any other."""
+    """Return why no file can be at a path, or Snakemake would misread it; "" for any other."""
     shown = repr(path if len(path) <= _SHOWN else f"{path[:_SHOWN]}...")
     if found := re.search(r"[\x00-\x1f\x7f]", path):
         return f"{shown} holds the control character {found[0]!r}: rename the file"

@@ -1,4 +1,4 @@
-"""The sheets of a study: slides and patients, checked before any work starts."""
+"""Read the sheets of a study, slides and patients, and check them before any work starts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_slides(
     data_root
         Replaces `{data_root}` in the file columns.
     made
-        Tells of a file whether the workflow makes it, so that it may be absent.
+        Returns whether the workflow makes a file, which may then be absent.
     columns
         The setting `columns`: name of a column here -> its name in the sheet.
 
@@ -124,7 +124,7 @@ def read_slides(
     given = sheet["max_mm"]
     sheet["max_mm"] = pd.to_numeric(given, errors="coerce")
     problems += [
-        f"line {line}: max_mm {text!r} is no largest side of a slide in mm, between 1 and 1000"
+        f"line {line}: max_mm {text!r} is not a largest side of a slide in mm, between 1 and 1000"
         for line, text, most in zip(sheet["line"], given, sheet["max_mm"], strict=True)
         if text and not 1 <= most <= 1000
     ]
@@ -139,7 +139,7 @@ def read_slides(
         if positions and not counts:
             problems.append(f"line {line}: positions without counts")
     problems += [
-        f"line {line}: regions are of slides without spots: a section's tiles are its spots"
+        f"line {line}: regions apply to slides without spots: a section's tiles are its spots"
         for line, counts, regions in zip(
             sheet["line"], sheet["counts"], sheet["regions"], strict=True
         )
@@ -152,13 +152,13 @@ def read_slides(
 
 
 def no_slides() -> pd.DataFrame:
-    """Return the slide sheet of a study without slides, as `read_slides` returns one."""
+    """Return the slide sheet of a study without slides, in the form of `read_slides`."""
     sheet = pd.DataFrame({name: pd.Series(dtype=str) for name in SLIDE_COLUMNS})
     return sheet.set_index("slide", drop=False)
 
 
 def check_given_features(slides: pd.DataFrame, encoders: Sequence[Mapping[str, Any]]) -> None:
-    """Raise an InputError unless slides have `features` where an encoder is precomputed, only then.
+    """Raise an InputError unless slides have `features` exactly where an encoder is precomputed.
 
     Parameters
     ----------
@@ -278,7 +278,7 @@ def _read_sheet(path: str | Path, renamed: Mapping[str, str]) -> pd.DataFrame:
     ]
     if b'"' in header:
         problems.append("cells stand in quotes: save the sheet as plain text without them")
-    problems += [f"column {name!r} stands twice" for name in set(names) if names.count(name) > 1]
+    problems += [f"column {name!r} appears twice" for name in set(names) if names.count(name) > 1]
     refuse_file(path, problems)
     sheet = table.text()
     if sheet.empty:
@@ -293,7 +293,7 @@ def _read_sheet(path: str | Path, renamed: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _patients_by_case(sheet: pd.DataFrame) -> list[str]:
-    """One person under two ids would train and test: ids in two cases, sections by two barcodes."""
+    """Find one person under two ids, who would train and test: by case or by barcode."""
     problems = []
     for _, rows in sheet.groupby(sheet["patient"].map(patient_key), sort=True):
         ids = set(rows["patient"]) - {""}
@@ -311,7 +311,7 @@ def _patients_by_case(sheet: pd.DataFrame) -> list[str]:
 
 
 def _shared_by_patients(sheet: pd.DataFrame, column: str) -> list[str]:
-    """Files that stand under two patients: what is held out would be trained on."""
+    """Find files that are listed under two patients: what is held out would be trained on."""
     given = sheet[sheet[column] != ""]
     if given.empty:
         return []

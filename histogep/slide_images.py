@@ -1,6 +1,6 @@
-"""Slides that are one image under two names: found by what their image files hold, or show.
+"""Find slides that are one image under two names, by the content of their files or their picture.
 
-A model folder keeps the SHA-256 of the image of each training section. What a model says of such an
+A model folder keeps the SHA-256 of the image of each training section. A prediction for such an
 image is not out of sample, whatever slide and patient it is filed under in another study. A predicted
 slide keeps that of its own: one image under two patients of a cohort would be trained and tested on.
 """
@@ -46,7 +46,7 @@ def training_section(settings: Mapping[str, Any], sha256: str) -> str:
 
 
 def section_of(path: str | Path) -> str:
-    """Return the training section whose image a slide of predicted or measured expression is, or ""."""
+    """Return the training section whose image a predicted or measured slide is, or ""."""
     return _stored(path, SECTION)
 
 
@@ -100,7 +100,7 @@ def out_of_sample(
     slide_patients: Sequence[str],
     training_patients: str = "exclude",
 ) -> list[bool]:
-    """Return of each file of expression whether it counts: new to the model, and no second copy.
+    """Return for each file of expression whether it counts: new to the model, not a second copy.
 
     New is a patient who has no image that the model was trained on.
 

@@ -1,6 +1,6 @@
-"""All slides of a study in one table: what they are for, what they look like, whether they are used.
+"""Tables of all slides of a study (use, quality, status) and of all predicted slides.
 
-And all predicted slides in another: how much tumour, and how far from what the model was trained on.
+The second table gives the share of tumour, and the distance to what the model was trained on.
 """
 
 from __future__ import annotations

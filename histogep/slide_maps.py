@@ -17,7 +17,7 @@ from histogep.slide_images import find_copies, image_of
 
 log = logging.getLogger(__name__)
 
-#: Tiles of one slide that the programmes are fitted on, at most: large slides decide nothing alone.
+#: Most tiles of one slide for fitting the programmes, so that large slides do not dominate.
 _TILES_PER_SLIDE = 200
 
 
@@ -30,9 +30,9 @@ class SlideMap:
     slide, patient
         Ids; the patient of a TCGA barcode has 12 characters.
     row, col
-        Place on the lattice, (n,).
+        Position on the lattice, (n,).
     lattice
-        How the tiles lie.
+        Lattice of the tiles.
     values
         (n, g + 1) float32: predictable genes (log1p CP10k), and the tumour probability (0 without
         a tumour map).
@@ -115,9 +115,9 @@ def read_slide_maps(
     expression, slides, slide_patients
         As for `histogep.patients.summarise_patients`.
     patients
-        Whose slides are wanted; the other files are not opened.
+        Patients whose slides are wanted; the other files are not opened.
     side
-        Longest side of a map in cells: tiles of a larger slide are averaged in blocks, whose
+        Longest side of a map in positions: tiles of a larger slide are averaged in blocks, whose
         lattice counts as square.
     sample_types
         As for `histogep.patients.summarise_patients`.
@@ -175,7 +175,7 @@ def read_slide_maps(
 
 
 def coarsen(item: SlideMap, *, side: int) -> SlideMap:
-    """Return a slide of at most `side` cells a side: means over blocks of tiles where it is larger."""
+    """Return a slide of at most `side` positions a side: block means where it is larger."""
     row, col = item.row - item.row.min(), item.col - item.col.min()
     factor = -(-(max(int(row.max()), int(col.max())) + 1) // side)
     if factor <= 1:
@@ -185,7 +185,7 @@ def coarsen(item: SlideMap, *, side: int) -> SlideMap:
     sums = np.zeros((len(blocks), item.values.shape[1]))
     np.add.at(sums, place, item.values)
     means = sums / np.bincount(place)[:, None]
-    log.info("slide %s: %d x %d tiles averaged to one cell", item.slide, factor, factor)
+    log.info("slide %s: %d x %d tiles averaged to one position", item.slide, factor, factor)
     pitch = item.lattice.pitch_um * factor
     lattice = Lattice(kind="square", pitch_um=pitch, tile_um=pitch)
     rows, cols = np.divmod(blocks, width)

@@ -1,4 +1,4 @@
-"""The files that the user gives: their digests, and whether they are still what they were."""
+"""Digests of the files that the user gives, and whether these files have changed since."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def source_sha256(path: Path) -> str:
 
 
 def source_files(path: Path) -> Iterator[Path]:
-    """Give the files that make up a slide, in order of name.
+    """Yield the files that make up a slide, in order of name.
 
     Of DICOM, known by its content, all files of the named folder (which holds one series,
     `geometry.check_source`), or those of the series of the named file, since its folder may hold many
@@ -62,23 +62,23 @@ def dicom_files(folder: Path) -> list[Path]:
 
 
 def dicom_series(file: Path) -> str:
-    """Return the SeriesInstanceUID of a DICOM file, "" of a file that is none."""
+    """Return the SeriesInstanceUID of a DICOM file, "" for any other file."""
     from pydicom import dcmread
 
     try:
         read = dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
         return str(read.get("SeriesInstanceUID", ""))
-    except Exception:  # whatever pydicom raises on a damaged file: it belongs to no series
+    except Exception:  # any error of pydicom on a damaged file: it belongs to no series
         log.warning("%s cannot be read as DICOM", file)
         return ""
 
 
 def refuse_replaced(described: Mapping[str, Any], description: str | Path) -> None:
-    """Raise an InputError if a slide's file is not the one that was described.
+    """Raise an InputError if a slide's file is no longer the one that was described.
 
     Snakemake compares times when it starts, so a file that is replaced while it runs is not
-    noticed. Only where a file, or a link to it, is younger than the description are its bytes
-    compared: reading a slide of gigabytes for nothing is what costs.
+    noticed. The bytes are compared only where a file, or a link to it, is younger than the
+    description, since reading a slide of gigabytes is expensive.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def refuse_replaced(described: Mapping[str, Any], description: str | Path) -> No
         return
     source = Path(described["source"])
     if not source.exists():
-        return  # whoever opens it says so
+        return  # reported where it is opened
     written = Path(description).stat().st_mtime_ns
     files = list(source_files(source))
     if sum(file.stat().st_size for file in files) == described.get("bytes", -1):

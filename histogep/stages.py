@@ -1,4 +1,4 @@
-"""Which stages a study runs: those its inputs allow, and for the others the reason why not."""
+"""Decide which stages a study runs from its inputs, and give the reason for those left out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from histogep.barcodes import patient_key, patient_of
 from histogep.jobs import InputError
 from histogep.patient_joins import join_ids
 
-#: An outcome needs this many patients before a model of it is fitted at all.
+#: Fewest patients for which a model of an outcome is fitted.
 MIN_PATIENTS = 10
 #: Survival needs this many events (and one for each fold), response this many of each kind.
 MIN_EVENTS = 3
 MIN_CLASS = 3
-#: Where stages write, which are left out when the sheets change.
+#: Outputs of the stages that may be left out when the sheets change.
 _WRITES = {
     "expression": "results/predicted_slides.tsv",
     "cnv": "results/cnv/{cohort}/subtypes.tsv",
@@ -32,7 +32,7 @@ _WRITES = {
 _NO_MAP = "the model folder has no tumour map, and there is no outcome to rank genes by"
 _ONLY_TRAINED = "the model was trained on every patient with a slide to predict"
 _ONLY_SPOTS = (
-    "no slides without spots (what a model says of its training patients is no test of it)"
+    "no slides without spots (predictions for its training patients do not test the model)"
 )
 
 
@@ -44,7 +44,7 @@ class Stage:
     cohort: str
     reason: str
     targets: tuple[str, ...] = ()
-    #: What of the inputs it does not use, or uses otherwise than asked for; "" for nothing.
+    #: Inputs that it does not use, or uses otherwise than requested; "" for none.
     note: str = ""
 
     @property
@@ -81,7 +81,7 @@ class Stages:
         """Return one line for each reason why stages do not run, with the stages and cohorts."""
         named: dict[str, list[str]] = {}
         for stage in self.stages:
-            # Whether a model is trained or applied is the user's own choice, and no loss.
+            # Whether a model is trained or applied is the user's choice, and not left out.
             if not stage.runs and stage.name != "model":
                 name = stage.name + (f" ({stage.cohort})" if stage.cohort else "")
                 named.setdefault(stage.reason, []).append(name)
@@ -89,7 +89,7 @@ class Stages:
         return lines + [f"left out: {stage.note}" for stage in self.stages if stage.note]
 
     def leftovers(self, folder: Path) -> list[str]:
-        """Return one line for each result in a folder that belongs to a stage that does not run."""
+        """Return one line for each result in a folder of a stage that does not run."""
         planned = {
             _WRITES[stage.name].format(cohort=stage.cohort)
             for stage in self.stages
@@ -102,7 +102,7 @@ class Stages:
         }
         # Also of cohorts that are no longer in the sheet, of which there is no stage.
         return [
-            f"{path}: of an earlier run, not part of this one: delete it, or change what its stage is left out for"
+            f"{path}: from an earlier run, not part of this one: delete it, or give what its stage lacks"
             for path in sorted(there - planned)
         ]
 
@@ -264,7 +264,7 @@ def plan_stages(
 
         unfit = "" if len(predicted) else _ONLY_SPOTS
         if excluded:
-            # What the model predicts of its own training patients is not out of sample.
+            # Predictions for the model's own training patients are not out of sample.
             new = [s for s in predicted if patient_key(members.loc[s, "patient"]) not in excluded]
             unfit = unfit or ("" if new else _ONLY_TRAINED)
             predicted = members.index.intersection(new)
@@ -347,7 +347,7 @@ def trained_on(sections: pd.DataFrame, applied_model: Mapping[str, Any] | None) 
 
 
 def _refuse_other_ids(slides: pd.DataFrame, patients: pd.DataFrame) -> None:
-    """Raise an InputError if the patient sheet is of other patients, or writes their ids otherwise."""
+    """Raise InputError if the patient sheet has other patients, or spells their ids differently."""
     ids = sorted(set(map(patient_of, slides["patient"])))
     met = join_ids(ids, patients.index)
     if met.near_nothing:
@@ -360,7 +360,7 @@ def _refuse_other_ids(slides: pd.DataFrame, patients: pd.DataFrame) -> None:
 
 
 def _fewer_folds(folds: Mapping[str, Any], n_patients: int, n_sections: int) -> str:
-    """Return which number of folds is more than there are to hold out, "" for none."""
+    """Return which number of folds exceeds what there is to hold out, "" for none."""
     asked = (("honest", n_patients, "patients"), ("hist", n_sections, "sections"))
     fewer = [
         f"folds.{name} is {folds[name]}, but there are {n} {what} to hold out: {n} folds"
@@ -383,7 +383,7 @@ def _outcomes(members: pd.DataFrame, patients: pd.DataFrame | None) -> pd.DataFr
 
 
 def _any_outcome(known: pd.DataFrame) -> bool:
-    """Return whether a survival time or a response is known of anybody."""
+    """Return whether a survival time or a response is known for anyone."""
     columns = [column for column in ("time", "response") if column in known]
     return bool(known[columns].notna().any(axis=None))
 

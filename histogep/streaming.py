@@ -1,8 +1,8 @@
 """Prediction of a whole slide into its file, a piece at a time.
 
 Features are read band by band or window by window and the expression is written row by row, so that
-neither is ever in memory as a whole: of every tile only its place, its barcode and three numbers
-are. What is written is what `DeployedModel.predict` says.
+neither is ever in memory as a whole: only the position, barcode and three numbers of every tile
+are. The values written are those of `DeployedModel.predict`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def predict_into(
     picture: Keypoints | None = None,
     device: str = "cpu",
 ) -> Iterator[Prediction]:
-    """Write results/expression/{slide}.h5ad; give the prediction, its expression in the file.
+    """Write results/expression/{slide}.h5ad; yield the prediction, with its expression in the file.
 
     Parameters
     ----------
@@ -50,9 +50,9 @@ def predict_into(
     model
         A loaded model folder.
     image
-        SHA-256 of the slide's image: tells whether the model was trained on it, and is kept.
+        SHA-256 of the slide's image: shows whether the model was trained on it, and is kept.
     picture
-        Keypoints of the slide's image: tell whether the model was trained on a changed copy of it.
+        Keypoints of the slide's image: show whether the model was trained on a changed copy of it.
     device
         "cpu" or "cuda".
 

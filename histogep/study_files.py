@@ -1,7 +1,7 @@
-"""What is found in a study's files before its first job: each is read whole, by its own reader.
+"""Read all files of a study before its first job, each whole and by its own reader.
 
 A check is a function of `StudyFiles` in `CHECKS` that raises an InputError; all of them run, and
-one message holds all that they found.
+one message reports everything that they found.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StudyFiles:
     gene_positions
         File of gene positions, if there is one.
     made
-        Tells of a file whether the workflow makes it, so that it cannot be read yet.
+        Returns whether the workflow makes a file, so that it cannot be read yet.
     """
 
     slides: pd.DataFrame
@@ -56,7 +56,7 @@ class StudyFiles:
     made: Callable[[str], bool] = lambda file: False
 
     def column(self, name: str) -> dict[str, str]:
-        """Return the files of a column of the slide sheet that are there, by slide."""
+        """Return the files of a column of the slide sheet that exist, by slide."""
         given = self.slides[name]
         return {slide: file for slide, file in given.items() if file and not self.made(file)}
 
@@ -69,7 +69,7 @@ def check_gene_sets(files: StudyFiles) -> Iterator[Callable[[], Any]]:
 
 
 def check_measured(files: StudyFiles) -> Iterator[Callable[[], Any]]:
-    """Read every value of measured expression, and hold it against its scale."""
+    """Read every value of measured expression, and check it against its scale."""
     for cohort, path in files.measured.items():
         scale = files.settings["measured"][cohort]["scale"]
         if not files.made(path):
@@ -77,7 +77,7 @@ def check_measured(files: StudyFiles) -> Iterator[Callable[[], Any]]:
 
 
 def check_gene_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
-    """Read where the genes lie."""
+    """Read the positions of the genes."""
     if files.gene_positions and not files.made(files.gene_positions):
         yield lambda: read_gene_positions(files.gene_positions)
 
@@ -85,7 +85,7 @@ def check_gene_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
 def check_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
     """Read the positions that the slide sheet names, and hold their pitch against its um per px.
 
-    A bad file costs its own slide.
+    A bad file fails only its own slide.
     """
     from histogep.spot_readers import read_positions  # reads counts too: its imports take a second
     from histogep.spots import check_stated_size
@@ -108,8 +108,8 @@ def check_labels_and_regions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
     yield lambda: check_annotations(files.slides, files.settings.get("labels", {}), made=files.made)
 
 
-#: Each gives the reads that it makes; what they raise is collected. BadSlides are the slides' own
-#: affair where `on_bad_slide` is skip.
+#: Each yields the reads that it makes; their errors are collected. A BadSlide is left to the
+#: slide's own jobs where `on_bad_slide` is skip.
 CHECKS: tuple[Callable[[StudyFiles], Iterator[Callable[[], Any]]], ...] = (
     check_gene_sets,
     check_measured,
@@ -120,12 +120,12 @@ CHECKS: tuple[Callable[[StudyFiles], Iterator[Callable[[], Any]]], ...] = (
 
 
 def check_study_files(files: StudyFiles) -> None:
-    """Read what would else be read after hours only.
+    """Read what would otherwise be read only after hours.
 
     Raises
     ------
     InputError
-        All that the checks found, one message after the other.
+        Everything that the checks found, one message after the other.
     """
     skip = files.settings.get("on_bad_slide") == "skip"
     problems = Problems()
@@ -155,7 +155,7 @@ def measured_patients(cohort: str, expression: str, clinical: pd.DataFrame) -> p
     Raises
     ------
     InputError
-        Near nothing of the samples is in the clinical table.
+        Almost no sample is in the clinical table.
     """
     ids = {patient_of(sample) for sample in measured_samples(expression)}
     met = join_ids(ids, clinical.index)
@@ -163,7 +163,7 @@ def measured_patients(cohort: str, expression: str, clinical: pd.DataFrame) -> p
         raise InputError(
             f"measured.{cohort}: {met.n_matched} of {met.n} patients of {expression} are in its "
             f"clinical table, such as {_some(sorted(ids))}; the table has "
-            f"{_some(sorted(clinical.index))}. The ids must be the same text"
+            f"{_some(sorted(clinical.index))}. The ids must be identical"
             + (f"; {met.hint}" if met.hint else "")
         )
     if met.few:

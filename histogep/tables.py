@@ -1,4 +1,4 @@
-"""Tables of others: delimited text, plain or packed, or a workbook's first sheet in sight."""
+"""Read tables from others: delimited text, plain or packed, or a workbook's first visible sheet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_WORKBOOK = 256 << 20
 _MAX_ROWS = 1 << 20
 _UNIT = "\x1f"
 _LINE_ENDS = re.compile(r"[\r\n\x1f]+")
-#: A formula whose value was never computed, as programs write it that are no spreadsheet.
+#: A formula whose value was never computed, as programs other than spreadsheets write it.
 _MERGED = re.compile(rb"<(?:\w+:)?mergeCell ")
 _NO_VALUE = re.compile(rb"(?:</f>|<f[^>]*/>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>")
 
@@ -58,7 +58,7 @@ def is_workbook(path: str | Path) -> bool:
 
 
 def _workbook_text(path: Path, error: type[InputError]) -> bytes:
-    """Return the first sheet in sight as lines, one for each row up to the last, cells by `_UNIT`."""
+    """Return the first visible sheet as lines, one a row up to the last, cells separated by `_UNIT`."""
     from openpyxl import load_workbook
 
     with zipfile.ZipFile(path) as archive:
@@ -80,7 +80,7 @@ def _workbook_text(path: Path, error: type[InputError]) -> bytes:
         others = [other.title for other in book.worksheets if other is not sheet]
         if others:
             log.info("%s: its sheet %r is read, not %s", path, sheet.title, ", ".join(others))
-        sheet.reset_dimensions()  # what a file declares need not be so
+        sheet.reset_dimensions()  # what a file declares need not be true
         lines, held = [], 0
         for number, row in enumerate(sheet.iter_rows(values_only=True), start=1):
             if number > _MAX_ROWS:
@@ -104,14 +104,14 @@ def _workbook_text(path: Path, error: type[InputError]) -> bytes:
     if width * len(lines) > _MAX_WORKBOOK:
         raise error(
             f"{path}, line {widths.index(width) + 1}: a cell in column {width + 1} of a table of "
-            f"{len(lines)} rows: delete what stands beside the table"
+            f"{len(lines)} rows: delete the cells beside the table"
         )
     filled = [line and line + _UNIT * (width - line.count(_UNIT)) for line in lines]
     return "\n".join(filled).encode("utf-8", "replace")
 
 
 def _in_sight(book: Any) -> Any:
-    """Return the first sheet that is not hidden: whoever opens the workbook sees that one."""
+    """Return the first sheet that is not hidden: the one seen on opening the workbook."""
     sheets = book.worksheets
     return next((sheet for sheet in sheets if sheet.sheet_state == "visible"), sheets[0])
 
@@ -130,7 +130,7 @@ def _refuse_merged(path: Path, error: type[InputError]) -> None:
 
 
 def _refuse_formulas(path: Path, lines: list[str], error: type[InputError]) -> None:
-    """Raise an InputError for formulas of the first sheet without the value that they have."""
+    """Raise an InputError for formulas of the first sheet without their values."""
     from openpyxl import load_workbook
 
     book = load_workbook(path, read_only=True)

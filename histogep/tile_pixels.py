@@ -1,4 +1,4 @@
-"""The pixels of many tiles at once, at the size an encoder takes."""
+"""Read the pixels of many tiles at once, at the size that an encoder takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from histogep.slides import Slide
 
 #: Side in px at which tiles are read.
 TILE_PX = 224
-#: A tile that a level holds in its own pixels but for this many px is not resampled.
+#: A tile that a level holds in its own pixels to within this many px is not resampled.
 _SAME_PX = 0.25
 _HAIR = 1 / (1 + 1e-6)
 
@@ -19,9 +19,9 @@ _HAIR = 1 / (1 + 1e-6)
 def read_tiles(slide: Slide, corners: np.ndarray, side_px: float, *, size: int) -> np.ndarray:
     """Return square tiles of a slide, white outside of it.
 
-    They come from the coarsest level that is still as fine as wanted and are averaged on the way
+    They come from the coarsest level that is at least as fine as wanted and are averaged on the way
     down, as by `Slide.read`. Their place is rounded to a whole px of that level: by less than half
-    a px of the result. Only where the whole slide is coarser than wanted fractions count.
+    a px of the result. Fractions matter only where the whole slide is coarser than wanted.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def read_tiles(slide: Slide, corners: np.ndarray, side_px: float, *, size: int) 
         pixels[place] = slide.region(level, int(left), int(top), width, height)
     if same or not len(corners):
         return pixels
-    # A hair narrower: at a factor of exactly two an eighth of the averages lie midway between two
+    # Slightly narrower: at a factor of exactly two an eighth of the averages lie midway between two
     # grey levels, and rounding all of them up would brighten the tile.
     box = (0.0, 0.0, sides[0] * _HAIR, sides[1] * _HAIR)
     shrunk = np.empty((len(corners), size, size, 3), np.uint8)

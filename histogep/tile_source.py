@@ -1,8 +1,8 @@
-"""The tiles of a slide whose features are read as they are needed, a band of rows at a time.
+"""Read the features of a slide's tiles as they are needed, a band of rows at a time.
 
-A band is a few rows of the lattice with the rows beside it, so that what looks at the neighbours of
-a tile finds them. Memory follows the band and the width of a row, not the slide; of every tile only
-its place is held. Numpy only.
+A band is a few rows of the lattice with the rows beside it, so that the neighbours of every tile
+are there. Memory depends on the band and the width of a row, not on the slide; of every tile only
+its position is kept. Numpy only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Kept:
     tiles
         Which tiles of the slide they are.
     rows
-        Where they stand among the tiles that were read.
+        Their places among the tiles that were read.
     """
 
     tiles: np.ndarray
@@ -63,7 +63,7 @@ class TileSource:
         return values
 
     def chunks(self, *, most: int = BAND_TILES) -> Iterator[tuple[slice, np.ndarray]]:
-        """Give the features of all tiles in the order of the file, at most so many at a time."""
+        """Yield the features of all tiles in the order of the file, at most this many at a time."""
         for start in range(0, len(self), most):
             part = slice(start, min(start + most, len(self)))
             yield part, np.asarray(self.values[part], np.float32)
@@ -71,7 +71,7 @@ class TileSource:
     def bands(
         self, *, halo: int, among: np.ndarray | None = None, most: int = BAND_TILES
     ) -> Iterator[tuple[Kept, Tiles]]:
-        """Give the tiles row by row, with all those at most `halo` rows away.
+        """Yield the tiles row by row, with all those at most `halo` rows away.
 
         Parameters
         ----------
@@ -104,7 +104,7 @@ class TileSource:
 
 
 def runs(index: np.ndarray) -> Iterator[tuple[slice, slice]]:
-    """Give (where in `index`, which rows) of each run of consecutive rows; `index` ascends."""
+    """Yield (where in `index`, which rows) of each run of consecutive rows; `index` ascends."""
     if not len(index):
         return
     cuts = np.flatnonzero(np.diff(index) != 1) + 1

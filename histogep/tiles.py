@@ -1,4 +1,4 @@
-"""The tiles of a slide: lattice cells on tissue, or the spots that were measured there."""
+"""The tiles of a slide: lattice positions on tissue, or the spots that were measured there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from histogep.tissue import TissueMask
 SHARPNESS_UM = 1.0
 #: Variance of the Laplacian (grey levels squared, at 1 um per px) under which tissue is out of focus.
 BLURRED = 20.0
-#: Side in um of the blocks that folds are looked for in, and the share of a tile that makes it folded.
+#: Side in um of the blocks in which folds are sought, and the share of a tile that makes it folded.
 FOLD_BLOCK_UM, FOLDED = 8.0, 0.25
 #: Density, in shares of the median of a slide's tissue, from which on a block is folded.
 FOLD_DENSITY = 1.75
@@ -32,7 +32,7 @@ _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 def lattice_tiles(
     slide: Slide, mask: TissueMask, *, lattice: Lattice, settings: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """Lay the lattice over a slide without spots; keep the cells on tissue, of all fragments.
+    """Lay the lattice over a slide without spots; keep the positions on tissue, of all fragments.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def lattice_tiles(
     Raises
     ------
     BadSlide
-        If no cell is left.
+        If no position is left.
     """
     least, most = float(settings.get("min_tissue", 0.4)), float(settings.get("max_pen", 0.2))
     n_cells = n_enough = 0
@@ -65,7 +65,7 @@ def lattice_tiles(
     n_kept = sum(map(len, kept))
     if n_kept == 0:
         raise BadSlide(
-            f"slide {slide.slide}: of {n_cells} cells, {n_enough} have enough tissue and "
+            f"slide {slide.slide}: of {n_cells} positions, {n_enough} have enough tissue and "
             f"{n_kept} of these no pen marks; lower tissue.min_tissue or raise tissue.max_pen"
         )
     return pd.concat([tiles for tiles in kept if len(tiles)], ignore_index=True)
@@ -127,7 +127,7 @@ def spot_tiles(
 
 
 def no_tiles() -> pd.DataFrame:
-    """Return the table of a slide that cannot be used: the columns of every other, and no row."""
+    """Return the table of a slide that cannot be used: the columns of every other, without rows."""
     kinds = dict.fromkeys(("row", "col"), np.int32) | dict.fromkeys(("x_px", "y_px"), np.float64)
     kinds |= dict.fromkeys(("tissue", "pen"), np.float32) | {"barcode": object}
     kinds |= dict.fromkeys(("blur", "fold"), np.float32)
@@ -206,7 +206,7 @@ def measure_quality(slide: Slide, tiles: pd.DataFrame, *, tile_um: float) -> pd.
 def summarise_quality(
     slide: Slide, mask: TissueMask, tiles: pd.DataFrame, *, lattice: Lattice
 ) -> pd.DataFrame:
-    """Return what the tiles of a slide rest on, as a table of metric and value.
+    """Return the quality of a slide's tiles as a table of metric and value.
 
     Parameters
     ----------

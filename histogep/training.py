@@ -1,7 +1,7 @@
 """Training of CMU-Net on grids of tile features: the schedule and its steps (torch).
 
-`histogep.grid_batches` makes the batches, `histogep.losses` their loss, `histogep.epochs` judges the
-epochs and keeps the best, `histogep.checkpoints` keeps the state of a training that is stopped.
+`histogep.grid_batches` makes the batches, `histogep.losses` their loss, `histogep.epochs` scores
+the epochs and keeps the best, `histogep.checkpoints` keeps the state of training that is stopped.
 
 All sections stay on the device for the whole training. `honest`: only in-tissue spots count,
 targets are scaled by the training sections, and the epoch is chosen on validation patients.
@@ -154,13 +154,13 @@ def train_network(
     seed
         Seed of the initial weights, of the order of the sections and of the augmentation.
     whole_grid
-        (rows, cols): the paper's protocol, loss over every cell of a grid of this size and targets
-        in their own units. None: in-tissue cells and scaled targets.
+        (rows, cols): the paper's protocol, loss over every position of such a grid and targets
+        in their own units. None: in-tissue positions and scaled targets.
     stop_after
         Stop after this epoch of the schedule of `settings.epochs`.
     checkpoint
-        Where the state is kept. A training that finds one goes on from there; told to stop by
-        SIGTERM it saves its state after the step it is in and raises SystemExit.
+        Where the state is kept. Training that finds one continues from it; stopped by
+        SIGTERM it saves its state after the current step and raises SystemExit.
     device
         "cpu" or "cuda".
     """

@@ -56,12 +56,12 @@ OWN_WEIGHT = 0.5
 #: Share of the spots, least epithelial first, that copy number is compared with: few and pure, since
 #: a section may be nearly all tumour.
 REFERENCE_SHARE = 0.1
-#: Share of the spots at each end of the marker score that are named in `ranked`.
+#: Share of the spots at each end of the marker score that are marked in `ranked`.
 RANKED_SHARE = 0.25
-#: Share of the spots, most epithelial first, whose mean copy-number profile is looked for.
+#: Share of the spots, most epithelial first, whose mean copy-number profile is the reference.
 EPITHELIAL_SHARE = 0.2
 _TEXT_COLUMNS = ("label", "annotation", "pathologist", "classification", "category", "location")
-#: What the column of barcodes is called, where it is not called so.
+#: Other names of the column of barcodes.
 _BARCODE_COLUMNS = (
     *("barcodes", "barcode_id", "spot_barcode", "spot_id", "spot", "spots", "spot_name"),
     *("cell_id", "cell", "cells", "index", "id"),
@@ -123,7 +123,7 @@ def label_annotated(
             "ranked": "",
         }
     )
-    # For the figure: which share of the spots and of the file it stands on.
+    # For the figure: the shares of the spots and of the file behind it.
     table.attrs["join"] = join
     return table
 
@@ -155,7 +155,7 @@ def map_texts(
     Raises
     ------
     InputError
-        If a text is listed by no label; `path` is named.
+        If no label lists a text; `path` is named.
     """
     # What R and Python write for a missing text.
     meaning = dict.fromkeys(("", "na", "nan", "<na>", "n/a"), "undetermined")
@@ -309,8 +309,8 @@ def infer_labels(
     least epithelial spots, are standardised, added and smoothed over neighbours; a mixture of two
     Gaussians gives the probability of malignancy. Normal epithelium counts as malignant wherever
     copy number cannot tell them apart. Where one Gaussian is enough all spots stay undetermined;
-    the ends of the smoothed marker score are named all the same, for what needs a contrast and no
-    truth.
+    the ends of the smoothed marker score are marked all the same, for uses that need a contrast
+    and not the truth.
 
     Parameters
     ----------
@@ -321,7 +321,7 @@ def infer_labels(
     positions
         Table of `histogep.positions.read_gene_positions`, if known.
     cnv
-        Settings of `histogep.cnv.compare_genes`; other keys are not looked at.
+        Settings of `histogep.cnv.compare_genes`; other keys are ignored.
     seed
         Of the mixture.
 
@@ -337,7 +337,7 @@ def infer_labels(
     expression = expression_of(spots)
     epithelial = contrast_lineages(expression, spots.var_names, markers)
     score, source = _standardise(_smooth(epithelial, adjacency)), "markers"
-    # Of the markers alone: copy number must not choose the spots that it is then measured between.
+    # Of the markers alone: copy number must not choose the spots between which it is measured.
     ranked = _ends(score)
     if positions is not None:
         try:
@@ -384,7 +384,7 @@ def contrast_lineages(expression: Any, genes: Sequence[str], markers: pd.DataFra
     Raises
     ------
     InputError
-        If the counts hold markers of none but one side.
+        If the counts hold markers of one side only.
     """
     spots = anndata.AnnData(sparse.csr_matrix(expression), var=pd.DataFrame(index=list(genes)))
     varying = np.ptp(spots.X.toarray(), axis=0) > 0
@@ -445,7 +445,7 @@ def _copy_number(
         gene_ids=list(spots.var["gene_id"].astype(str)),
         **options,
     )
-    # The mean profile of the most epithelial spots says what to look for. The cosine with it does not
+    # The mean profile of the most epithelial spots defines the signal. The cosine with it does not
     # grow with the noise of shallow spots, as the mean absolute value does.
     epithelial_spots = epithelial >= np.quantile(epithelial, 1 - EPITHELIAL_SHARE)
     pattern = ratios.bins[epithelial_spots].mean(axis=0) - ratios.bins[reference].mean(axis=0)

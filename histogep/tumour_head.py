@@ -3,9 +3,10 @@
 Ridge regression of the labels (a linear discriminant with a shrunken covariance; Hastie, Tibshirani
 and Friedman, The Elements of Statistical Learning, 2nd ed., sections 4.2 and 4.3) on the features
 that `histogep.neighbours` reads, in two views: relative to the slide, and on the scale of the
-training tiles, which knows a slide that is tumour all over. Encoders, views, reach and penalty are
-weighed by leaving training patients out. What those left-out patients score also turns the
-discriminant into a probability (Platt, 1999) and chooses the threshold. Numpy only: no torch.
+training tiles, which recognises a slide that is tumour throughout. Encoders, views, reach and
+penalty are weighted by cross-validation over training patients. The scores of the patients left out
+also turn the discriminant into a probability (Platt, 1999) and choose the threshold. Numpy only: no
+torch.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class TumourModel:
 
 @dataclass
 class HeldOutMap:
-    """What patients that were left out in turn score.
+    """Scores of patients that were held out in cross-validation.
 
     Attributes
     ----------
@@ -195,12 +196,12 @@ def fit_tumour(
     Returns
     -------
     tuple
-        The model, and what its patients, left out in turn, score (None with nobody to leave out).
+        The model, and the cross-validated scores of its patients (None if none can be left out).
 
     Raises
     ------
     InputError
-        The labelled spots are of one class, or the penalties are none.
+        The labelled spots are of one class, or there is no valid penalty.
     """
     if not alphas or min(alphas) <= 0 or rings < 0:
         raise InputError(
@@ -246,7 +247,7 @@ def fit_tumour(
     if judged:
         shares = weigh_candidates(scores, n_patients=len(set(groups)))
     else:
-        LOG.warning("no patient can be left out: all candidates weigh the same")
+        LOG.warning("no patient can be left out: all candidates are weighted equally")
     coefficients = np.zeros(len(total.x))
     for k, use in enumerate(columns):
         if shares[k].any():
@@ -305,7 +306,7 @@ def fit_tumour(
 def tumour_features(
     preparation: Preparation, tiles: Tiles, *, rings: int, moments: SlideMoments | None = None
 ) -> np.ndarray:
-    """Return what the map reads of ALL tiles of a slide, (n, 2 p (1 + rings)): view after view.
+    """Return the features that the map reads of ALL tiles, (n, 2 p (1 + rings)): view after view.
 
     `moments` as for `Preparation.transform`.
     """
@@ -321,7 +322,7 @@ def probability_of(log_odds: np.ndarray) -> np.ndarray:
 def platt(discriminant: np.ndarray, label: np.ndarray, patients: np.ndarray) -> tuple[float, float]:
     """Return slope and intercept of the log odds of a label given a discriminant.
 
-    Every patient weighs the same. The targets are drawn in from 0 and 1 as Platt (1999) does, so
+    Every patient weighs the same. The targets are moved away from 0 and 1 as Platt (1999) does, so
     that classes that do not overlap give finite odds; a slope is never negative.
     """
     _, owner, count = np.unique(np.asarray(patients, str), return_inverse=True, return_counts=True)

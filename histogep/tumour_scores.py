@@ -15,7 +15,7 @@ from histogep.predictions import HeldOut, Measured
 from histogep.scoring import SPATIAL_DRAWS, section_seed
 
 LOG = logging.getLogger(__name__)
-#: Where no threshold was chosen inside the fold.
+#: Threshold where none was chosen inside the fold.
 DEFAULT_THRESHOLD = 0.5
 COLUMNS = (
     "protocol",
@@ -47,16 +47,16 @@ def tumour_table(
     grid, where the background counts as not malignant (undetermined spots are left out). The nulls
     are the scores of a map that calls all tissue tumour, by the same metric: over the tissue 0.5,
     the prevalence p, and Dice 2p / (1 + p); over the whole grid the outline's, far higher.
-    `auroc_upper` is the 95 % bound for maps that have nothing to do with the labels (honest only;
+    `auroc_upper` is the 95 % bound for maps unrelated to the labels (honest only;
     see `auroc_upper`). Sections with one
-    class have no AUROC. `threshold_from` says whether the threshold was chosen inside the fold or
-    is 0.5 for want of one. A fold whose map could not be learned has no scores, but its reason
+    class have no AUROC. `threshold_from` gives whether the threshold was chosen inside the fold or
+    is 0.5 in its absence. A fold whose map could not be learned has no scores, but its reason
     under `absent`.
 
     Parameters
     ----------
     sections
-        Held-out predictions; those of expression are passed over.
+        Held-out predictions; those of expression are ignored.
     measured
         Counts of all sections, for their lattices.
     permutations, seed
@@ -115,7 +115,7 @@ def tumour_table(
 
 
 def known_cells(section: HeldOut) -> tuple[HeldOut, np.ndarray]:
-    """Return the cells of a tumour map whose label is known (in tissue, if honest), and labels."""
+    """Return the positions of a tumour map with a known label (if honest, in tissue), and these."""
     keep = np.isfinite(section.truth[:, 0])
     if section.protocol == "honest":
         keep &= section.in_tissue
@@ -133,11 +133,11 @@ def auroc_upper(
     draws: int,
     seed: int,
 ) -> float:
-    """Return the 95 % bound of the AUROC of maps that have nothing to do with the labels.
+    """Return the 95 % bound of the AUROC of maps unrelated to the labels.
 
     AUROC = 1/2 + sum (rank - mean)(label - mean) / (positives x negatives), a correlation up to its
     scale; so the nulls of the correlation of ranks with labels (`histogep.nulls`) give those of the
-    AUROC, of which the largest bound counts.
+    AUROC, of which the largest bound is used.
     """
     ranks, label = stats.rankdata(probability), np.asarray(label, float)
     options = {"draws": draws, "seed": seed}

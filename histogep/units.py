@@ -1,4 +1,4 @@
-"""The declared unit of times, ages and expression, held against their values."""
+"""Check the declared unit of times, ages and expression against their values."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import pandas as pd
 #: A month as TCGA's own tables count it.
 DAYS_PER_MONTH = 30.44
 DAYS_PER_YEAR = 365.25
-#: No follow-up is longer than this, in months: of a column whose name says months, of one that does not.
+#: Longest possible follow-up in months: of a column whose name says months, of one that does not.
 _LONGEST = 720.0
 _LONGEST_UNNAMED = 480.0
-#: Nor is half of a cohort followed for longer.
+#: Longest possible median follow-up.
 _MEDIAN = 240.0
-#: Patients from whom on a cohort as a whole is judged.
+#: Fewest patients for judging a cohort as a whole.
 _COHORT = 20
 _OLDEST = 120.0
 
 
 def time_problem(values: pd.Series, *, unit: str, column: str, plain: bool = False) -> str:
-    """Return what contradicts the unit of a column of survival times, "" for nothing.
+    """Return the contradiction between a column of survival times and its unit, "" for none.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def time_problem(values: pd.Series, *, unit: str, column: str, plain: bool = Fal
     -----
     Bounds: no follow-up of 60 years, of half a cohort 20; and 20 patients or more of whom the last
     is followed for less than 30 months and half for less than 6 are followed in years. A cohort
-    that is so ill has its column named `time_months`.
+    with such short follow-up needs its column named `time_months`.
     """
     known = values.dropna()
     if known.empty:
@@ -75,7 +75,7 @@ def time_problem(values: pd.Series, *, unit: str, column: str, plain: bool = Fal
 
 
 def age_problem(ages: pd.Series, *, unit: str, column: str) -> list[str]:
-    """Return what contradicts the unit of a column of ages; the index is the line number.
+    """Return the contradiction between a column of ages and its unit; the index is the line number.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def age_problem(ages: pd.Series, *, unit: str, column: str) -> list[str]:
 
 
 def _are_zscores(x: np.ndarray) -> bool:
-    """Return whether nearly all genes have mean 0 and variance 1, as only a standardisation makes."""
+    """Return whether nearly all genes have mean 0 and variance 1, as only standardisation gives."""
     spread = x.std(axis=0)
     varying = spread > 0
     even = (np.abs(x.mean(axis=0)) < 0.3) & (np.abs(spread - 1) < 0.3)
@@ -128,7 +128,7 @@ def _are_zscores(x: np.ndarray) -> bool:
 
 
 def scale_problem(values: pd.DataFrame, *, scale: str, scales: list[str]) -> str:
-    """Return what contradicts the declared scale of an expression table, "" for nothing.
+    """Return the contradiction between the values of a table and its declared scale, "" for none.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def scale_problem(values: pd.DataFrame, *, scale: str, scales: list[str]) -> str
         )
     if scale in ("log2", "log2_tpm", "log1p") and high > (22 if scale == "log1p" else 32):
         right = "counts" if whole else "linear"
-        return f"{told}, which are no {scale} values: set scale: {right} {known}"
+        return f"{told}, which are not {scale} values: set scale: {right} {known}"
     if scale == "log2_tpm" and low < -10.1:
         return f"{told}, but log2(TPM + 0.001) is never below -9.97: set scale: zscore {known}"
     if scale == "log2_tpm" and low == 0 and (x == 0).mean() > 0.005:
@@ -175,13 +175,13 @@ def scale_problem(values: pd.DataFrame, *, scale: str, scales: list[str]) -> str
     if scale == "linear" and high < 25 and not whole:
         return f"{told}, which are logarithms rather than linear values: set scale: log2 {known}"
     if scale == "counts" and not whole:
-        return f"{told}, most of them not whole, so no counts: set scale: linear {known}"
+        return f"{told}, most of them not whole, so they are not counts: set scale: linear {known}"
     if scale == "linear" and whole and high > 100:
         sums = x.sum(axis=1)
         if sums.max() > 1.2 * max(sums.min(), 1.0):
             return (
                 f"{told}, all whole, and their sum differs between samples ({sums.min():.4g} to "
-                f"{sums.max():.4g}): raw counts, which sequencing depth would decide: set scale: "
+                f"{sums.max():.4g}): raw counts, dominated by sequencing depth: set scale: "
                 f"counts {known}"
             )
     return ""

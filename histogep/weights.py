@@ -1,4 +1,4 @@
-"""Read the safetensors files that an earlier rule wrote."""
+"""Read safetensors files that an earlier rule wrote."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ def test_features_and_a_precomputed_encoder_belong_together(sheet):
 def test_regions_of_a_section_are_refused(sheet):
     header = HEADER.replace("labels", "regions")
     row = "S1\tp\tc\tDIR/a.svs\t\tDIR/counts.tsv.gz\tDIR/a.svs\tDIR/a.svs"
-    with pytest.raises(InputError, match="line 2: regions are of slides without spots"):
+    with pytest.raises(InputError, match="line 2: regions apply to slides without spots"):
         read_slides(sheet(row, header=header))
 
 
@@ -299,5 +299,5 @@ def test_the_largest_side_of_a_slide_may_be_given(tmp_path):
     assert read_slides(path)["max_mm"].tolist() == [200]
     for wrong in ("big", "0", "nan", "inf", "-3", "5000"):
         path.write_text("\n".join("\t".join(row) for row in rows).replace("200", wrong) + "\n")
-        with pytest.raises(InputError, match=f"line 2: max_mm '{wrong}' is no largest side"):
+        with pytest.raises(InputError, match=f"line 2: max_mm '{wrong}' is not a largest side"):
             read_slides(path)

@@ -173,7 +173,7 @@ def test_a_patient_sheet_with_other_ids_is_no_silent_loss_of_the_outcomes():
     reason = next(r["reason"] for r in rows if (r["stage"], r["cohort"]) == ("patients", "h"))
     assert reason == (
         "10 patients with slides to predict are in the patients sheet, 2 are not: P0, P1 (83 % "
-        "matched; 2 more would match without zeros in front of numbers, or marks such as - and _: "
+        "matched; 2 more would match without leading zeros of numbers, or marks such as - and _: "
         "'P0' and 'P-0')"
     )
     few = patients.rename(index={f"P{i}": f"P-{i}" for i in range(7)})
@@ -191,7 +191,7 @@ def test_what_an_earlier_run_left_of_a_stage_that_is_left_out_is_named(tmp_path)
     (tmp_path / "results/response/h").mkdir(parents=True)
     stages = plan_stages(CONFIG, slides, _patients(12, time=1.0, event=1.0))
     (said,) = stages.leftovers(tmp_path)
-    assert said.startswith("results/response/h: of an earlier run, not part of this one")
+    assert said.startswith("results/response/h: from an earlier run, not part of this one")
     # What is left of a cohort that is no longer in the sheet has no stage at all.
     (tmp_path / "results/patients").mkdir()
     (tmp_path / "results/patients/gone.parquet").touch()

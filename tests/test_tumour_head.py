@@ -177,7 +177,7 @@ def test_one_class_and_one_patient(caplog, tmp_path):
     assert left_out is None
     assert model.choice["score"] is None
     write_json(model.choice, tmp_path / "settings.json")  # which knows no NaN
-    assert "all candidates weigh the same" in caplog.text
+    assert "all candidates are weighted equally" in caplog.text
 
 
 def test_the_threshold_has_the_best_dice_and_is_the_lowest_of_equals():
