@@ -240,8 +240,8 @@ def _refuse_twice(table: Delimited, columns: Any) -> None:
     twice = sorted(set(named[named.duplicated() & (named != "")]))
     if twice:
         raise InputError(
-            f"{table.path}, line {table.header_line}: {', '.join(twice[:5])} stands twice among the "
-            "columns: keep one, or give each sample a name of its own"
+            f"{table.path}, line {table.header_line}: {', '.join(twice[:5])} appears twice among the "
+            "columns: keep one, or give each sample its own name"
         )
 
 

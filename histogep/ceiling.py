@@ -13,14 +13,14 @@ sequencing noise. ``R`` is estimated in three steps.
    ``2 r / (1 + r)``, holds for counts but not for their logarithm: at few counts a spot log1p
    flattens more at half depth, and depends more on the depth. So both reliabilities are computed
    for a gene of the same mean at the same depths, its rate varying by a lognormal factor of
-   variance ``v``; ``r`` tells ``v``, and ``v`` the reliability at full depth.
+   variance ``v``; ``r`` determines ``v``, and ``v`` the reliability at full depth.
 3. ``sqrt`` is steep at 0, and ``r`` of a weak gene is mostly chance: averaging roots of such ``r``
    gives a ceiling far too low, cutting them at 0 first one too high. So the distribution of ``v``
    over the genes is estimated first (nonparametric maximum likelihood: Kiefer and Wolfowitz, Annals
    of Mathematical Statistics 1956), and a gene's ceiling is the mean of ``sqrt(R)`` under what that
    distribution and its own ``r`` leave possible (empirical Bayes: Robbins 1956).
 
-What it rests on. (1) The noise is Poisson. Counts often vary more, and by what varies from spot to
+Assumptions. (1) The noise is Poisson. Counts often vary more, and by what varies from spot to
 spot without being expression of its neighbourhood; taken for signal, it makes this ceiling too
 high. ``spatial`` is the other extreme: signal is only what neighbouring spots share, read from the
 covariance of their counts, which no noise enters that is independent between spots. The truth lies

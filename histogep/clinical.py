@@ -190,7 +190,7 @@ class _Raw:
         found = self.exact.get(name) or self.folded.get(name.casefold(), [])
         if len(found) > 1:
             raise InputError(
-                f"{self.path}, line {self.table.header_line}: column {name!r} stands twice"
+                f"{self.path}, line {self.table.header_line}: column {name!r} appears twice"
             )
         return found[0] if found else None
 

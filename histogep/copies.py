@@ -1,4 +1,4 @@
-"""Find one section under two names: copies stop the study, lookalikes are reported.
+"""Find one section under two names: copies stop the study, look-alikes are reported.
 
 Folds hold out patients, so a section listed under two patients is both trained on and tested on. An
 exact copy is found by its SHA-256 (`histogep.leakage`, `histogep.slide_images`); this module finds

@@ -45,7 +45,7 @@ _MAX_HEAD = 100_000
 _BLOCK = 1 << 20
 _SEPARATORS = ("\t", ",", ";")
 _NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "": "nothing"}
-#: Bytes that stand for the separator once quotes are taken away: no text holds all of them.
+#: Bytes that stand for the separator once quotes are removed: no text contains all of them.
 _UNIT = tuple(bytes([code]) for code in (0x1F, 0x1E, 0x1D, 0x1C, 0x01, 0x02, 0x03))
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -54,7 +54,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-#: What `str.strip` takes away in ASCII.
+#: ASCII characters that `str.strip` removes.
 _BLANKS = {bytes([code]) for code in (0x20, 0x09, 0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x1F)}
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 #: First bytes of files that are often mistaken for tables, and what to do with them.
@@ -387,7 +387,7 @@ def lay_out(
         if twice and not repeated:
             raise error(
                 f"{path}, line {first + 1}: "
-                + "; ".join(f"column {name!r} stands twice" for name in twice[:5])
+                + "; ".join(f"column {name!r} appears twice" for name in twice[:5])
             )
     else:
         named = []

@@ -179,7 +179,7 @@ def _load_folder(folder: Path, precision: str) -> LoadedEncoder:
 
 
 def _folder_spec(folder: Path, data: Mapping[str, Any], *, dim: int) -> EncoderSpec:
-    """Return what the config.json of a timm snapshot says of its network."""
+    """Return the description of a network in the config.json of a timm snapshot."""
     mean, std = ([float(value) for value in data[part]] for part in ("mean", "std"))
     usable = len(mean) == len(std) == 3 and all(map(math.isfinite, [*mean, *std])) and min(std) > 0
     if not usable:

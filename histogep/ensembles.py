@@ -45,7 +45,7 @@ def fit_ensemble(
     -------
     tuple
         Arrays, named `{member}/{array}`, and settings: `members` are those of the members with
-        their `weight`; whatever a member was fitted on, the ensemble was. And a table: model,
+        their `weight`; the ensemble counts as fitted on all that its members were. And a table: model,
         score, weight.
 
     Raises

@@ -36,9 +36,9 @@ def judge_join(
     Parameters
     ----------
     what
-        Number that matched, and number in all.
+        The join as a clause: "spots of a.csv that are among those of b.h5".
     found, total
-        How many matched, and of how many.
+        Number that matched, and number in all.
     explain
         Returns an explanation of a low share, "" if there is none; called for low shares only.
     error

@@ -361,7 +361,7 @@ def _check_model(
         problem = (
             _slides_problem(fitted[what], allowed, rows, exact=False)
             if what in fitted
-            else f"settings.json does not say what `{what}` was fitted on"
+            else f"settings.json does not give what `{what}` was fitted on"
         )
         found.add(f"{what}_fitted_on", fold, problem, model=model)
     if settings.get("task") in ("expression", "both") and fold in panels:
@@ -374,7 +374,7 @@ def _check_model(
 
 
 def fitted_on(settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return name -> slides of everything a model says it was fitted on."""
+    """Return name -> slides of everything that a model reports to have been fitted on."""
     fitted = {
         key.removesuffix(_FITTED_SUFFIX): value
         for key, value in settings.items()

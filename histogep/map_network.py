@@ -71,8 +71,8 @@ class MapNet(nn.Module):
         Width of each stage; between two stages the maps are halved.
     blocks
         Blocks of each stage.
-    Odd side of the depthwise convolutions, positions.
-        Odd side of the depthwise convolutions, cells.
+    kernel
+        Odd side of the depthwise convolutions, positions.
     n_covariates
         Covariates of the patient beside the maps (the paper's protocol only).
     """

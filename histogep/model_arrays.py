@@ -216,8 +216,8 @@ def read_genes(folder: str | Path, name: str, settings: Mapping[str, Any]) -> pd
 
     Raises
     ------
-    It lacks a column or a gene of a model, names one twice, or holds an invalid number.
-        It lacks a column or a gene of a model, names one twice, or holds what is no figure.
+    InputError
+        It lacks a column or a gene of a model, names one twice, or holds an invalid number.
     """
     path = folder_file(folder, name)
     with given_file(path, "the genes of a model folder"):

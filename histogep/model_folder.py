@@ -43,7 +43,7 @@ def folder_digest(folder: str | Path, settings: Mapping[str, Any]) -> str:
 
 
 def declared_settings(folder: str | Path) -> dict[str, Any]:
-    """Return the settings that a model folder declares, for planning: its files are not read.
+    """Return the settings that a model folder declares, for planning: no other file is read.
 
     Raises
     ------

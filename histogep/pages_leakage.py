@@ -70,7 +70,7 @@ def write_leakage_page(verdict: Mapping[str, Any], path: str | Path, *, study: s
             Table(summary, heading="What was checked"),
             Table(
                 alike,
-                heading="Similar, possibly for an innocent reason",
+                heading="Look-alikes that may be legitimate",
                 notes=[
                     "Sections of different patients that look like serial sections of one block, "
                     "and ids that may belong to one patient. They do not stop the run: check each. If "

@@ -200,7 +200,7 @@ def _from_luma(picture: pyvips.Image) -> pyvips.Image:
 
 
 def _white(slide: str, source: Path, tiff: TiffImage | None, picture: pyvips.Image) -> float:
-    """Return the value that stands for white in a picture whose samples are not of 8 bits."""
+    """Return the value of white in a picture whose samples are not of 8 bits."""
     colours = picture[0:3]
     # min and max at once: the picture is read from top to bottom, once.
     stats = colours.stats()

@@ -100,7 +100,7 @@ def _as_raw(
     measured: Mapping[str, Measured],
     shared: Sequence[str],
 ) -> np.ndarray | None:
-    """Return log1p of raw counts predicted from predictions, by a regression on other sections.
+    """Return log1p of raw counts from predictions, by a regression fitted on other sections.
 
     The regression is on deviations from the section's mean, which is what differs within a section;
     the mean is that of the other sections.

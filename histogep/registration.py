@@ -1,4 +1,4 @@
-"""Check that spots and image fit: predictions are scored against shifted and flipped counts.
+"""Check that spots and image fit: score shifted and flipped predictions against the counts.
 
 A model that sees the right tissue predicts best in place. When the predictions fit better one row
 or column off, or mirrored, the section's positions were placed on the image wrongly (the paper's
@@ -17,7 +17,7 @@ FLIPS = ("none", "horizontal", "vertical", "both")
 MIN_CELLS, MIN_SHARE = 20, 0.4
 #: Number of standard errors by which another place must be better before a section is marked.
 SIGNIFICANT = 3.0
-#: Level of the test against far places, which is exact for maps unrelated to the counts:
+#: Level of the test against far places, which is valid for maps unrelated to the counts:
 #: the jackknife alone marks 6 to 9 % of these.
 LEVEL = 0.05
 #: Rows and columns between the centres of the searches among far places.

@@ -277,7 +277,7 @@ def _read_sheet(path: str | Path, renamed: Mapping[str, str]) -> pd.DataFrame:
         if name not in SLIDE_COLUMNS
     ]
     if b'"' in header:
-        problems.append("cells stand in quotes: save the sheet as plain text without them")
+        problems.append("cells are in quotes: save the sheet as plain text without them")
     problems += [f"column {name!r} appears twice" for name in set(names) if names.count(name) > 1]
     refuse_file(path, problems)
     sheet = table.text()

@@ -81,7 +81,7 @@ class Stages:
         """Return one line for each reason why stages do not run, with the stages and cohorts."""
         named: dict[str, list[str]] = {}
         for stage in self.stages:
-            # Whether a model is trained or applied is the user's choice, and not left out.
+            # Training or applying a model is the user's choice: neither counts as left out.
             if not stage.runs and stage.name != "model":
                 name = stage.name + (f" ({stage.cohort})" if stage.cohort else "")
                 named.setdefault(stage.reason, []).append(name)

@@ -132,7 +132,7 @@ def _judge_annotation(given: pd.Index, barcodes: np.ndarray, path: Path) -> str:
     """Return what share of a table of annotated spots and of the spots matched; refuse hardly any.
 
     A table may name more spots than are left of a section, or only a part of them: the larger of
-    the two shares tells whether both are of the same section.
+    the two shares shows whether both are of the same section.
     """
     n = int(given.isin(barcodes).sum())
     total, what = min(
@@ -180,7 +180,7 @@ def map_texts(
 
 
 def read_label_texts(path: str | Path) -> set[str]:
-    """Return the texts of an annotation, whatever slide it belongs to.
+    """Return the texts of an annotation, for any slide.
 
     Raises
     ------

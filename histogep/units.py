@@ -30,7 +30,7 @@ def time_problem(values: pd.Series, *, unit: str, column: str, plain: bool = Fal
     column
         The name of the column, for the message.
     plain
-        Its name does not say the unit, which is then taken on trust: so it is doubted earlier.
+        Its name does not give the unit, which is then less certain: the bounds are narrower.
 
     Notes
     -----

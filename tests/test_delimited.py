@@ -114,7 +114,7 @@ def test_windows_1252_is_read_and_said_damaged_utf8_refused(tmp_path, caplog):
         ('a,b\n1,"x\ny"\n', "line 2: a quote that does not end"),
         ('a,b\n1,"x"y\n', "line 2: a quote that does not end"),
         ('a,b\n1,2\n3,"4,5"\n6,"7\n', "line 4: a quote"),
-        ("a\ta\n1\t2\n", "line 1: column 'a' stands twice"),
+        ("a\ta\n1\t2\n", "line 1: column 'a' appears twice"),
         ("", "is empty"),
         ("# only\n#a\tb\n", "is empty"),
         ("<!DOCTYPE html><html>\n", "web page"),

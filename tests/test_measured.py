@@ -197,7 +197,7 @@ def test_a_workbook_of_expression(tmp_path):
         ("Entrez_Gene_Id\tS1\n7157\t1\n1956\t2\n", "go by numbers .* such as 7157.*: give their"),
         ("id\tS1\nENST00000269305.9|ENSG00000141510|TP53-201|TP53|\t1\n", "transcripts, such as ENST"),
         ("S1 S2\nTP53 1 2\n", "line 1: the columns are separated by blanks"),
-        ("gene\tS1\tS1\nX\t1\t2\n", "S1 stands twice"),
+        ("gene\tS1\tS1\nX\t1\t2\n", "S1 appears twice"),
         ("gene,S1\nX,1.234.5\n", "line 2, column 'S1': '1.234.5' is not a number"),
     ],
 )  # fmt: skip

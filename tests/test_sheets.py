@@ -136,7 +136,7 @@ def test_files_are_looked_for_in_the_working_directory_then_beside_the_sheet(
         ("Slide\tpatient_id\tcohort\timage\n", "unknown column 'Slide', did you mean 'slide'"),
         ("slide\tpatient_id\tcohort\timage\n", "'patient_id', did you mean 'patient'"),
         ("slide\tpatient\tcohort\timage\tcount\n", "'count', did you mean 'counts'"),
-        ('"slide"\t"patient"\t"cohort"\t"image"\n', "cells stand in quotes: save the sheet as"),
+        ('"slide"\t"patient"\t"cohort"\t"image"\n', "cells are in quotes: save the sheet as"),
     ],
 )
 def test_a_wrong_header_is_refused(sheet, header, complaint):

@@ -1,4 +1,4 @@
-"""Infer the labels of annotated sections all the same, and say how far they agree."""
+"""Infer labels for annotated sections too, and report how well they agree."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

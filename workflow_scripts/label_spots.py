@@ -1,4 +1,4 @@
-"""Label the spots of one section as malignant or not, by its annotation or by what they express."""
+"""Label the spots of one section as malignant or not, by its annotation or their expression."""
 
 from typing import TYPE_CHECKING
 
