@@ -225,7 +225,7 @@ def encoder_context(stage: int = N_STAGES - 1, *, around: int = 0) -> int:
     for level in range(stage, -1, -1):
         cells += 2  # two 3 x 3 convolutions
         if level:
-            cells = 2 * cells + 1  # a pooled cell stands for two
+            cells = 2 * cells + 1  # a pooled position covers two
     return cells
 
 
@@ -239,7 +239,7 @@ def local_context() -> int:
     for stage in range(N_STAGES - 1):
         gate, convolutions, up = 2, 2, 1
         farthest = max(farthest, encoder_context(stage, around=around + convolutions + gate))
-        around = (around + convolutions + up + 1) // 2  # cells of the next coarser stage
+        around = (around + convolutions + up + 1) // 2  # positions of the next coarser stage
     return farthest
 
 
