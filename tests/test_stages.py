@@ -178,7 +178,7 @@ def test_a_patient_sheet_with_other_ids_is_no_silent_loss_of_the_outcomes():
     )
     few = patients.rename(index={f"P{i}": f"P-{i}" for i in range(7)})
     (note,) = [x for x in plan_stages(CONFIG, slides, few).left_out() if x.startswith(told[:24])]
-    assert "only 5 of 12 are; 7 more would match without zeros" in note
+    assert "only 5 of 12 are; 7 more would match without leading zeros" in note
     strange = _slides(*TRAINING, *HOSPITAL, ("X", "PX", "other", ""))
     told = plan_stages(CONFIG, strange, patients).left_out()
     reason = "the patients sheet names none of its 1 patients, such as PX"
