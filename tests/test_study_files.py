@@ -45,7 +45,7 @@ def test_all_files_are_read_whole_and_one_message_holds_what_is_wrong(tmp_path):
     assert "dup.gmt, line 21: gene set 'SET3' appears twice, with different genes" in said
     assert "tpm.tsv: line 4, column 'B': '1,2,3' is not a number" in said
     (tmp_path / "tpm.tsv").write_text("gene\tA\tB\nX\t1,5\t2\nY\t900\t1000\n")
-    with pytest.raises(InputError, match="which are no log2 values: set scale: linear"):
+    with pytest.raises(InputError, match="which are not log2 values: set scale: linear"):
         check_study_files(StudyFiles(no_slides(), settings, measured=files.measured))
     made = StudyFiles(no_slides(), settings, gene_sets={"x": "later.gmt"}, made=lambda file: True)
     check_study_files(made)
