@@ -78,7 +78,9 @@ def test_samples_that_never_meet_their_patients_are_refused_while_planning(tmp_p
     ).to_csv(path, sep="\t")
     rows = measured_patients("m", str(path), clinical(tmp_path, [f"P{i:02d}" for i in range(30)]))
     assert (len(rows), rows.attrs["n_samples"]) == (12, 12)
-    with pytest.raises(InputError, match="0 of 12 patients .* 11 more would match without leading zeros"):
+    with pytest.raises(
+        InputError, match="0 of 12 patients .* 11 more would match without leading zeros"
+    ):
         measured_patients("m", str(path), clinical(tmp_path, [f"P-{i}" for i in range(1, 30)]))
     half = [f"P{i:02d}" for i in range(4)] + [f"p{i:02d}" for i in range(4, 12)]
     assert len(measured_patients("m", str(path), clinical(tmp_path, half))) == 4
