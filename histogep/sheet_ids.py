@@ -19,7 +19,7 @@ from histogep.jobs import InputError
 SUFFIXES = frozenset(
     {
         *("arms", "counts", "dropped", "geojson", "h5", "h5ad", "hist", "html", "json", "log"),
-        *("parquet", "png", "quality", "svg", "tiff", "truth", "tsv"),
+        *("markers", "parquet", "png", "quality", "svg", "tiff", "truth", "tsv"),
     }
 )
 #: Bytes of a name, and of a whole path, that file systems take.

@@ -135,7 +135,7 @@ def test_the_script_writes_table_maps_and_figure(run_script, slides, tmp_path):
             input={"slides": slides, "gene_sets": [tmp_path / "g.gmt"]},
             output=output,
             params={
-                "slides": ["S0", "S1"], "slide_patients": ["A", "B"], "collections": ["planted"],
+                "slide_patients": {"S0": "A", "S1": "B"}, "collections": {"planted": tmp_path / "g.gmt"},
                 "enrichment": {"min_size": 3, "max_size": 500}, "tumour_threshold": 0.5, "seed": 1,
                 "training_patients": "exclude",
             },

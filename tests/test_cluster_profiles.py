@@ -71,7 +71,7 @@ def test_a_second_attempt_gets_twice_of_what_a_rule_asks_for():
             assert asked or "localrule: True" in body, f"{rule} asks for no {name}"
             if not asked:
                 continue
-            given = {"input": SimpleNamespace(size_mb=100)}
+            given = {"input": SimpleNamespace(size_mb=100, slides=["S1", "S2"])}
             first, second = (eval(asked[2], given | {"attempt": n}) for n in (1, 2))
             assert second == 2 * first > 0, (rule, name)
             assert name != "mem_mb" or second <= constraint, (

@@ -93,7 +93,7 @@ def test_the_script_stops_a_copy_before_training(run_script, image, tmp_path):
             "compare_slides.py",
             input={"keypoints": [tmp_path / f"{slide}.parquet" for slide in slides]},
             output={"pairs": tmp_path / "pairs.tsv"},
-            params={"slides": slides, "patients": patients, "seed": 1},
+            params={"patients": dict(zip(slides, patients, strict=True)), "seed": 1},
         )
 
     assert "4 slides compared, 0 pairs are alike" in compare("P", "Q", "Q", "R")

@@ -22,6 +22,7 @@ from histogep.neighbourhoods import (
     moved_maps,
     neighbour_graph,
 )
+from histogep.normalise import add_expression
 from histogep.patients import NEIGHBOURHOOD, image_blocks
 from histogep.plots_neighbourhoods import neighbourhood_figure
 from histogep.tissue_classes import (
@@ -471,7 +472,7 @@ def her2st(shared_data, tmp_path_factory):
         var=pd.DataFrame(index=counts.columns),
         uns={"slide": "A1", "lattice": {"kind": "st", "pitch_um": 200.0, "tile_um": 112.0}},
     )
-    spots.write_h5ad(folder / "spots.h5ad")
+    add_expression(spots).write_h5ad(folder / "spots.h5ad")
     write_tsv(pd.DataFrame({"barcode": counts.index, "label": label}), folder / "labels.tsv")
     return folder
 

@@ -218,7 +218,7 @@ def test_neighbourhoods_are_those_of_the_slides_that_describe_the_patient(cohort
 
 def test_refusals(cohort, tmp_path):
     paths, _, options = cohort
-    with pytest.raises(InputError, match="must be identical"):
+    with pytest.raises(InputError, match="must be the same text"):
         summarise_patients(paths[:1], **options | {"slides": ["a1"], "slide_patients": ["7"]})
     odd = options["patients"].assign(stage=["II", "V", "I", "I"], sex=["f", "?", "f", "f"])
     with pytest.raises(InputError, match="patient B: sex '\\?'.*\n.*patient B: stage 'V'"):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 with job_log(snakemake.log[0], snakemake) as log:
     lattice = Lattice.from_settings(snakemake.params.lattice)
     settings = snakemake.params.spots
-    # Snakemake deletes the outputs of a job that fails, but not what lies beside its log.
+    # Snakemake deletes the outputs of a job that fails, not what is beside its log.
     beside_log = Path(snakemake.log[0]).with_suffix(".png")
     try:
         try:

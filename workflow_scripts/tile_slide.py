@@ -43,13 +43,11 @@ with job_log(snakemake.log[0], snakemake) as log:
         overview = draw_tiles(mask, table, title=title)
         write_outlines(outlines, name=name, mask=mask.mask, px_per_px=mask.px_per_px)
         log.info("%d tiles on %.2f mm2 of tissue", len(table), mask.tissue_mm2)
-        # Of a large slide it is large too, and drawing takes the most memory of all.
-        mask = None
+        mask = None  # drawing takes the most memory of all
     except BadSlide as error:
         skip = snakemake.config.get("on_bad_slide") == "skip"
-        failed = record_failure(error, rule="tile_slide", skip=skip)
         table, keypoints = tiles.no_tiles(), {}
-        table.attrs["failed"] = failed
+        table.attrs["failed"] = failed = record_failure(error, rule="tile_slide", skip=skip)
         write_outlines(outlines, name=name, mask=np.zeros((1, 1), bool), px_per_px=(1.0, 1.0))
         quality = pd.DataFrame({"metric": ["n_tiles"], "value": [0.0]})
         overview = draw_failure(name, failed["reason"])
