@@ -25,7 +25,7 @@ rule describe_neighbourhoods:
         "../envs/spatial.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=60,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         code=code_of("describe_neighbourhoods.py"),
         neighbourhoods=STUDY.chosen(
@@ -57,7 +57,7 @@ rule summarise_neighbourhoods:
         "../envs/snakemake.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
-        runtime=30,
+        runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         code=code_of("summarise_neighbourhoods.py"),
         patients=usable(Study.described_patients),

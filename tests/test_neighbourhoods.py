@@ -510,7 +510,7 @@ def test_a_real_section_goes_through_the_scripts(her2st, run_script, tmp_path):
         "summarise_neighbourhoods.py",
         input={"tables": [outputs["table"]]},
         output=listed,
-        params={"slides": ["A1"], "patients": ["A"]},
+        params={"patients": {"A1": "A"}},
         wildcards={"cohort": "her2st"},
     )
     patients = read_tsv(listed["patients"])
