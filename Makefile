@@ -12,7 +12,7 @@ TESTABLE := .venv/.testable
 CLUSTER := .venv/.cluster
 APT := DEBIAN_FRONTEND=noninteractive timeout 240 apt-get
 
-.PHONY: help demo small test lint fast-test workflow-test fault-test cluster-test install slurm settings-table constraints conda-pins clean
+.PHONY: help demo small test lint docs fast-test workflow-test fault-test cluster-test install slurm settings-table constraints conda-pins clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -41,13 +41,17 @@ demo: $(INSTALLED)  ## Run the whole workflow on the simulated study and build r
 small: $(INSTALLED)  ## Run the whole workflow on three tiny slides (.test/), in two minutes
 	$(SNAKEMAKE) --directory $(SMALL_DIR) --configfile .test/config.yaml
 
-test: lint fast-test workflow-test  ## Everything that can fail: lint, then fast tests, then whole workflows
+test: lint docs fast-test workflow-test  ## Everything that can fail: lint, documents, fast tests, whole workflows
 
-lint: $(TESTABLE)  ## ruff, snakefmt and snakemake --lint
+lint: $(TESTABLE)  ## ruff, snakefmt, borders between rooms, snakemake --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/lint-imports > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
 	$(BIN)/snakemake --lint
+
+docs: $(TESTABLE)  ## Build the documentation into site/; a broken link or name fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 fast-test: $(TESTABLE)  ## Library and script tests, one file a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not workflow" -n $(CORES) --dist loadfile
@@ -56,7 +60,7 @@ workflow-test: $(TESTABLE)  ## Tests that run Snakemake itself
 	$(BIN)/python -m pytest -m workflow -n $(CORES) --dist loadgroup --no-loadscope-reorder
 
 fault-test: $(TESTABLE)  ## Kill, fill, cut and lock what Snakemake runs (about 8 minutes; some need root)
-	HISTOGEP_FAULT_TESTS=1 $(BIN)/python -m pytest tests/test_faults_workflow.py
+	HISTOGEP_FAULT_TESTS=1 $(BIN)/python -m pytest tests/runs/test_faults_workflow.py
 
 # Beside .venv, not in it: with the plugin there every start of Snakemake would look for a cluster.
 $(CLUSTER): $(TESTABLE) requirements-slurm.txt requirements-cluster-generic.txt
@@ -72,10 +76,10 @@ cluster-test: slurm  ## A small study on a SLURM of one machine (root, Debian; a
 	@{ command -v slurmdbd && command -v mariadbd; } > /dev/null || { $(APT) update -qq && \
 	$(APT) install -y -qq --no-install-recommends slurmdbd slurm-wlm-mysql-plugin mariadb-server; } \
 	|| echo "SLURM's accounting cannot be installed: skipped"
-	HISTOGEP_CLUSTER_TESTS=all $(BIN)/python -m pytest -rs tests/test_cluster.py tests/test_cluster_accounting.py
+	HISTOGEP_CLUSTER_TESTS=all $(BIN)/python -m pytest -rs tests/cluster/test_cluster.py tests/cluster/test_cluster_accounting.py
 
 settings-table: $(INSTALLED)  ## Rewrite the table of settings in config/README.md
-	@table=$$($(BIN)/python -m histogep.settings config/schemas/config.schema.yaml) && \
+	@table=$$($(BIN)/python -m histogep.study.settings config/schemas/config.schema.yaml) && \
 	sed -i '/<!-- made by/q' config/README.md && printf '\n%s\n' "$$table" >> config/README.md
 
 constraints: $(INSTALLED)  ## Pin the newest set of packages that resolves on Python 3.11 and 3.12

@@ -24,9 +24,9 @@ from scipy import sparse
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from histogep.inputs.genome import assign_arms, read_arms
 from histogep.lattice import Lattice
-from histogep.normalise import add_expression
-from histogep.positions import assign_arms, read_arms
+from histogep.spots.normalise import add_expression
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What a slide of 4,000 spots and 15,000 genes may cost.
@@ -35,11 +35,11 @@ CLONES = ({"1q": 1.5, "16q": 0.6, "8q": 1.4}, {"1q": 1.5, "3p": 0.6, "20q": 1.5}
 _JOB = """
 import resource, sys
 from pathlib import Path
-from histogep.cnv_slides import measured_slide, write_profile
+from histogep.cnv.slide import measured_slide, write_profile
 from histogep.files import write_tsv
-from histogep.plots import save
-from histogep.plots_cnv import profile_figure
-from histogep.positions import read_gene_positions
+from histogep.report.style import save
+from histogep.report.figures.cnv import profile_figure
+from histogep.inputs.genome import read_gene_positions
 folder = Path(sys.argv[1])
 result, arms, markers = measured_slide(
     folder / "S.h5ad", folder / "S.tsv", slide="S", settings={}, seed=1,

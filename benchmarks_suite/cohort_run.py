@@ -22,7 +22,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.simulate import write_study
+from histogep.simulate.cli import write_study
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"section_rows": 16, "section_cols": 16, "slide_rows": 5, "slide_cols": 5}

@@ -20,7 +20,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.cox import scan_genes
+from histogep.stats.cox import scan_genes
 
 
 def main() -> None:

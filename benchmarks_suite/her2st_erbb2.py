@@ -20,17 +20,17 @@ from scipy import sparse
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.cnv import EXCLUDED_GENES, compare_genes, slide_windows
-from histogep.cnv_reference import choose_spots
+from histogep.cnv.profiles import EXCLUDED_GENES, compare_genes, slide_windows
+from histogep.cnv.reference import choose_spots
+from histogep.errors import InputError
 from histogep.files import read_tsv
-from histogep.jobs import InputError
+from histogep.inputs.genome import read_gene_positions
+from histogep.labels.tumour import infer_labels
 from histogep.lattice import Lattice
-from histogep.matrices import expression_of
-from histogep.normalise import add_expression
-from histogep.positions import read_gene_positions
-from histogep.tumour import infer_labels
+from histogep.spots.matrices import expression_of
+from histogep.spots.normalise import add_expression
 
-MARKERS = Path(__file__).resolve().parents[1] / "resources" / "markers.tsv"
+MARKERS = Path(__file__).resolve().parents[1] / "histogep/resources" / "markers.tsv"
 WINDOW = 21
 
 

@@ -19,12 +19,12 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.datasets import read_sections
 from histogep.files import read_tsv
-from histogep.folds import fold_roles
-from histogep.inference import build_model
-from histogep.modelling import fit_model
-from histogep.selection import section_score
+from histogep.models.fit import fit_model
+from histogep.models.folds import fold_roles
+from histogep.models.predict import build_model
+from histogep.models.sections import read_sections
+from histogep.models.selection import section_score
 
 
 def main() -> None:

@@ -21,15 +21,15 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.clinical import read_clinical
-from histogep.cox import scan_genes
-from histogep.measured import summarise_measured
-from histogep.patients import GENE, image_columns
-from histogep.response import predict_response
-from histogep.signatures import read_signatures
-from histogep.survival import fit_survival
+from histogep.outcome.bulk_patients import summarise_measured
+from histogep.outcome.patients import GENE, image_columns
+from histogep.outcome.response import predict_response
+from histogep.outcome.signatures import read_signatures
+from histogep.outcome.survival import fit_survival
+from histogep.stats.cox import scan_genes
+from histogep.study.clinical import read_clinical
 
-SIGNATURES = Path(__file__).resolve().parents[1] / "resources/signatures.yaml"
+SIGNATURES = Path(__file__).resolve().parents[1] / "histogep/resources/signatures.yaml"
 #: One repeat without shuffles: the marks need the fits, not their nulls.
 QUICK = {"repeats": 1, "shuffles": 0, "bootstraps": 1000}
 

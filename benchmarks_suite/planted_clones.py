@@ -23,15 +23,12 @@ from sklearn.metrics import adjusted_rand_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.clones import call_arms, call_clones
-from histogep.cnv import compare_genes
-from histogep.matrices import expression_of
-from histogep.normalise import add_expression
-from histogep.settings import complete_settings
-from histogep.simulate_cohort import patient_id, slide_composition, stream
-from histogep.simulate_counts import Expression
-from histogep.simulate_genes import bundled_positions, plant_truth
-from histogep.simulate_slides import (
+from histogep.cnv.clones import call_arms, call_clones
+from histogep.cnv.profiles import compare_genes
+from histogep.labels.tumour import map_texts
+from histogep.simulate.cohort import patient_id, slide_composition, stream
+from histogep.simulate.counts import Expression
+from histogep.simulate.files import (
     DEFAULTS,
     LATTICE,
     _annotation,
@@ -40,7 +37,10 @@ from histogep.simulate_slides import (
     _tissue,
     _truth_table,
 )
-from histogep.tumour import map_texts
+from histogep.simulate.genes import bundled_positions, plant_truth
+from histogep.spots.matrices import expression_of
+from histogep.spots.normalise import add_expression
+from histogep.study.settings import complete_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = [f"{patient_id('P', number, 6)}-1" for number in range(6)] + ["P01-2"]

@@ -20,14 +20,14 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.features import read_features
+from histogep.deployment.folder import tiles_of
+from histogep.encoders.feature_file import read_features
 from histogep.files import read_tsv
 from histogep.lattice import Lattice
-from histogep.matrices import expression_of
-from histogep.model_folder import tiles_of
-from histogep.neighbours import fit_neighbours
-from histogep.ridge import fit_ridge
-from histogep.selection import mean_over_groups, section_score
+from histogep.models.neighbours import fit_neighbours
+from histogep.models.ridge import fit_ridge
+from histogep.models.selection import mean_over_groups, section_score
+from histogep.spots.matrices import expression_of
 
 N_GENES = 250
 #: Plain ridge on descriptors + lite0, six her2st sections: mean over sections, over patients.

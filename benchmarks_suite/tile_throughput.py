@@ -42,14 +42,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.encoders import load_encoder
-from histogep.encoding import encode_slide, open_encoders
-from histogep.exported_encoders import export_encoder
-from histogep.geometry import describe_slide
+from histogep.encoders.encode import encode_slide, open_encoders
+from histogep.encoders.exported import export_encoder
+from histogep.encoders.load import load_encoder
+from histogep.encoders.tile_pixels import TILE_PX, read_tiles
 from histogep.lattice import Lattice
-from histogep.slides import Slide
-from histogep.tile_pixels import TILE_PX, read_tiles
-from histogep.tissue import tissue_mask
+from histogep.slides.prepare import describe_slide
+from histogep.slides.reader import Slide
+from histogep.slides.tissue import tissue_mask
 
 #: Rows and columns of cells, as in the paper, and the side of one in px.
 GRID, SIDE = (80, 64), 312.5

@@ -3,7 +3,7 @@
 Both train the same weights on the same batch (5 grids of 80 x 64 cells, 768 features -> 346 genes,
 the paper's whole-grid loss); plain and ours take turns, so that whatever else the machine does
 falls on both. The plain one is written out here: functional convolutions in float32, channels
-first, Adam as it comes. Ours is `histogep.training.train_network` itself.
+first, Adam as it comes. Ours is `histogep.models.network.train.train_network` itself.
 
     python benchmarks_suite/training_step.py [--steps 6] [--threads 1]
 
@@ -25,12 +25,12 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep import training
-from histogep.grid_batches import NetworkSection
+from histogep.encoders.precision import determinism
 from histogep.lattice import Lattice
-from histogep.networks import CMUNet
-from histogep.precision import determinism
-from histogep.training import TrainingSettings, train_network
+from histogep.models.network import train as training
+from histogep.models.network.data import NetworkSection
+from histogep.models.network.network import CMUNet
+from histogep.models.network.train import TrainingSettings, train_network
 
 N_GRIDS, ROWS, COLS, N_FEATURES, N_GENES = 5, 80, 64, 768, 346
 SEED = 1

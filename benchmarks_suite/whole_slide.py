@@ -23,14 +23,14 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from histogep.deployment import DeployedModel
-from histogep.distance import FeatureDistance
-from histogep.features import FeatureWriter, tile_attributes
+from histogep.deployment.model import DeployedModel
+from histogep.deployment.out_of_distribution import FeatureDistance
+from histogep.deployment.streaming import predict_into
+from histogep.encoders.feature_file import FeatureWriter, tile_attributes
 from histogep.lattice import Lattice
-from histogep.neighbours import fit_neighbours
-from histogep.preparation import Preparation, Tiles
-from histogep.streaming import predict_into
-from histogep.tumour_head import fit_tumour
+from histogep.models.neighbours import fit_neighbours
+from histogep.models.preparation import Preparation, Tiles
+from histogep.models.tumour_head import fit_tumour
 
 BLOCKS = [("descriptors", 35), ("lite0", 1280)]
 ENCODERS = [{"name": name, "sha256": "", "precision": "float32"} for name, _ in BLOCKS]
@@ -70,8 +70,8 @@ def make_model(kind: str) -> DeployedModel:
     tiles = [noise_tiles(24, seed) for seed in (1, 2)]
     options = {"blocks": BLOCKS, "lattice": LATTICE}
     if kind == "cmunet":
-        from histogep.network_inference import NetworkModel
-        from histogep.networks import CMUNet
+        from histogep.models.network.network import CMUNet
+        from histogep.models.network.predict import NetworkModel
 
         preparation = Preparation.fit(tiles, components=64, **options)
         network = CMUNet(2 * preparation.width(), N_GENES + 1).eval()
@@ -120,7 +120,7 @@ def main() -> None:
     if arguments.kind == "cmunet":
         import torch
 
-        from histogep.network_inference import NetworkModel
+        from histogep.models.network.predict import NetworkModel
 
         torch.set_num_threads(arguments.threads)
         if arguments.window:

@@ -1,1 +1,26 @@
 """Spatial gene expression of tumours from H&E slides: the library under the workflow."""
+
+__all__ = [
+    "cnv",
+    "deployment",
+    "encoders",
+    "enrichment",
+    "errors",
+    "evaluation",
+    "files",
+    "inputs",
+    "labels",
+    "lattice",
+    "models",
+    "neighbourhoods",
+    "outcome",
+    "problems",
+    "progress",
+    "report",
+    "simulate",
+    "slides",
+    "spots",
+    "stats",
+    "study",
+    "workflow",
+]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from histogep.jobs import InputError
+from histogep.errors import InputError
 
 #: Errors of renaming to a name that is taken, where folders are concerned.
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)

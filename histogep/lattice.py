@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from histogep.jobs import InputError
+from histogep.errors import InputError
 
 if TYPE_CHECKING:
     from scipy import sparse

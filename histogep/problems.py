@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from histogep.jobs import InputError
+from histogep.errors import InputError
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """The study of this run, what wildcards may be, and how rules ask the study for their inputs.
 
-What a rule reads is said by the methods of `histogep.study_plan.Study`. `of_slide(Study.image)` and
+What a rule reads is said by the methods of `histogep.workflow.study.Study`. `of_slide(Study.image)` and
 `usable(Study.targets)` are input functions: they call a method with the wildcards that it names.
 """
 
@@ -8,13 +8,13 @@ import re
 from inspect import signature
 from pathlib import Path
 
-from histogep import sheets
-from histogep.jobs import InputError
-from histogep.lineage import record_run
-from histogep.provenance import code_digest
-from histogep.resources import digest_resource
-from histogep.study_plan import Study
-from histogep.study_reading import read_study
+from histogep.study import sheets
+from histogep.errors import InputError
+from histogep.workflow.lineage import record_run
+from histogep.workflow.code import code_digest
+from histogep.inputs.resources import digest_resource
+from histogep.workflow.study import Study
+from histogep.workflow.study_reading import read_study
 from snakemake.exceptions import WorkflowError
 
 # Of this Snakefile, also where another one uses it as a module.

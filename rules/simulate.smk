@@ -1,6 +1,6 @@
 """The default study: a simulated cohort with a planted truth.
 
-Needs:  config key `simulation`, and sheets written by `python -m histogep.simulate`.
+Needs:  config key `simulation`, and sheets written by `python -m histogep.simulate.cli`.
 Writes: data/simulated/: one pyramidal TIFF per slide, one Space Ranger folder per section, and
         the references (gene positions, gene sets) with the truth that was planted.
 """

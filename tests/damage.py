@@ -77,7 +77,7 @@ def make_slide_sheet(folder: Path) -> Path:
 
 
 def read_slide_sheet(path: Path) -> Any:
-    from histogep.sheets import read_slides
+    from histogep.study.sheets import read_slides
 
     table = read_slides(path)
     return len(table), digest(table.drop(columns="image"), [Path(p).name for p in table["image"]])
@@ -101,7 +101,7 @@ def make_patient_csv(folder: Path) -> Path:
 
 
 def read_patient_table(path: Path) -> Any:
-    from histogep.clinical import read_clinical
+    from histogep.study.clinical import read_clinical
 
     table = read_clinical(path)
     return len(table), digest(table)
@@ -118,7 +118,7 @@ def make_bulk(folder: Path) -> Path:
 
 
 def read_bulk(path: Path) -> Any:
-    from histogep.bulk import read_expression
+    from histogep.study.bulk import read_expression
 
     table = read_expression(path, scale="log2")
     return table.shape, digest(table)
@@ -130,7 +130,7 @@ def make_gmt(folder: Path) -> Path:
 
 
 def read_gene_sets(path: Path) -> Any:
-    from histogep.gene_sets import read_gmt
+    from histogep.inputs.gene_sets import read_gmt
 
     sets = read_gmt(path)
     return len(sets), digest(sets)
@@ -138,12 +138,12 @@ def read_gene_sets(path: Path) -> Any:
 
 def make_signatures(folder: Path) -> Path:
     path = folder / "signatures.yaml"
-    path.write_bytes((ROOT / "resources/signatures.yaml").read_bytes())
+    path.write_bytes((ROOT / "histogep/resources/signatures.yaml").read_bytes())
     return path
 
 
 def read_signature_file(path: Path) -> Any:
-    from histogep.signatures import read_signatures
+    from histogep.outcome.signatures import read_signatures
 
     found = read_signatures(path)
     return None, digest(found)
@@ -155,7 +155,7 @@ def make_gene_positions(folder: Path) -> Path:
 
 
 def read_positions_of_genes(path: Path) -> Any:
-    from histogep.positions import read_gene_positions
+    from histogep.inputs.genome import read_gene_positions
 
     table = read_gene_positions(path)
     return None, digest(table)
@@ -168,7 +168,7 @@ def make_configuration(folder: Path) -> Path:
 
 
 def read_configuration(path: Path) -> Any:
-    from histogep import settings
+    from histogep.study import settings
 
     schema = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())
     settings.refuse_repeated_keys(path)
@@ -274,7 +274,7 @@ def make_st_table(folder: Path) -> Path:
 
 
 def read_counts(path: Path) -> Any:
-    from histogep.spot_readers import read_section
+    from histogep.spots.readers import read_section
 
     positions = path.parent / "spots.tsv" if path.name == "counts.tsv" else None
     if path.parent.name in ("spatial", "filtered_feature_bc_matrix"):
@@ -295,7 +295,7 @@ def make_labels(folder: Path) -> Path:
 
 
 def read_label_table(path: Path) -> Any:
-    from histogep.tumour import read_annotation
+    from histogep.labels.tumour import read_annotation
 
     labels = read_annotation(path)
     return len(labels), digest(labels)
@@ -314,7 +314,7 @@ def make_geojson(folder: Path) -> Path:
 
 
 def read_geojson(path: Path) -> Any:
-    from histogep.regions import read_regions
+    from histogep.slides.regions import read_regions
 
     regions = read_regions(path)
     return None, digest([area.wkt for area in (*regions.include, *regions.exclude)])
@@ -354,8 +354,8 @@ def make_svs(folder: Path) -> Path:
 
 
 def read_image(path: Path) -> Any:
-    from histogep.geometry import describe_slide
-    from histogep.slides import Slide
+    from histogep.slides.prepare import describe_slide
+    from histogep.slides.reader import Slide
 
     made = path.parent / "made"
     told = describe_slide(slide="S1", source=path, folder=made, mpp=0.5)
@@ -369,7 +369,7 @@ def read_image(path: Path) -> Any:
 
 
 def make_features(folder: Path) -> Path:
-    from histogep.features import write_features
+    from histogep.encoders.feature_file import write_features
     from tests.model_study import make_features
 
     write_features(make_features("S1", np.random.default_rng(0))[0], folder / "features.h5")
@@ -377,7 +377,7 @@ def make_features(folder: Path) -> Path:
 
 
 def read_feature_file(path: Path) -> Any:
-    from histogep.features import read_features
+    from histogep.encoders.feature_file import read_features
 
     found = read_features(path)
     told = (found.values, found.row, found.col, found.coords, list(found.barcode), found.blocks)
@@ -401,9 +401,9 @@ def make_given_features(folder: Path) -> Path:
 
 
 def read_given_features(path: Path) -> Any:
-    from histogep.given_features import read_given
+    from histogep.encoders.given_features import read_given
     from histogep.lattice import Lattice
-    from histogep.slides import Slide
+    from histogep.slides.reader import Slide
 
     slide = Slide(slide="S1", image=path, mpp=0.25, width_px=8000, height_px=6000)
     given = read_given(path, slide=slide, lattice=Lattice("visium", 100, 112))
@@ -415,10 +415,10 @@ def pack_model(folder: Path) -> Path:
     """Write a model folder that holds a ridge."""
     from safetensors.numpy import save_file
 
-    from histogep.datasets import read_sections
+    from histogep.deployment.pack import package_model
     from histogep.files import write_json, write_tsv
-    from histogep.modelling import fit_model
-    from histogep.packing import package_model
+    from histogep.models.fit import fit_model
+    from histogep.models.sections import read_sections
     from tests.model_study import GENES, make_study, random_keypoints
 
     study = make_study(folder, patients=("P", "Q", "R"))
@@ -459,7 +459,7 @@ def make_model(name: str) -> Callable[[Path], Path]:
 
 
 def read_model_folder(path: Path) -> Any:
-    from histogep.deployment import load_model
+    from histogep.deployment.model import load_model
 
     model = load_model(path.parent)
     parts = [model.settings, model.genes, *vars(model.distances).values()]
@@ -553,7 +553,7 @@ def lines_of(content: bytes) -> int:
 
 def attempt(kind: str, path: str) -> tuple[str, Any]:
     """Read a file; return ("read", (size, digest)), ("refused", message) or ("other", what)."""
-    from histogep.jobs import InputError
+    from histogep.errors import InputError
 
     try:
         return "read", KINDS[kind].read(Path(path))

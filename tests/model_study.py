@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage, sparse
 
-from histogep.features import Features, tile_attributes, write_features
+from histogep.encoders.feature_file import Features, tile_attributes, write_features
 from histogep.files import write_tsv
-from histogep.image_copies import Keypoints
-from histogep.normalise import add_expression
+from histogep.slides.same_tissue import Keypoints
+from histogep.spots.normalise import add_expression
 
 LATTICE = {"kind": "visium", "pitch_um": 100.0, "tile_um": 112.0}
 BLOCKS = [("descriptors", 12), ("lite0", 96)]

@@ -33,7 +33,7 @@ class Study:
         self.grouped = grouped
         self.calls = 0
         self.started: list[Call] = []
-        command = [sys.executable, "-m", "histogep.simulate", "--study", folder]
+        command = [sys.executable, "-m", "histogep.simulate.cli", "--study", folder]
         sizes = ["--patients-with-spots", 2, "--sections", 2, "--patients-without-spots", 1]
         sizes += ["--section-rows", 16, "--section-cols", 16]
         subprocess.run([*map(str, [*command, *sizes])], cwd=REPOSITORY, check=True)

@@ -12,8 +12,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from histogep import files
-from histogep.files import complete, file_sha256, given_file, read_tsv, write_json, write_tsv
-from histogep.jobs import BadSlide, InputError
+from histogep.errors import BadSlide, InputError
+from histogep.files import (
+    complete,
+    file_sha256,
+    given_file,
+    read_tsv,
+    write_json,
+    write_tsv,
+)
 
 
 def test_a_failed_writer_leaves_the_old_file_and_no_other(tmp_path):

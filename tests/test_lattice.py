@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from histogep.jobs import InputError
+from histogep.errors import InputError
 from histogep.lattice import Lattice
 
 HEX = Lattice("visium", 100, 112)

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING
 
 import anndata
 
-from histogep import plots
-from histogep.bad_slides import record_failure
+from histogep.errors import BadSlide, InputError
 from histogep.files import complete, write_tsv
-from histogep.jobs import BadSlide, InputError, job_log
 from histogep.lattice import Lattice
-from histogep.plots_slides import draw_failure
-from histogep.plots_spots import draw_quality, draw_spots
-from histogep.slides import Slide
-from histogep.spot_quality import quality_table
-from histogep.spot_readers import read_section
-from histogep.spots import align_spots, check_alignment
-from histogep.tissue import tissue_mask
+from histogep.report import style
+from histogep.report.figures.slides import draw_failure
+from histogep.report.figures.spots import draw_quality, draw_spots
+from histogep.slides.reader import Slide
+from histogep.slides.rejected import record_failure
+from histogep.slides.tissue import tissue_mask
+from histogep.spots.align import align_spots, check_alignment
+from histogep.spots.quality import quality_table
+from histogep.spots.readers import read_section
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -44,7 +45,7 @@ with job_log(snakemake.log[0], snakemake) as log:
         try:
             check_alignment(spots, slide, mask, min_on_tissue=settings["min_on_tissue"])
         except BadSlide:
-            plots.save(figure, beside_log)
+            style.save(figure, beside_log)
             raise
         quality = draw_quality(spots)
     except BadSlide as error:
@@ -52,8 +53,8 @@ with job_log(snakemake.log[0], snakemake) as log:
         failed = record_failure(error, rule="align_spots", skip=skip)
         spots = anndata.AnnData(uns={"failed": json.dumps(failed)})
         figure = quality = draw_failure(snakemake.wildcards.slide, failed["reason"])
-    plots.save(figure, snakemake.output.overlay)
-    plots.save(quality, snakemake.output.quality)
+    style.save(figure, snakemake.output.overlay)
+    style.save(quality, snakemake.output.quality)
     write_tsv(quality_table(spots), snakemake.output.quality_table)
     with complete(snakemake.output.spots) as temporary:
         spots.write_h5ad(temporary, compression="gzip", convert_strings_to_categoricals=False)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from histogep.evaluation.leakage import audit, require_clean
 from histogep.files import file_sha256, read_json, read_tsv, write_json
-from histogep.genes import choose_panel
-from histogep.jobs import job_log
-from histogep.leakage import audit, require_clean
-from histogep.pages_leakage import write_leakage_page
+from histogep.report.pages_leakage import write_leakage_page
+from histogep.spots.panel import choose_panel
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from histogep.files import files_of, read_tsv, write_tsv
-from histogep.jobs import job_log
-from histogep.label_agreement import compare_labels
-from histogep.matrices import read_h5ad
-from histogep.pages import Table, write_page
-from histogep.positions import read_gene_positions
-from histogep.tumour import infer_labels
+from histogep.inputs.genome import read_gene_positions
+from histogep.labels.agreement import compare_labels
+from histogep.labels.tumour import infer_labels
+from histogep.report.pages import Table, write_page
+from histogep.spots.matrices import read_h5ad
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.bad_slides import collect_failures
 from histogep.files import files_of, write_tsv
-from histogep.jobs import job_log
-from histogep.pages import Table, write_page
+from histogep.report.pages import Table, write_page
+from histogep.slides.rejected import collect_failures
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from histogep.cnv_agreement import ARM_COLUMNS, COLUMNS, compare_section, read_held_out
+from histogep.evaluation.copy_number import ARM_COLUMNS, COLUMNS, compare_section, read_held_out
 from histogep.files import read_tsv, write_tsv
-from histogep.jobs import job_log
-from histogep.plots import save
-from histogep.plots_cnv import agreement_figure
-from histogep.positions import read_gene_positions
+from histogep.inputs.genome import read_gene_positions
+from histogep.report.figures.cnv import agreement_figure
+from histogep.report.style import save
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from histogep.copies import compare_sections, require_no_copies
+from histogep.evaluation.copies import compare_sections, require_no_copies
 from histogep.files import write_tsv
-from histogep.image_copies import read_keypoints
-from histogep.jobs import job_log
-from histogep.matrices import read_h5ad
+from histogep.slides.same_tissue import read_keypoints
+from histogep.spots.matrices import read_h5ad
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.jobs import job_log
-from histogep.resources import copy_resource
+from histogep.inputs.resources import copy_resource
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

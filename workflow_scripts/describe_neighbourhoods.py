@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from histogep.files import write_tsv
-from histogep.jobs import job_log
-from histogep.neighbourhoods import describe_neighbourhoods
-from histogep.plots import save
-from histogep.plots_neighbourhoods import neighbourhood_figure
-from histogep.tissue_classes import measured_places, predicted_places
+from histogep.neighbourhoods.describe import describe_neighbourhoods
+from histogep.neighbourhoods.tissue_classes import measured_places, predicted_places
+from histogep.report.figures.neighbourhoods import neighbourhood_figure
+from histogep.report.style import save
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from histogep.bad_slides import record_failure, refuse_failed, write_failed_features
-from histogep.devices import sees_gpu
-from histogep.encoding import encode_slide, given_block, open_encoders
+from histogep.encoders.encode import encode_slide, given_block, open_encoders
+from histogep.encoders.given_features import read_given
+from histogep.errors import BadSlide
 from histogep.files import read_parquet
-from histogep.given_features import read_given
-from histogep.jobs import BadSlide, job_log
 from histogep.lattice import Lattice
-from histogep.slides import Slide
+from histogep.models.devices import sees_gpu
+from histogep.slides.reader import Slide
+from histogep.slides.rejected import record_failure, refuse_failed, write_failed_features
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

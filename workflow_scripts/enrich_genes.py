@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from histogep.enrichment import enrich_contrast
+from histogep.enrichment.gsea import enrich_contrast
 from histogep.files import files_of, write_tsv
-from histogep.gene_sets import read_gmt
-from histogep.jobs import job_log
-from histogep.plots import save
-from histogep.plots_enrichment import dot_plot, running_sums
-from histogep.slide_images import out_of_sample
+from histogep.inputs.gene_sets import read_gmt
+from histogep.report.figures.enrichment import dot_plot, running_sums
+from histogep.report.style import save
+from histogep.slides.same_file import out_of_sample
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from histogep.evaluation.predictions import read_heldout, read_measured
+from histogep.evaluation.scorecards import COLUMNS, evaluate
 from histogep.files import read_json, read_tsv, write_tsv
-from histogep.jobs import job_log
-from histogep.pages_evaluation import write_genes_page, write_scorecards_page
-from histogep.plots import save
-from histogep.plots_evaluation import plot_genes, plot_maps, plot_tumour
-from histogep.predictions import read_heldout, read_measured
-from histogep.scorecards import COLUMNS, evaluate
+from histogep.report.figures.evaluation import plot_genes, plot_maps, plot_tumour
+from histogep.report.pages_evaluation import write_genes_page, write_scorecards_page
+from histogep.report.style import save
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.exported_encoders import export_encoder
-from histogep.jobs import job_log
+from histogep.encoders.exported import export_encoder
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from histogep.files import read_parquet, write_tsv
-from histogep.jobs import job_log
-from histogep.plots import save
-from histogep.plots_outcome import adjusted_forest, calibration_at, forest, kaplan_meier
-from histogep.survival import fit_survival
+from histogep.outcome.survival import fit_survival
+from histogep.report.figures.outcome import adjusted_forest, calibration_at, forest, kaplan_meier
+from histogep.report.style import save
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.cnv_slides import measured_slide, predicted_slide, write_profile
-from histogep.extended_panel import predict_wide
-from histogep.features import read_features
+from histogep.cnv.slide import measured_slide, predicted_slide, write_profile
+from histogep.deployment.extended_panel import predict_wide
+from histogep.encoders.feature_file import read_features
 from histogep.files import write_tsv
-from histogep.jobs import job_log
-from histogep.plots import save
-from histogep.plots_cnv import profile_figure
-from histogep.positions import read_gene_positions
+from histogep.inputs.genome import read_gene_positions
+from histogep.report.figures.cnv import profile_figure
+from histogep.report.style import save
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

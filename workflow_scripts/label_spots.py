@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from histogep import plots, tumour
-from histogep.bad_slides import refuse_failed_spots
 from histogep.files import read_tsv, write_tsv
-from histogep.jobs import job_log
-from histogep.matrices import read_h5ad
-from histogep.plots_spots import draw_labels
-from histogep.positions import read_gene_positions
+from histogep.inputs.genome import read_gene_positions
+from histogep.labels import tumour
+from histogep.report import style
+from histogep.report.figures.spots import draw_labels
+from histogep.slides.rejected import refuse_failed_spots
+from histogep.spots.matrices import read_h5ad
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -28,5 +29,5 @@ with job_log(snakemake.log[0], snakemake) as log:
             cnv=snakemake.params.cnv,
         )
     write_tsv(labels[list(tumour.COLUMNS)], snakemake.output.labels)
-    plots.save(draw_labels(spots, labels), snakemake.output.map)
+    style.save(draw_labels(spots, labels), snakemake.output.map)
     log.info("%s: %s", labels["source"].iloc[0], labels["label"].value_counts().to_dict())

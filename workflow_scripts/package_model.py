@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from histogep.deployment.pack import package_model
 from histogep.files import read_json
-from histogep.image_copies import read_keypoints
-from histogep.jobs import job_log
-from histogep.packing import package_model
+from histogep.slides.same_tissue import read_keypoints
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.devices import choose_device, needs_torch
+from histogep.evaluation.held_out import predict_held_out
 from histogep.files import complete, read_tsv
-from histogep.folds import fold_roles
-from histogep.heldout import predict_held_out
-from histogep.inference import read_model
-from histogep.jobs import job_log
+from histogep.models.devices import choose_device, needs_torch
+from histogep.models.folds import fold_roles
+from histogep.models.predict import read_model
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from histogep.files import read_parquet, write_tsv
-from histogep.jobs import job_log
-from histogep.plots import save
-from histogep.plots_outcome import roc
-from histogep.response import predict_response
+from histogep.outcome.response import predict_response
+from histogep.report.figures.outcome import roc
+from histogep.report.style import save
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,16 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.bad_slides import refuse_failed
-from histogep.deployment import load_model
-from histogep.devices import choose_device, needs_torch
+from histogep.deployment.model import load_model
+from histogep.deployment.streaming import predict_into
+from histogep.errors import InputError
 from histogep.files import read_json
-from histogep.image_copies import read_keypoints
-from histogep.jobs import InputError, job_log
-from histogep.plots import save
-from histogep.plots_expression import plot_prediction
-from histogep.qupath import write_tiles
-from histogep.streaming import predict_into
+from histogep.models.devices import choose_device, needs_torch
+from histogep.report.figures.expression import plot_prediction
+from histogep.report.style import save
+from histogep.slides.geojson import write_tiles
+from histogep.slides.rejected import refuse_failed
+from histogep.slides.same_tissue import read_keypoints
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

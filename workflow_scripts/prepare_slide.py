@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from histogep.bad_slides import record_failure
+from histogep.errors import BadSlide
 from histogep.files import write_json
-from histogep.geometry import MOST_MM, describe_slide
-from histogep.jobs import BadSlide, job_log
+from histogep.slides.prepare import MOST_MM, describe_slide
+from histogep.slides.rejected import record_failure
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

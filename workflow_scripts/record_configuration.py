@@ -6,8 +6,8 @@ import pandas as pd
 import yaml
 
 from histogep.files import complete, write_tsv
-from histogep.jobs import job_log
-from histogep.pages import Table, write_page
+from histogep.report.pages import Table, write_page
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from histogep.files import write_tsv
-from histogep.jobs import job_log
-from histogep.pages import Table, write_page
-from histogep.software import installed_versions
+from histogep.report.pages import Table, write_page
+from histogep.workflow.job import job_log
+from histogep.workflow.software import installed_versions
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,13 +3,13 @@
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from histogep.activity import score_activity
+from histogep.enrichment.activity import score_activity
 from histogep.files import complete, files_of, write_tsv
-from histogep.gene_sets import read_gmt
-from histogep.jobs import job_log
-from histogep.plots import save
-from histogep.plots_enrichment import activity_maps
-from histogep.slide_images import out_of_sample
+from histogep.inputs.gene_sets import read_gmt
+from histogep.report.figures.enrichment import activity_maps
+from histogep.report.style import save
+from histogep.slides.same_file import out_of_sample
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.bad_slides import refuse_failed_spots
 from histogep.files import write_tsv
-from histogep.jobs import job_log
-from histogep.matrices import expression_of, read_h5ad
-from histogep.variable_genes import score_genes
+from histogep.slides.rejected import refuse_failed_spots
+from histogep.spots.matrices import expression_of, read_h5ad
+from histogep.spots.variable_genes import score_genes
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histogep.files import file_sha256, read_tsv, write_json, write_tsv
-from histogep.genes import choose_panel, panel_slides, share_genes
-from histogep.jobs import job_log
+from histogep.spots.panel import choose_panel, panel_slides, share_genes
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from histogep.files import complete, write_json, write_tsv
-from histogep.jobs import job_log
-from histogep.simulate_genes import bundled_positions, format_gmt, plant_truth
+from histogep.simulate.genes import bundled_positions, format_gmt, plant_truth
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

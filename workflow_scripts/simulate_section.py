@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histogep.files import read_json
-from histogep.jobs import job_log
-from histogep.positions import read_gene_positions
-from histogep.simulate_cohort import Composition
-from histogep.simulate_slides import simulate_section
+from histogep.inputs.genome import read_gene_positions
+from histogep.simulate.cohort import Composition
+from histogep.simulate.files import simulate_section
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.jobs import job_log
-from histogep.simulate_cohort import Composition
-from histogep.simulate_slides import simulate_slide
+from histogep.simulate.cohort import Composition
+from histogep.simulate.files import simulate_slide
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from histogep.files import write_tsv
-from histogep.folds import split_folds
-from histogep.jobs import job_log
+from histogep.models.folds import split_folds
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from histogep.cnv.cohort import read_profile
+from histogep.cnv.subtypes import DEFAULTS, subtype_cohort
 from histogep.files import files_of, write_tsv
-from histogep.jobs import job_log
-from histogep.pages import Table, write_page
-from histogep.plots import save
-from histogep.plots_cnv import subtype_figure, subtype_maps
-from histogep.slide_profiles import read_profile
-from histogep.subtypes import DEFAULTS, subtype_cohort
+from histogep.report.figures.cnv import subtype_figure, subtype_maps
+from histogep.report.pages import Table, write_page
+from histogep.report.style import save
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

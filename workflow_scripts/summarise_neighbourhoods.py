@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from histogep.files import files_of, write_tsv
-from histogep.jobs import job_log
-from histogep.neighbourhood_measures import MEASURES, summarise_slides
-from histogep.pages import Table, write_page
+from histogep.neighbourhoods.measures import MEASURES, summarise_slides
+from histogep.report.pages import Table, write_page
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

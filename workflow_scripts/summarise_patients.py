@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.clinical import read_clinical
 from histogep.files import complete, files_of, write_tsv
-from histogep.gene_names import gene_symbols
-from histogep.jobs import job_log
-from histogep.measured import summarise_measured
-from histogep.pages import Table, write_page
-from histogep.patients import count_patients, summarise_patients
-from histogep.signatures import read_signatures
+from histogep.inputs.gene_names import gene_symbols
+from histogep.outcome.bulk_patients import summarise_measured
+from histogep.outcome.patients import count_patients, summarise_patients
+from histogep.outcome.signatures import read_signatures
+from histogep.report.pages import Table, write_page
+from histogep.study.clinical import read_clinical
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

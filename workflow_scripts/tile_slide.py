@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from histogep import plots, tiles
-from histogep.bad_slides import record_failure, refuse_failed_spots
+from histogep.errors import BadSlide
 from histogep.files import complete, write_tsv
-from histogep.image_copies import find_keypoints, write_keypoints
-from histogep.jobs import BadSlide, job_log
 from histogep.lattice import Lattice
-from histogep.plots_slides import draw_failure, draw_tiles
-from histogep.qupath import write_outlines
-from histogep.regions import read_regions
-from histogep.slides import Slide
-from histogep.tissue import tissue_mask
+from histogep.report import style
+from histogep.report.figures.slides import draw_failure, draw_tiles
+from histogep.slides import tiles
+from histogep.slides.geojson import write_outlines
+from histogep.slides.reader import Slide
+from histogep.slides.regions import read_regions
+from histogep.slides.rejected import record_failure, refuse_failed_spots
+from histogep.slides.same_tissue import find_keypoints, write_keypoints
+from histogep.slides.tissue import tissue_mask
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -55,4 +57,4 @@ with job_log(snakemake.log[0], snakemake) as log:
         table.to_parquet(temporary, index=False)
     write_tsv(quality, snakemake.output.quality)
     write_keypoints(keypoints, snakemake.output.keypoints)
-    plots.save(overview, snakemake.output.overview)
+    style.save(overview, snakemake.output.overview)

@@ -6,11 +6,11 @@ import pandas as pd
 import torch
 
 from histogep.files import files_of
-from histogep.jobs import job_log
-from histogep.map_models import score_cohort
-from histogep.outcomes import with_outcome
-from histogep.response import with_response
-from histogep.slide_maps import read_slide_maps
+from histogep.outcome.known_outcomes import with_outcome
+from histogep.outcome.maps.models import score_cohort
+from histogep.outcome.maps.slide_maps import read_slide_maps
+from histogep.outcome.response import with_response
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

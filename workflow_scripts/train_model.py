@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from safetensors.numpy import save_file
 
-from histogep.datasets import read_training
-from histogep.devices import choose_device, needs_torch
-from histogep.ensembles import fit_ensemble
 from histogep.files import complete, read_json, read_tsv, write_json, write_tsv
-from histogep.folds import fold_roles
-from histogep.jobs import job_log
-from histogep.modelling import FittedModel, fit_model
-from histogep.weights import read_arrays
+from histogep.models.devices import choose_device, needs_torch
+from histogep.models.ensemble import fit_ensemble
+from histogep.models.fit import FittedModel, fit_model
+from histogep.models.folds import fold_roles
+from histogep.models.sections import read_training
+from histogep.models.weights import read_arrays
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histogep.files import read_parquet, write_tsv
-from histogep.jobs import job_log
-from histogep.plots import save
-from histogep.plots_outcome import transfer_matrix
-from histogep.transfer import transfer_response
+from histogep.outcome.transfer import transfer_response
+from histogep.report.figures.outcome import transfer_matrix
+from histogep.report.style import save
+from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -10,7 +10,7 @@ fingers, or the genes of public sets. Of the true ones the second profile is of 
 
     python benchmarks_suite/claims.py --row 1 --runs 20 --seed 1000 --data ../shared/data
 
-Pairs marked "held back" took no part in setting the limits of `histogep.cnv_arms`.
+Pairs marked "held back" took no part in setting the limits of `histogep.cnv.arms`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from scipy.ndimage import gaussian_filter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from histogep.cnv_slides import profile_slide
+from histogep.cnv.slide import profile_slide
 from histogep.files import read_tsv
+from histogep.inputs.genome import assign_arms, read_gene_positions
 from histogep.lattice import Lattice
-from histogep.positions import assign_arms, read_gene_positions
 
 ROWS, COLS = 15, 20
 LATTICE = Lattice("visium")
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = ("A1", "A2", "B4", "C2", "C3", "C4")
-#: Two lineages of resources/markers.tsv whose ends are compared; the second group was not looked at
+#: Two lineages of histogep/resources/markers.tsv whose ends are compared; the second group was not looked at
 #: when the limits were set.
 DESIGNED_ON = (("t_cell", "fibroblast"), ("plasma_cell", "endothelial"), ("macrophage", "t_cell"))
 HELD_BACK = (("b_cell", "endothelial"), ("macrophage", "plasma_cell"), ("adipocyte", "t_cell"))
@@ -86,7 +86,7 @@ def lineage_ends(
     values: np.ndarray, genes: list[str], lineages: tuple[str, str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the least epithelial spots that have most of one lineage and most of the other."""
-    markers = read_tsv(ROOT / "resources" / "markers.tsv", dtype=str)
+    markers = read_tsv(ROOT / "histogep/resources" / "markers.tsv", dtype=str)
     place = {gene: i for i, gene in enumerate(genes)}
 
     def score(lineage: str) -> np.ndarray:

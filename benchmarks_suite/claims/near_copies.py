@@ -22,10 +22,16 @@ import pandas as pd
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import sparse
 
-from histogep.copies import similar_ids
-from histogep.count_copies import read_profiles, similar_counts, twin_share
-from histogep.image_copies import KEYPOINTS, Keypoints, judge_images, keypoints_of, similar_images
-from histogep.normalise import add_expression
+from histogep.evaluation.copies import similar_ids
+from histogep.evaluation.count_copies import read_profiles, similar_counts, twin_share
+from histogep.slides.same_tissue import (
+    KEYPOINTS,
+    Keypoints,
+    judge_images,
+    keypoints_of,
+    similar_images,
+)
+from histogep.spots.normalise import add_expression
 
 SECTIONS = ("A1", "A2", "B4", "C2", "C3", "C4")
 #: Side in px at which images are changed, before their thumbnails are made.

@@ -14,9 +14,9 @@ import argparse
 import numpy as np
 from scipy import ndimage, sparse
 
-from histogep.ceiling import KNOWN, noise_ceiling
 from histogep.lattice import Lattice
-from histogep.metrics import pearson
+from histogep.stats.ceiling import KNOWN, noise_ceiling
+from histogep.stats.scores import pearson
 
 
 def expectation(rate: np.ndarray, sizes: np.ndarray, overdispersion: float) -> np.ndarray:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histogep.distance import FeatureDistance
+from histogep.deployment.out_of_distribution import FeatureDistance
 
 BLOCKS = [("descriptors", 35), ("encoder", 120)]
 #: Size of the shift of a patient in units of the noise, its directions, whether it is heavy-tailed.
@@ -133,7 +133,7 @@ def other_stains(tiles: np.ndarray) -> dict[str, np.ndarray]:
 
 def foreign_features(data: Path, n: int, seed: int) -> tuple[dict[str, np.ndarray], list]:
     """Return features by what they are of, with the blocks of their columns."""
-    from histogep.encoding import encode_batch, open_encoders
+    from histogep.encoders.encode import encode_batch, open_encoders
 
     rng = np.random.default_rng(seed)
     settings = [{"name": name, "precision": "float32"} for name in ("descriptors", "lite0")]
@@ -196,8 +196,8 @@ def show_foreign(data: Path, n: int, seed: int) -> None:
 
 def show_study(study: Path, n: int) -> None:
     """Print how far the slides of a finished study lie, as they are and at a wrong pixel size."""
-    from histogep.encoding import encode_batch, open_encoders
-    from histogep.features import read_features
+    from histogep.encoders.encode import encode_batch, open_encoders
+    from histogep.encoders.feature_file import read_features
     from histogep.files import read_json, read_tsv
 
     (model,) = (study / "results" / "model").iterdir()

@@ -2,7 +2,7 @@
 
 Every gene of every section gets a predicted and a measured map drawn independently of each other,
 of one kind. A study has as many patients as told, one section each; its genes are judged as
-`evaluate_model` judges them (`histogep.scoring.gene_table`). Printed are the shares of genes with
+`evaluate_model` judges them (`histogep.evaluation.section_scores.gene_table`). Printed are the shares of genes with
 p < .05 and p < .001 and of studies with a predictable gene, and what one may expect at most.
 """
 
@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from histogep.evaluation.section_scores import SectionScore, gene_table
 from histogep.lattice import Lattice
-from histogep.metrics import false_discovery_rate, pearson
-from histogep.nulls import map_motions, moved_null, spatial_basis, spectral_null
-from histogep.scoring import SectionScore, gene_table
+from histogep.stats.nulls import map_motions, moved_null, spatial_basis, spectral_null
+from histogep.stats.scores import false_discovery_rate, pearson
 
 KINDS = ("white", "smooth", "broad", "half", "patch", "gradient")
 #: Rows and columns of the lattice: about square in um, and strips.

@@ -21,11 +21,11 @@ from sklearn.metrics import adjusted_rand_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from histogep.cnv import compare_genes
-from histogep.cnv_controls import COLUMNS
-from histogep.positions import assign_arms
-from histogep.slide_profiles import SlideProfile
-from histogep.subtypes import subtype_cohort
+from histogep.cnv.cohort import SlideProfile
+from histogep.cnv.controls import COLUMNS
+from histogep.cnv.profiles import compare_genes
+from histogep.cnv.subtypes import subtype_cohort
+from histogep.inputs.genome import assign_arms
 
 #: Copy-number factors of the arms of each subtype; the first arms are shared.
 KINDS = (

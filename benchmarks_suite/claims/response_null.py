@@ -1,6 +1,6 @@
 """What scores of a response reach where nothing can be learnt, beside the null that is printed.
 
-Cohorts of noise go through `histogep.response.predict_response`. Printed are, over the cohorts, the
+Cohorts of noise go through `histogep.outcome.response.predict_response`. Printed are, over the cohorts, the
 mean of AUROC and average precision and of the null told beside them, and how often a score exceeds
 the 95 % bound told: one in 20 if the bound is right.
 """
@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from histogep.response import predict_response
+from histogep.outcome.response import predict_response
 
 
 def cohort(patients: int, positives: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """How often the interval of the C-index gain holds the gain that the procedure has on average.
 
 Cohorts are drawn from one population: three clinical covariates bear on the hazard, and the image
-does so or not. Each cohort goes through `histogep.survival.fit_survival`. The gain of the image is
+does so or not. Each cohort goes through `histogep.outcome.survival.fit_survival`. The gain of the image is
 the difference of the out-of-fold C-indices of clinical+image and clinical; what it is on average is
 its mean over the cohorts of one size. Beside the interval printed by the workflow stands that of a
 bootstrap that holds the fitted models fixed.
@@ -14,13 +14,13 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from histogep.discrimination import (
+from histogep.outcome.survival import fit_survival
+from histogep.stats.discrimination import (
     bootstrap_concordance,
     bootstrap_weights,
     interval,
     survival_pairs,
 )
-from histogep.survival import fit_survival
 
 CLINICAL, FULL = "clinical", "clinical+image"
 

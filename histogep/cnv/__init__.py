@@ -1,0 +1,17 @@
+"""Copy number: profiles, controls, clones, subtypes."""
+
+__all__ = [
+    "arms",
+    "clone_borders",
+    "clone_divisions",
+    "clones",
+    "cohort",
+    "controls",
+    "heterogeneity",
+    "marker_genes",
+    "profiles",
+    "reference",
+    "slide",
+    "subtype_groups",
+    "subtypes",
+]

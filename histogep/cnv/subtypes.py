@@ -1,0 +1,289 @@
+"""Subtypes of a cohort: clones of all its slides grouped by the arms that they gained and lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from histogep.cnv.cohort import SlideProfile
+from histogep.cnv.controls import COLUMNS as CONTROL_COLUMNS
+from histogep.cnv.controls import COPY_NUMBER, EXPRESSION_SUBTYPE, FAIL, PASS
+from histogep.cnv.marker_genes import COLUMNS as MARKER_MEASURES
+from histogep.cnv.marker_genes import rank_markers
+from histogep.cnv.reference import RANKED
+from histogep.cnv.subtype_groups import group_clones, scale_profiles, weigh_profiles
+from histogep.inputs.genome import order_arms
+
+#: Said of a slide whose reference the labels did not choose.
+RANKED_NOTE = "low confidence: reference and tumour are the ends of the marker score, not labels"
+SUBTYPE_COLUMNS = ["slide", "patient", "spot", "clone", "subtype", "name"]
+_CONTROLS = ["slide", *CONTROL_COLUMNS, "name", "reference", "note"]
+#: Predicted profiles of so many patients can be told to be all the same one: above this median
+#: correlation of arms. (Of a single patient nothing can be told.)
+_FEWEST_PATIENTS, _MOST_ALIKE = 2, 0.8
+#: What is averaged over a patient's slides of their heterogeneity.
+HETEROGENEITY = ["ithcna", "ithgex"]
+#: Settings of `subtype_cohort` that the configuration may name.
+DEFAULTS = {"max_subtypes": 6, "min_silhouette": 0.15, "min_stability_subtypes": 0.6}
+
+
+@dataclass(frozen=True)
+class Subtypes:
+    """Subtypes of a cohort.
+
+    Attributes
+    ----------
+    spots
+        slide, patient, spot, clone, subtype, name ("CNV" or "expression subtype": what the slide's
+        result may be called) of every malignant spot with a clone.
+    clones
+        slide, patient, clone, subtype, n_spots, measured, then one column per arm; in the order
+        of the dendrogram.
+    patients
+        patient, n_tumour_spots, cnv_burden (mean score of malignant spots minus that of reference
+        spots), ithcna and ithgex (heterogeneity of the malignant spots, mean over the patient's slides),
+        share_<subtype>, name ("CNV" if all that the patient's slides gave bears it, "" if
+        they gave nothing); one row per patient. Unless all the cohort is copy number the burden is
+        called expression_burden, and ithcna ithprofile.
+    controls
+        slide ("cohort" for those of the whole), control, value, null_mean, null_q95, p, verdict,
+        name, reference ("ranked" where confidence is low, "" for the cohort), note.
+    markers
+        subtype, gene, arm and what `histogep.cnv.marker_genes.rank_markers` says, by clones: the genes
+        that are higher in a subtype than in the others, best first; none of a subtype of one clone.
+    name
+        "CNV" when every slide's result bears this name, else "expression subtype".
+    """
+
+    spots: pd.DataFrame
+    clones: pd.DataFrame
+    patients: pd.DataFrame
+    controls: pd.DataFrame
+    markers: pd.DataFrame
+    name: str
+
+
+def subtype_cohort(
+    profiles: Sequence[SlideProfile],
+    *,
+    max_subtypes: int = 6,
+    min_silhouette: float = 0.15,
+    min_stability_subtypes: float = 0.6,
+    permutations: int = 199,
+    seed: int = 0,
+) -> Subtypes:
+    """Return the subtypes of a cohort's clones, their number found from the data; it may be 1.
+
+    Where the predicted profiles of different patients are all alike they are the model's and not
+    the patients': then no predicted slide is named copy number, whatever its own controls say.
+
+    The arm profiles of all clones are grouped by Ward's method, each divided by its length: a clone
+    of half the purity has half the profile, and a prediction is a shrunken one. Of the numbers whose
+    silhouette is at least `min_silhouette` and above 95 % of the best ones of a cohort of one
+    profile at the clones' own purities (`histogep.cnv.subtype_groups.group_clones`), that is taken
+    whose groups are found again best when arms are drawn again (mean adjusted Rand index, at least
+    `min_stability_subtypes`).
+
+    Parameters
+    ----------
+    profiles
+        All slides of the cohort; those that were refused are listed and skipped.
+    max_subtypes
+        Most subtypes tried.
+    min_silhouette, min_stability_subtypes
+        Least silhouette, and least adjusted Rand index, of more than one subtype.
+    permutations
+        Number of shuffled cohorts, and of draws of the arms.
+    seed
+        Seed of both.
+    """
+    used = [profile for profile in profiles if len(profile.clones)]
+    rows = [
+        {"slide": p.slide, "patient": p.patient, "clone": clone, "measured": p.measured}
+        for p in used
+        for clone in p.clones.index
+    ]
+    clones = pd.DataFrame(rows, columns=["slide", "patient", "clone", "measured"])
+    values = pd.concat([p.clones for p in used], ignore_index=True) if used else pd.DataFrame()
+    imprint = _imprint(values.fillna(0.0), clones) if len(clones) else _controls([])
+    if (imprint["verdict"] == FAIL).any():
+        # What a slide's own controls cannot see: here, and not in its file, it loses the name.
+        profiles = [
+            profile if profile.measured else replace(profile, name=EXPRESSION_SUBTYPE)
+            for profile in profiles
+        ]
+        used = [profile for profile in profiles if len(profile.clones)]
+    names = {p.name for p in used}
+    name = COPY_NUMBER if names == {COPY_NUMBER} else EXPRESSION_SUBTYPE
+    controls = _slide_controls(profiles)
+    if len(clones):
+        arms = order_arms(values.columns)
+        # An arm that a slide has too few genes for counts as unchanged there.
+        values = values[arms].fillna(0.0)
+        groups = group_clones(
+            weigh_profiles(values.to_numpy(), _arm_genes(used, arms)),
+            max_subtypes=max_subtypes,
+            min_silhouette=min_silhouette,
+            min_stability=min_stability_subtypes,
+            permutations=permutations,
+            seed=seed,
+        )
+        tables = (controls, _controls(groups.checks), imprint)
+        controls = pd.concat([table.astype(object) for table in tables if len(table)])
+        clones["subtype"] = groups.names
+        counts = pd.concat([p.spots["clone"].value_counts() for p in used], keys=range(len(used)))
+        place = {p.slide: i for i, p in enumerate(used)}
+        clones["n_spots"] = [
+            int(counts[place[s], c]) for s, c in zip(clones["slide"], clones["clone"], strict=True)
+        ]
+        clones = pd.concat([clones, values], axis=1).iloc[groups.order]
+    else:
+        clones = clones.assign(subtype=pd.Series(dtype=object), n_spots=pd.Series(dtype=int))
+    controls = controls.reset_index(drop=True).infer_objects()
+    markers = _markers(used, clones)
+    spots = _spots(used, clones)
+    patients = _patients(profiles, spots, sorted(set(clones["subtype"])))
+    if name != COPY_NUMBER:
+        patients = patients.rename(
+            columns={"cnv_burden": "expression_burden", "ithcna": "ithprofile"}
+        )
+    return Subtypes(
+        spots=spots,
+        clones=clones.reset_index(drop=True),
+        patients=patients,
+        controls=controls,
+        markers=markers,
+        name=name,
+    )
+
+
+def _markers(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame:
+    """Return the genes that are higher in a subtype than in the others, of those all slides have.
+
+    The unit is the clone, its mean expression. It is compared over slides by its log ratio to the
+    slide's own reference; measured and predicted ratios are brought to one root mean square, as the
+    latter are shrunken. Added to the reference of the mean slide they are log1p CP10k again.
+    """
+    columns = ["subtype", "gene", "arm", *MARKER_MEASURES[1:]]
+    if clones["subtype"].nunique() < 2:
+        return pd.DataFrame(columns=columns)
+    place = pd.MultiIndex.from_frame(clones[["slide", "clone"]])
+    values = pd.concat({p.slide: p.genes for p in used}, join="inner").loc[place]
+    genes = values.columns.to_numpy(object)
+    ratios = values.to_numpy(np.float64)
+    scaled = scale_profiles(ratios, clones["measured"].to_numpy(bool))
+    scaled *= np.sqrt(np.mean(ratios**2))
+    level = np.mean([p.gene_levels.reindex(genes).to_numpy() for p in used], axis=0)
+    markers = rank_markers(np.maximum(level + scaled, 0), clones["subtype"], genes)
+    arms = pd.concat([p.gene_arms for p in used])
+    markers["arm"] = markers["gene"].map(arms[~arms.index.duplicated()])
+    return markers.rename(columns={"group": "subtype"})[columns]
+
+
+def _arm_genes(used: Sequence[SlideProfile], arms: Sequence[str]) -> np.ndarray:
+    """Return the genes of each arm, mean over the slides (1 where no slide names any)."""
+    counts = [profile.gene_arms.value_counts().reindex(arms, fill_value=0) for profile in used]
+    return np.maximum(np.mean(counts, axis=0), 1.0)
+
+
+def _imprint(values: pd.DataFrame, clones: pd.DataFrame) -> pd.DataFrame:
+    """Return how alike the predicted profiles of different patients are.
+
+    A model that has learnt one tumour's copy number gives it to every patient: then profiles
+    correlate, whatever the controls of each slide say.
+    """
+    predicted = ~clones["measured"].to_numpy(bool)
+    first = values[predicted].groupby(clones.loc[predicted, "patient"]).mean()
+    first = first[first.std(axis=1) > 0]
+    if len(first) < _FEWEST_PATIENTS:
+        return _controls([])
+    correlation = np.corrcoef(first.to_numpy())
+    median = float(np.median(correlation[np.triu_indices(len(first), 1)]))
+    passed = median <= _MOST_ALIKE
+    note = (
+        f"median correlation between patients; above {_MOST_ALIKE} the profile is the model's, "
+        "not theirs"
+    )
+    row = ("same predicted profile in all patients", median, *[np.nan] * 3, passed, note)
+    return _controls([row])
+
+
+def _controls(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
+    """Return controls of the whole cohort as a table."""
+    columns = [*CONTROL_COLUMNS, "note"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["verdict"] = np.where(table["verdict"].astype(bool), PASS, FAIL)
+    table.insert(0, "slide", "cohort")
+    return table.assign(name="", reference="")[_CONTROLS]
+
+
+def _slide_controls(profiles: Sequence[SlideProfile]) -> pd.DataFrame:
+    tables = []
+    for profile in profiles:
+        kind = "measured" if profile.measured else "predicted"
+        table = profile.controls[list(CONTROL_COLUMNS)].copy()
+        table.insert(0, "slide", profile.slide)
+        table["name"], table["reference"] = profile.name, profile.reference
+        low = profile.reference == RANKED
+        note = f"{kind}; {RANKED_NOTE}" if low else kind
+        note += "" if len(profile.clones) else "; no malignant spot, so no clone"
+        table["note"] = profile.refused or note
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame(columns=_CONTROLS)
+    return pd.concat([table.astype(object) for table in tables], ignore_index=True)
+
+
+def _spots(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame:
+    subtype = clones.set_index(["slide", "clone"])["subtype"] if len(clones) else {}
+    tables = []
+    for profile in used:
+        kept = profile.spots[profile.spots["clone"].isin(profile.clones.index)]
+        table = pd.DataFrame({"spot": kept.index.astype(str), "clone": kept["clone"].to_numpy()})
+        table.insert(0, "patient", profile.patient)
+        table.insert(0, "slide", profile.slide)
+        table["subtype"] = [subtype[profile.slide, clone] for clone in table["clone"]]
+        table["name"] = profile.name
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame(columns=SUBTYPE_COLUMNS)
+    return pd.concat(tables, ignore_index=True)[SUBTYPE_COLUMNS]
+
+
+def _patients(
+    profiles: Sequence[SlideProfile], spots: pd.DataFrame, subtypes: list[str]
+) -> pd.DataFrame:
+    """Return one row per patient, in the order of first appearance."""
+    burden: dict[str, list[np.ndarray]] = {}
+    unlike: dict[str, list[list[float]]] = {}
+    for profile in profiles:
+        scores = burden.setdefault(profile.patient, [])
+        if profile.heterogeneity:
+            own = [profile.heterogeneity[name] for name in HETEROGENEITY]
+            unlike.setdefault(profile.patient, []).append(own)
+        table = profile.spots
+        tumour = table.loc[table["clone"].isin(profile.clones.index), "cnv_score"]
+        if len(tumour):
+            normal = table.loc[table["reference"].to_numpy(bool), "cnv_score"]
+            scores.append(tumour.to_numpy(np.float64) - float(normal.mean()))
+    rows = []
+    for patient, scores in burden.items():
+        own = spots[spots["patient"] == patient]
+        share = own["subtype"].value_counts(normalize=True)
+        row = {
+            "patient": patient,
+            "n_tumour_spots": len(own),
+            "cnv_burden": float(np.concatenate(scores).mean()) if scores else np.nan,
+            **pd.DataFrame(unlike.get(patient, []), columns=HETEROGENEITY).mean(),
+        }
+        names = set(own["name"])
+        for subtype in subtypes:
+            row[f"share_{subtype}"] = float(share.get(subtype, 0.0)) if len(own) else np.nan
+        row["name"] = COPY_NUMBER if names == {COPY_NUMBER} else EXPRESSION_SUBTYPE if names else ""
+        rows.append(row)
+    columns = ["patient", "n_tumour_spots", "cnv_burden", *HETEROGENEITY]
+    return pd.DataFrame(rows, columns=[*columns, *(f"share_{s}" for s in subtypes), "name"])

@@ -1,0 +1,86 @@
+"""README.md of a model folder: what the model is, its measured performance, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+_USE = """```python
+from histogep.deployment.model import load_model
+from histogep.encoders.feature_file import read_features
+table = load_model("PATH/OF/THIS/FOLDER").predict(read_features("SLIDE.h5")).to_anndata()
+```"""
+
+
+def model_card(settings: Mapping[str, Any], genes: pd.DataFrame, scorecards: pd.DataFrame) -> str:
+    """Return the model card as Markdown.
+
+    Parameters
+    ----------
+    settings
+        settings.json of the folder (without digest).
+    genes
+        Its genes.tsv.
+    scorecards
+        results/evaluation/{study}/scorecards.tsv.
+    """
+    lattice = settings["lattice"]
+    encoders = ", ".join(
+        f"{encoder['name']} (sha256 {str(encoder['sha256'])[:12]})"
+        for encoder in settings["encoders"]
+    )
+    main, predictable = int(genes["main"].sum()), int((genes["main"] & genes["predictable"]).sum())
+    lines = [
+        f"# Model folder of the study {settings['study']}",
+        "",
+        "Predicts spatial gene expression (log1p CP10k) and a tumour map from H&E tiles.",
+        "Use it in another study by `model: PATH/OF/THIS/FOLDER`, or from Python:",
+        "",
+        _USE,
+        "",
+        "| | |",
+        "|---|---|",
+        f"| lattice | {lattice['kind']}, pitch {lattice['pitch_um']:g} um, tile "
+        f"{lattice['tile_um']:g} um |",
+        f"| encoders | {encoders} |",
+        f"| trained on | {len(settings['training_slides'])} sections: "
+        f"{', '.join(settings['training_slides'])} |",
+        f"| genes | {main} in the panel, {predictable} of them predictable on held-out patients; "
+        f"{int(genes['wide'].sum())} in the wide panel |",
+    ]
+    for role, record in settings["models"].items():
+        lines.append(
+            f"| {role} | {record['model']} ({record['kind']}, {record['n_parameters']:,} parameters) |"
+        )
+    lines += [f"| {name} | no tumour map: {why} |" for name, why in settings["absent"].items()]
+    lines += ["", "## Measured on held-out patients (honest card)", ""]
+    names = [record["model"] for record in settings["models"].values()]
+    card = scorecards[(scorecards["protocol"] == "honest") & scorecards["model"].isin(names)]
+    if card.empty:
+        lines.append("No scorecard of these models was made.")
+    else:
+        columns = [
+            name
+            for name in ("task", "model", "metric", "value", "ci_low", "ci_high", "null", "ceiling")
+            if name in card
+        ]
+        lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        for row in card[columns].itertuples(index=False):
+            cells = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
+            lines.append("| " + " | ".join("" if cell == "nan" else cell for cell in cells) + " |")
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "- These figures hold for slides like the training slides. `distance` and `distant` of a "
+        "prediction say how far its tiles lie from them; a slide with a `median_distance` above 1 is "
+        "out of distribution.",
+        "- Only genes marked `predictable` in genes.tsv beat chance on held-out patients; "
+        "`half_width` is that of their 90 % interval.",
+        "- Predictions are cut at 0 (log1p CP10k is never negative) and are not shifted.",
+        "- For research; not for diagnosis.",
+        "",
+    ]
+    return "\n".join(lines)

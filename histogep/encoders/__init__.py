@@ -1,0 +1,17 @@
+"""From the pixels of tiles to their features."""
+
+__all__ = [
+    "batches",
+    "descriptors",
+    "encode",
+    "exported",
+    "feature_file",
+    "given_features",
+    "load",
+    "networks",
+    "openvino_runtime",
+    "precision",
+    "registry",
+    "tile_pixels",
+    "weights",
+]

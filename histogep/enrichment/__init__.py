@@ -1,0 +1,3 @@
+"""Gene sets: ranking, GSEA, permutation over patients, activity."""
+
+__all__ = ["activity", "gsea", "patient_permutation"]

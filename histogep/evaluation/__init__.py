@@ -1,0 +1,16 @@
+"""Held-out predictions: scores, leak audit, registration, copy number."""
+
+__all__ = [
+    "cards",
+    "copies",
+    "copy_number",
+    "count_copies",
+    "held_out",
+    "leakage",
+    "predictions",
+    "raw_counts",
+    "registration",
+    "scorecards",
+    "section_scores",
+    "tumour_scores",
+]

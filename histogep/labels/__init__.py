@@ -1,0 +1,3 @@
+"""Which spots are malignant: annotated or inferred."""
+
+__all__ = ["agreement", "tumour"]

@@ -1,0 +1,19 @@
+"""Models of expression and tumour: preparation, folds, fitting, prediction."""
+
+__all__ = [
+    "devices",
+    "ensemble",
+    "fit",
+    "folds",
+    "linear",
+    "neighbours",
+    "network",
+    "predict",
+    "preparation",
+    "ridge",
+    "sections",
+    "selection",
+    "tile_source",
+    "tumour_head",
+    "weights",
+]

@@ -1,0 +1,12 @@
+"""Figures of each stage."""
+
+__all__ = [
+    "cnv",
+    "enrichment",
+    "evaluation",
+    "expression",
+    "neighbourhoods",
+    "outcome",
+    "slides",
+    "spots",
+]

@@ -1,0 +1,20 @@
+"""Whole-slide images: reading, preparation, tissue, tiles, annotations, copies."""
+
+__all__ = [
+    "annotation_fit",
+    "fast_tiff",
+    "geojson",
+    "inventory",
+    "pictures",
+    "pixel_size",
+    "prepare",
+    "reader",
+    "regions",
+    "rejected",
+    "same_file",
+    "same_tissue",
+    "sources",
+    "tiff",
+    "tiles",
+    "tissue",
+]

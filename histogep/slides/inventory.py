@@ -1,0 +1,132 @@
+"""Tables of all slides of a study (use, quality, status) and of all predicted slides.
+
+The second table gives the share of tumour, and the distance to what the model was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from histogep.files import read_tsv, readable
+from histogep.slides.same_file import SECTION
+
+#: Metrics of a results/tiles/{slide}.quality.tsv that the table has, in its order.
+METRICS = (
+    *("mpp", "tissue_mm2", "n_fragments", "n_tiles", "share_pen", "share_blurred"),
+    *("share_folded", "median_sharpness"),
+)
+COLUMNS = ("slide", "patient", "cohort", "role", "status", "reason", *METRICS)
+#: Of a predicted slide.
+PREDICTED = (
+    *("slide", "patient", "cohort", "n_tiles", "tumour_fraction", "median_distance"),
+    *("distant_fraction", "out_of_distribution", SECTION),
+)
+
+
+def list_slides(
+    quality: Sequence[str | Path],
+    *,
+    slides: Sequence[str],
+    patients: Sequence[str],
+    cohorts: Sequence[str],
+    sections: Sequence[str],
+    failed: str | Path | None = None,
+) -> pd.DataFrame:
+    """Return one row per slide.
+
+    Parameters
+    ----------
+    quality
+        results/tiles/{slide}.quality.tsv of every slide.
+    slides, patients, cohorts
+        Of each, in the same order.
+    sections
+        The ids of those with spots.
+    failed
+        results/failed_slides.tsv; None where a bad slide stops the study, so that there is none.
+
+    Returns
+    -------
+    DataFrame
+        Columns `COLUMNS`: `role` is section (with spots) or slide; `status` is used or left out,
+        then with the `reason`. The shares are of the tissue (pen) and of the tiles; a slide that
+        could not be read has no metrics but `n_tiles`, which is 0.
+    """
+    with_spots = set(sections)
+    reasons: dict[str, str] = {}
+    if failed is not None:
+        table = read_tsv(failed, dtype=str, keep_default_na=False)
+        reasons = dict(zip(table["slide"], table["reason"], strict=True))
+    rows = []
+    for path, slide, patient, cohort in zip(quality, slides, patients, cohorts, strict=True):
+        measured = read_tsv(path).set_index("metric")["value"]
+        rows.append(
+            {
+                "slide": slide,
+                "patient": patient,
+                "cohort": cohort,
+                "role": "section" if slide in with_spots else "slide",
+                "status": "left out" if slide in reasons else "used",
+                "reason": reasons.get(slide, ""),
+                **{metric: measured.get(metric, float("nan")) for metric in METRICS},
+            }
+        )
+    listed = pd.DataFrame(rows, columns=list(COLUMNS))
+    counts = ["n_fragments", "n_tiles"]
+    listed[counts] = listed[counts].astype("Int64")
+    return listed
+
+
+def list_predicted(
+    expression: Sequence[str | Path],
+    *,
+    slides: Sequence[str],
+    patients: Sequence[str],
+    cohorts: Sequence[str],
+    tumour_threshold: float,
+) -> pd.DataFrame:
+    """Return one row per predicted slide.
+
+    Parameters
+    ----------
+    expression
+        results/expression/{slide}.h5ad of every slide.
+    slides, patients, cohorts
+        Of each, in the same order.
+    tumour_threshold
+        Probability from which a tile is a tumour tile.
+
+    Returns
+    -------
+    DataFrame
+        Columns `PREDICTED`. tumour_fraction is NaN where the model has no tumour map.
+        median_distance is the largest of the medians of its measures (above 1 the slide is out of
+        distribution), distant_fraction the share of distant tiles, and
+        out_of_distribution whether the model calls the whole slide so. The last column names the
+        training section whose image the slide is.
+
+    Raises
+    ------
+    InputError
+        A file is absent, damaged, or of an earlier version.
+    """
+    rows = []
+    for path, *ids in zip(expression, slides, patients, cohorts, strict=True):
+        with readable(path), h5py.File(path) as file:
+            tumour, distant = (file["obs"][name][()] for name in ("tumour", "distant"))
+            told = file["uns"]
+            median = float(told["median_distance"][()])
+            out, section = bool(told["out_of_distribution"][()]), told[SECTION].asstr()[()]
+        rows.append(
+            (
+                *(*ids, len(tumour)),
+                np.mean(tumour >= tumour_threshold) if np.isfinite(tumour).all() else np.nan,
+                *(median, np.mean(distant), out, section),
+            )
+        )
+    return pd.DataFrame(rows, columns=list(PREDICTED))

@@ -1,0 +1,12 @@
+"""Measured counts: reading, alignment with the slide, normalisation, the genes of a panel."""
+
+__all__ = [
+    "align",
+    "matrices",
+    "normalise",
+    "panel",
+    "quality",
+    "readers",
+    "space_ranger",
+    "variable_genes",
+]

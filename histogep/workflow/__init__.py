@@ -1,0 +1,13 @@
+"""What jobs share: log, code digest, lineage, and the checks before the first job."""
+
+__all__ = [
+    "annotation_checks",
+    "code",
+    "job",
+    "lineage",
+    "records",
+    "software",
+    "study",
+    "study_checks",
+    "study_reading",
+]

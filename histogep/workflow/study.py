@@ -1,0 +1,626 @@
+"""What each job of a study reads: files and parameters, by the slide, cohort, fold or model it is for.
+
+`Study` holds settings, references and sheets (`histogep.workflow.study_reading.read_study`). Its methods are
+named after what a rule is given; their arguments are called as the wildcards of the rules. A study
+of which some slides cannot be used is `study.without(slides)`, which answers for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from histogep.errors import InputError
+from histogep.inputs.barcodes import patient_key
+from histogep.models.folds import fold_names
+from histogep.simulate.cohort import slide_composition
+from histogep.slides.rejected import failed_slides
+from histogep.study import encoder_choices
+from histogep.study.stages import Stages, plan_stages, trained_on
+
+#: Where the table of slides that cannot be used is written.
+FAILED_SLIDES = "results/failed_slides.tsv"
+_SIMULATED = "data/simulated/"
+
+
+@dataclass(frozen=True)
+class References:
+    """Where the files lie that a study names; None for those that it does not.
+
+    Attributes
+    ----------
+    slides, patients
+        The slide sheet and the clinical table.
+    gene_positions
+        Where the genes lie.
+    gene_sets
+        Collection -> file.
+    measured
+        Cohort with measured bulk expression -> the files `measured` and `patients`.
+    model
+        The model folder that is applied.
+    """
+
+    slides: str | None = None
+    patients: str | None = None
+    gene_positions: str | None = None
+    gene_sets: Mapping[str, str | None] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    model: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A study, and what each of its jobs reads.
+
+    Parameters
+    ----------
+    settings
+        The complete settings.
+    references
+        Where the files lie that the settings name.
+    slides
+        The slide sheet (`histogep.study.sheets.read_slides`).
+    patients
+        The clinical table, if there is one.
+    measured_patients
+        Cohort with measured expression -> the rows of its clinical table that have a sample.
+    applied
+        The settings of the model folder that `model` names, where it names one.
+    warnings
+        What the readers of the files warned of.
+    left_out
+        Slides that are no longer in `slides`, since they cannot be used.
+    """
+
+    settings: Mapping[str, Any]
+    references: References
+    slides: pd.DataFrame
+    patients: pd.DataFrame | None = None
+    measured_patients: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    applied: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    left_out: frozenset[str] = frozenset()
+    _smaller: dict[frozenset[str], Study] = field(default_factory=dict, repr=False)
+    _usable: dict[tuple[str, int, int], Study] = field(default_factory=dict, repr=False)
+
+    # ---------------------------------------------------------------- which slides, which stages
+
+    def without(self, failed: Iterable[str]) -> Study:
+        """Return the study of the other slides; the same one whenever the same slides are left out."""
+        failed = frozenset(failed) & frozenset(self.slides.index)
+        if not failed:
+            return self
+        if failed not in self._smaller:
+            others = self.slides.loc[~self.slides.index.isin(failed)]
+            self._smaller[failed] = replace(
+                self, slides=others, left_out=self.left_out | failed, _smaller={}, _usable={}
+            )
+        return self._smaller[failed]
+
+    def of_usable_slides(self, listed: str | Path) -> Study:
+        """Return the study without the slides that a table such as `FAILED_SLIDES` lists."""
+        # Asked for every job of a plan: the table is read again only where it is another one.
+        state = Path(listed).stat()
+        key = str(listed), state.st_mtime_ns, state.st_size
+        if key not in self._usable:
+            self._usable[key] = self.without(failed_slides(listed))
+        return self._usable[key]
+
+    @cached_property
+    def stages(self) -> Stages:
+        """The stages that the inputs allow, planned once.
+
+        Raises
+        ------
+        InputError
+            When nothing can run (`histogep.study.stages.plan_stages`).
+        """
+        try:
+            return plan_stages(
+                self.settings,
+                self.slides,
+                self.patients,
+                self.measured_patients,
+                applied_model=self.applied,
+            )
+        except InputError as error:
+            if not self.left_out:
+                raise
+            raise InputError(f"after bad slides were left out: {error}") from None
+
+    @property
+    def name(self) -> str:
+        """The name of the study."""
+        return self.settings["study"]
+
+    @property
+    def skips_bad_slides(self) -> bool:
+        """Whether slides that cannot be used are left out, in place of stopping the study."""
+        # A study of measured expression alone has none to look at.
+        return self.settings["on_bad_slide"] == "skip" and len(self.slides) > 0
+
+    @cached_property
+    def sections(self) -> list[str]:
+        """The slides with spots that a model is trained on; none where a model is applied."""
+        if self.settings["model"] is not None:
+            return []
+        return list(self.slides.index[self.slides["counts"] != ""])
+
+    @cached_property
+    def annotated(self) -> list[str]:
+        """The sections that somebody annotated."""
+        return [slide for slide in self.sections if self._rows[slide]["labels"]]
+
+    @cached_property
+    def predicted(self) -> list[str]:
+        """The slides without spots, whose expression is predicted."""
+        return [slide for slide in self.slides.index if slide not in self._with_spots]
+
+    @cached_property
+    def cohorts(self) -> list[str]:
+        """All cohorts, of slides and of measured expression."""
+        return sorted({*self.slides["cohort"], *self.references.measured})
+
+    @cached_property
+    def folds(self) -> list[str]:
+        """The ids of the folds."""
+        patients = {self._rows[section]["patient"] for section in self.sections}
+        return fold_names(
+            n_patients=len(patients),
+            n_sections=len(self.sections),
+            settings=self.settings["folds"],
+        )
+
+    @cached_property
+    def exported_encoders(self) -> dict[str, dict[str, Any]]:
+        """The encoders that are converted once for the CPU: name -> settings."""
+        return encoder_choices.exported_encoders(self.settings["encoders"])
+
+    @property
+    def model_folder(self) -> str:
+        """The model folder that is applied, or the one that the study packs."""
+        return self.references.model or f"results/model/{self.name}"
+
+    @property
+    def model_digest(self) -> str | None:
+        """The digest of a model that is applied: another one may come with older times."""
+        return self.applied["digest"] if self.applied else None
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        return self.slides.to_dict("index")
+
+    @cached_property
+    def _with_spots(self) -> frozenset[str]:
+        return frozenset(self.sections)
+
+    def targets(self) -> list[str]:
+        """Return the files that the whole study asks for."""
+        listed = ["results/slides.tsv", "results/similar_slides.tsv"] if len(self.slides) else []
+        return self.stages.targets() + listed + self.failures()
+
+    def failures(self) -> list[str]:
+        """Return the table of slides that cannot be used; with `on_bad_slide: stop` there is none."""
+        return [FAILED_SLIDES] if self.skips_bad_slides else []
+
+    def stage_rows(self) -> list[dict[str, str]]:
+        """Return one plain row per stage, for the report."""
+        return self.stages.rows()
+
+    # ---------------------------------------------------------------- one slide
+
+    def row(self, slide: str) -> dict[str, Any]:
+        """Return the row of a slide in the slide sheet."""
+        try:
+            return self._rows[slide]
+        except KeyError:
+            raise InputError(f"the slide sheet has no slide {slide}") from None
+
+    def image(self, slide: str) -> str:
+        """Return the whole-slide image."""
+        return self.row(slide)["image"]
+
+    def mpp(self, slide: str) -> float | None:
+        """Return the pixel size in um that the sheet gives, or None."""
+        return _number(self.row(slide)["mpp"])
+
+    def most_mm(self, slide: str) -> float | None:
+        """Return the largest side in mm that the sheet allows, or None."""
+        return _number(self.row(slide)["max_mm"])
+
+    def image_files(self, slide: str) -> dict[str, str]:
+        """Return the image, and the scale factors of the Space Ranger folder if there are any."""
+        counts = self.row(slide)["counts"]
+        scales = Path(counts) / "spatial/scalefactors_json.json"
+        # A simulated image knows its pixel size, and its folder is made beside it.
+        known = counts and not counts.startswith(_SIMULATED) and scales.is_file()
+        return {"image": self.image(slide)} | ({"scalefactors": scales.as_posix()} if known else {})
+
+    def composition(self, slide: str) -> dict[str, Any]:
+        """Return what the simulated tissue consists of."""
+        return slide_composition(self.settings["seed"], slide).to_settings()
+
+    def places(self, slide: str) -> dict[str, str]:
+        """Return the spots of a section, on which its tiles lie, or the annotated regions of a slide."""
+        regions = self.row(slide)["regions"]
+        if slide in self._with_spots:
+            return {"spots": f"results/spots/{slide}.h5ad"}
+        return {"regions": regions} if regions else {}
+
+    def given_features(self, slide: str) -> dict[str, str]:
+        """Return the features that the sheet gives, if any."""
+        return _given(given=self.row(slide)["features"])
+
+    def counts(self, slide: str) -> dict[str, str]:
+        """Return the counts, for legacy ST tables the positions of their spots, and of genes."""
+        row = self.row(slide)
+        folder = row["counts"]
+        if folder.startswith(_SIMULATED):
+            return {
+                "counts": f"{folder}/filtered_feature_bc_matrix.h5",
+                "positions": f"{folder}/spatial/tissue_positions.csv",
+                "scalefactors": f"{folder}/spatial/scalefactors_json.json",
+                "hires": f"{folder}/spatial/tissue_hires_image.png",
+            }
+        return _given(
+            counts=folder,
+            positions=row["positions"],
+            # They know the symbols of genes that go by Ensembl ids.
+            gene_positions=self.references.gene_positions,
+        )
+
+    def annotation(self, slide: str) -> dict[str, str]:
+        """Return the annotation if there is one, and the gene positions if they are known."""
+        labels = self.row(slide)["labels"]
+        return _given(labels=labels, gene_positions=self.references.gene_positions)
+
+    def cnv_files(self, slide: str) -> dict[str, str]:
+        """Return measured spots with labels, or features and predictions.
+
+        A prediction also needs how the study's predicted copy number did in held-out patients.
+        """
+        if slide in self._with_spots:
+            return {
+                "spots": f"results/spots/{slide}.h5ad",
+                "labels": f"results/labels/{slide}.tsv",
+            }
+        files = {
+            "features": f"results/features/{slide}.h5",
+            "expression": f"results/expression/{slide}.h5ad",
+            "model": self.model_folder,
+        }
+        if self.stages.runs("cnv agreement"):
+            files["agreement"] = f"results/cnv/{self.name}/agreement.tsv"
+        return files
+
+    def neighbourhood_files(self, slide: str) -> dict[str, str]:
+        """Return measured spots with labels, or the prediction; and the clones where they are called."""
+        files = {"expression": f"results/expression/{slide}.h5ad"}
+        if slide in self._with_spots:
+            files = {
+                "spots": f"results/spots/{slide}.h5ad",
+                "labels": f"results/labels/{slide}.tsv",
+            }
+        if self.stages.runs("cnv", self.row(slide)["cohort"]):
+            files["cnv"] = f"results/cnv/{slide}.h5ad"
+        return files
+
+    def neighbourhood_threshold(self, slide: str) -> float | None:
+        """Return the probability of a malignant place; None for a section, which has labels."""
+        measured = slide in self._with_spots
+        return None if measured else self.settings["summary"]["tumour_threshold"]
+
+    # ---------------------------------------------------------------- all slides, all sections
+
+    def slide_rows(self) -> dict[str, dict[str, str]]:
+        """Return patient and cohort of every slide, and whether it is a section or a slide."""
+        return {
+            slide: {
+                "patient": row["patient"],
+                "cohort": row["cohort"],
+                "role": "section" if slide in self._with_spots else "slide",
+            }
+            for slide, row in self._rows.items()
+        }
+
+    def slide_patients(self) -> dict[str, str]:
+        """Return the patient of every slide."""
+        return self._patients(self.slides.index)
+
+    def slide_files(self, pattern: str) -> list[str]:
+        """Return a file of every slide; {slide} stands for its id in `pattern`."""
+        return _files(pattern, self.slides.index)
+
+    def section_patients(self) -> dict[str, str]:
+        """Return the patient of every section."""
+        return self._patients(self.sections)
+
+    def section_files(self, pattern: str) -> list[str]:
+        """Return a file of every section."""
+        return _files(pattern, self.sections)
+
+    def annotated_files(self, pattern: str) -> list[str]:
+        """Return a file of every section that somebody annotated."""
+        return _files(pattern, self.annotated)
+
+    def predicted_files(self, pattern: str) -> list[str]:
+        """Return a file of every slide without spots."""
+        return _files(pattern, self.predicted)
+
+    def predicted_rows(self) -> dict[str, dict[str, str]]:
+        """Return patient and cohort of every slide without spots."""
+        return {
+            slide: {name: self._rows[slide][name] for name in ("patient", "cohort")}
+            for slide in self.predicted
+        }
+
+    def encoder_settings(self, encoder: str) -> dict[str, Any]:
+        """Return the settings of an encoder that is converted."""
+        return self.exported_encoders[encoder]
+
+    def encoder_weights(self, encoder: str) -> list[str]:
+        """Return the files of weights of an encoder; none of one whose package brings them."""
+        return encoder_choices.weights_files([self.exported_encoders[encoder]])
+
+    def weights(self) -> list[str]:
+        """Return the files of weights of all encoders: other weights are other features."""
+        return encoder_choices.weights_files(self.settings["encoders"])
+
+    # ---------------------------------------------------------------- folds and models
+
+    def fold_files(self, pattern: str) -> list[str]:
+        """Return a file of every fold; {fold} and {study} stand for them in `pattern`."""
+        return [pattern.format(fold=fold, study=self.name) for fold in self.folds]
+
+    def held_out(self) -> list[tuple[str, str]]:
+        """Return fold and model of every prediction of held-out sections."""
+        return [
+            (fold, model)
+            for fold in self.folds
+            for model, choices in self.settings["models"].items()
+            # The wide panel serves copy number only; the paper's protocol knows only its own network.
+            if (fold.startswith("honest-") and choices["panel"] == "main")
+            or (fold.startswith("hist-") and choices["kind"] == "cmunet")
+        ]
+
+    def wide_held_out(self) -> list[tuple[str, str]]:
+        """Return fold and model of the wide panel's held-out training.
+
+        It serves copy number only: its honest folds are trained where predicted is compared with
+        measured copy number, and audited like all others.
+        """
+        if not self.stages.runs("cnv agreement"):
+            return []
+        wide = self.settings["deploy"]["wide"]
+        return [(fold, wide) for fold in self.folds if fold.startswith("honest-")]
+
+    def wide_files(self, name: str) -> list[str]:
+        """Return a file of each held-out training of the wide panel."""
+        return [self._trained(fold, model, name) for fold, model in self.wide_held_out()]
+
+    def held_out_settings(self) -> list[str]:
+        """Return the settings of every model that was trained with sections held out."""
+        return [self._trained(fold, model, "settings.json") for fold, model in self.held_out()]
+
+    def audited_settings(self) -> list[str]:
+        """Return the settings of every model with sections held out, those of the wide panel too."""
+        return self.held_out_settings() + self.wide_files("settings.json")
+
+    def held_out_predictions(self) -> list[str]:
+        """Return the predictions of every held-out section by every model."""
+        return [
+            f"results/predictions/{self.name}/{fold}/{model}.h5ad"
+            for fold, model in self.held_out()
+        ]
+
+    def model_settings(self, model: str) -> dict[str, Any]:
+        """Return the settings of a model under its name, as the configuration has them."""
+        return {model: self.settings["models"][model]}
+
+    def training_files(self, model: str, fold: str) -> dict[str, list[str]]:
+        """Return an ensemble's members; for the fold `all`, the honest folds' settings.
+
+        Those fix the number of epochs.
+        """
+        members = self.settings["models"][model]["members"]
+        if members:
+            return {
+                "members": [self._trained(fold, m, "weights.safetensors") for m in members],
+                "member_settings": [self._trained(fold, m, "settings.json") for m in members],
+            }
+        if fold != "all":
+            return {}
+        return {
+            "fold_settings": [
+                self._trained(held_out, name, "settings.json")
+                for held_out, name in self.held_out()
+                if held_out.startswith("honest-") and name == model
+            ]
+        }
+
+    def _trained(self, fold: str, model: str, name: str) -> str:
+        return f"results/models/{self.name}/{fold}/{model}/{name}"
+
+    # ---------------------------------------------------------------- one cohort
+
+    def cohort_slides(self, cohort: str, *, spots: bool | None = None) -> list[str]:
+        """Return the slides of a cohort with (True), without (False) or whatever (None) spots."""
+        members = self.slides.index[self.slides["cohort"] == cohort]
+        return [s for s in members if spots is None or (s in self._with_spots) == spots]
+
+    def cohort_patients(self, cohort: str) -> dict[str, str]:
+        """Return the patient of each slide of a cohort."""
+        return self._patients(self.cohort_slides(cohort))
+
+    def cohort_files(self, cohort: str, pattern: str) -> list[str]:
+        """Return a file of each slide of a cohort."""
+        return _files(pattern, self.cohort_slides(cohort))
+
+    def predicted_patients(self, cohort: str) -> dict[str, str]:
+        """Return the patient of each slide without spots of a cohort."""
+        return self._patients(self.cohort_slides(cohort, spots=False))
+
+    def predicted_maps(self, cohort: str) -> list[str]:
+        """Return the predicted expression of each slide without spots of a cohort."""
+        return _files("results/expression/{slide}.h5ad", self.cohort_slides(cohort, spots=False))
+
+    def described_patients(self, cohort: str) -> dict[str, str]:
+        """Return the patients of the slides of a cohort whose neighbourhoods are described."""
+        mapped = self.applied is None or "tumour" in self.applied["models"]
+        slides = self.cohort_slides(cohort)
+        return self._patients(s for s in slides if mapped or s in self._with_spots)
+
+    def described_files(self, cohort: str) -> list[str]:
+        """Return the neighbourhoods of each of these slides."""
+        return _files("results/neighbourhoods/{slide}.tsv", self.described_patients(cohort))
+
+    def summary_files(self, cohort: str) -> dict[str, Any]:
+        """Return the expression of a cohort, measured or predicted, its patients and subtypes."""
+        references = self.references
+        if cohort in references.measured:
+            # Where the genes are Ensembl ids their symbols stand in the gene positions.
+            positions = _given(gene_positions=references.gene_positions)
+            return {**references.measured[cohort], **positions}
+        subtyped = self.stages.runs("cnv", cohort)
+        described = self.stages.runs("neighbourhoods", cohort)
+        neighbourhoods = f"results/neighbourhoods/{cohort}/slides.tsv" if described else None
+        return {
+            "expression": self.predicted_maps(cohort),
+            **({"subtypes": f"results/cnv/{cohort}/patients.tsv"} if subtyped else {}),
+            **_given(neighbourhoods=neighbourhoods),
+            **_given(patients=references.patients),
+        }
+
+    def summary_settings(self, cohort: str) -> dict[str, Any]:
+        """Return the settings that describe the patients of a cohort; measured ones have no tiles."""
+        if cohort in self.references.measured:
+            return self.chosen("summary", "endpoint", "sample_types")
+        return self.settings["summary"]
+
+    def training_patients(self, cohort: str) -> list[str]:
+        """Return the patients that the model of the predicted slides of a cohort was trained on."""
+        if cohort in self.references.measured:
+            return []
+        return trained_on(self.slides.loc[self.sections], self.applied)
+
+    def measured_scale(self, cohort: str) -> str | None:
+        """Return the scale of the measured expression of a cohort; None for predicted slides."""
+        return self.settings["measured"].get(cohort, {}).get("scale")
+
+    def response_patients(self) -> list[str]:
+        """Return the patients of each cohort with responses."""
+        return [f"results/patients/{c}.parquet" for c in self.stages.cohorts("response")]
+
+    # ---------------------------------------------------------------- maps, ranking, activity
+
+    def map_settings(self, outcome: str) -> dict[str, Any]:
+        """Return the settings of the map network for an outcome."""
+        unread = {"outcomes"}
+        if outcome == "response":
+            unread |= {"hist", "noise_draws"}
+        elif not self.settings["maps"]["hist"]:
+            unread |= {"noise_draws"}
+        return {key: value for key, value in self.settings["maps"].items() if key not in unread}
+
+    def outcome_settings(self, outcome: str) -> dict[str, Any]:
+        """Return the settings of an outcome that the map network reads."""
+        return self.chosen(outcome, "folds", "covariates", "penalties")
+
+    def map_scores(self, cohort: str, outcome: str) -> list[str]:
+        """Return the map network's scores of a cohort, where they are wanted."""
+        if outcome not in self.settings["maps"]["outcomes"] or cohort in self.references.measured:
+            return []
+        return [f"results/maps/{cohort}/{outcome}{end}.tsv" for end in ("", ".hist")]
+
+    def unseen_slides(self, cohort: str) -> list[str]:
+        """Return the slides without spots of a cohort, but for those the model was trained on."""
+        slides = self.cohort_slides(cohort, spots=False)
+        if self.settings["summary"]["training_patients"] == "keep":
+            return slides
+        seen = set(map(patient_key, self.training_patients(cohort)))
+        return [s for s in slides if patient_key(self._rows[s]["patient"]) not in seen]
+
+    def activity_patients(self, cohort: str) -> dict[str, str]:
+        """Return the patients of the slides whose gene sets are mapped.
+
+        Those are the predicted ones, or sections where there are none.
+        """
+        return self._patients(self._activity_slides(cohort))
+
+    def activity_files(self, cohort: str) -> list[str]:
+        """Return the expression, predicted or measured, of the slides whose gene sets are mapped."""
+        return [
+            f"results/{'spots' if slide in self._with_spots else 'expression'}/{slide}.h5ad"
+            for slide in self._activity_slides(cohort)
+        ]
+
+    def _activity_slides(self, cohort: str) -> list[str]:
+        return self.unseen_slides(cohort) or self.cohort_slides(cohort, spots=True)
+
+    def enrichment_settings(self, contrast: str) -> dict[str, Any]:
+        """Return the settings of the enrichment of a contrast."""
+        keys = ["min_size", "max_size", "permutations"]
+        if contrast != "tumour":
+            keys.append("patient_permutations")
+        if contrast == "subtype":
+            keys.append("subtype")
+        return self.chosen("enrichment", *keys)
+
+    def ranking_settings(self, cohort: str, contrast: str) -> dict[str, Any]:
+        """Return what else the ranking of the genes for a contrast depends on."""
+        if contrast == "survival":
+            return self.chosen("survival", "gene_scale")
+        if contrast == "tumour" and not self.cohort_slides(cohort, spots=True):
+            return self.chosen("summary", "tumour_threshold")
+        return {}
+
+    def ranking_files(self, cohort: str, contrast: str) -> dict[str, Any]:
+        """Return what ranks the genes of a cohort for a contrast."""
+        patients = {"patients": f"results/patients/{cohort}.parquet"}
+        if contrast == "survival":
+            return {"cox": f"results/survival/{cohort}/cox.tsv", **patients}
+        if contrast == "response":
+            return {"response_genes": f"results/response/{cohort}/genes.tsv", **patients}
+        if contrast == "subtype":
+            return patients
+        if sections := self.cohort_slides(cohort, spots=True):
+            return {
+                "spots": _files("results/spots/{slide}.h5ad", sections),
+                "labels": _files("results/labels/{slide}.tsv", sections),
+            }
+        expression = _files("results/expression/{slide}.h5ad", self.unseen_slides(cohort))
+        return {"expression": expression}
+
+    def ranking_patients(self, cohort: str, contrast: str) -> dict[str, str]:
+        """Return the patients of the slides whose predicted expression ranks the genes."""
+        by_slides = "expression" in self.ranking_files(cohort, contrast)
+        return self._patients(self.unseen_slides(cohort) if by_slides else [])
+
+    # ---------------------------------------------------------------- parts
+
+    def chosen(self, section: str, *keys: str) -> dict[str, Any]:
+        """Return some settings of a section: what a rule does not read must not make it run again."""
+        return {key: self.settings[section][key] for key in keys}
+
+    def _patients(self, slides: Iterable[str]) -> dict[str, str]:
+        return {slide: self._rows[slide]["patient"] for slide in slides}
+
+
+def _files(pattern: str, slides: Iterable[str]) -> list[str]:
+    return [pattern.format(slide=slide) for slide in slides]
+
+
+def _given(**files: str | None) -> dict[str, str]:
+    """Return the files that are given."""
+    return {name: path for name, path in files.items() if path}
+
+
+def _number(value: Any) -> float | None:
+    """Return a cell of the sheet that may be empty (NaN)."""
+    return None if value != value else float(value)

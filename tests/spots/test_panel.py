@@ -1,0 +1,147 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from histogep.errors import InputError
+from histogep.spots.panel import choose_panel, panel_slides
+
+SETTINGS = {
+    "method": "moran",
+    "p": 0.01,
+    "min_moran": 0.3,
+    "min_genes": 2,
+    "max_genes": 3,
+    "markers": True,
+    "exclude": ["^RP[SL]", "^MT-"],
+    "wide_min_detected": 0.05,
+    "wide_max_genes": 7,
+}
+MARKERS = pd.DataFrame({"lineage": ["t_cell"], "gene": ["CD3D"]})
+
+
+def _scores(**moran):
+    genes = ["A", "B", "C", "D", "CD3D", "RPL3", "MT-CO1", "RARE"]
+    value = pd.Series(moran).reindex(genes).fillna(0.0)
+    return pd.DataFrame(
+        {
+            "gene": genes,
+            "moran_i": value.to_numpy(),
+            "p": np.where(value > 0, 1e-5, 0.5),
+            "fdr": 0.5,
+            "mean": np.arange(8.0),
+            "dispersion": np.arange(8.0)[::-1],
+            "detected": [1, 1, 1, 1, 0.5, 1, 1, 0.01],
+        }
+    )
+
+
+def test_the_panel_takes_the_median_over_sections_and_leaves_ribosomes_out():
+    high = {"A": 0.9, "B": 0.8, "C": 0.5, "D": 0.4, "RPL3": 1.0, "RARE": 1.0}
+    low = {**high, "A": -0.5}
+    lowest = {**low, "D": -0.9}  # its mean fails, its median passes
+    panel = choose_panel(
+        {"s1": _scores(**high), "s2": _scores(**low), "s3": _scores(**lowest)}, MARKERS, SETTINGS
+    )
+    assert list(panel.loc[panel["main"], "gene"]) == ["B", "C", "D", "CD3D"]
+    assert panel.set_index("gene").loc["CD3D", "marker"] == "t_cell"
+    assert set(panel["gene"]) == {"A", "B", "C", "D", "CD3D"}
+    assert panel["wide"].all()
+
+
+def test_both_panels_are_capped_and_markers_come_on_top():
+    values = {"A": 0.9, "B": 0.8, "C": 0.5, "D": 0.4}
+    settings = {**SETTINGS, "max_genes": 2, "wide_max_genes": 4}
+    panel = choose_panel({"s": _scores(**values)}, MARKERS, settings)
+    assert list(panel["gene"]) == ["A", "B", "CD3D", "D"]
+    assert list(panel["main"]) == [True, True, True, False]
+    shuffled = _scores(**values).sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(panel, choose_panel({"s": shuffled}, MARKERS, settings))
+
+
+def test_too_few_passing_genes_are_filled_up_and_said(caplog):
+    panel = choose_panel({"s": _scores(A=0.2, B=0.1)}, MARKERS, {**SETTINGS, "markers": False})
+    assert list(panel.loc[panel["main"], "gene"]) == ["A", "B"]
+    assert "only 0 genes pass" in caplog.text
+
+
+def test_the_most_variable_genes_are_taken_when_asked():
+    panel = choose_panel(
+        {"s": _scores()}, MARKERS, {**SETTINGS, "method": "variable", "markers": False}
+    )
+    assert list(panel.loc[panel["main"], "gene"]) == ["A", "B", "C"]
+
+
+def test_sections_without_a_common_gene_are_refused():
+    other = _scores().assign(gene=[f"X{i}" for i in range(8)])
+    with pytest.raises(InputError, match="same gene symbols"):
+        choose_panel({"a": _scores(), "b": other}, MARKERS, SETTINGS)
+
+
+def test_honest_panels_never_see_the_held_out_section_and_hist_ones_do():
+    folds = pd.DataFrame(
+        {
+            "protocol": ["honest"] * 3 + ["hist"] * 2,
+            "fold": ["honest-1"] * 3 + ["hist-1"] * 2,
+            "slide": ["s1", "s2", "s3", "s1", "s2"],
+            "patient": ["a", "b", "c", "a", "b"],
+            "role": ["train", "validation", "test", "train", "test"],
+        }
+    )
+    assert panel_slides(folds, "honest-1") == (["s1", "s2"], ["a", "b"])
+    assert panel_slides(folds, "hist-1") == (["s1", "s2"], ["a", "b"])
+    with pytest.raises(InputError, match="no fold"):
+        panel_slides(folds, "honest-9")
+
+
+def _sections(**genes):
+    rng = np.random.default_rng(0)
+    tables = {}
+    for slide, names in genes.items():
+        table = pd.DataFrame({"gene": names, "moran_i": rng.random(len(names)), "p": 1e-5})
+        tables[slide] = table.assign(fdr=0.5, mean=1.0, dispersion=1.0, detected=1.0)
+    return tables
+
+
+def test_a_section_that_costs_most_of_the_genes_is_named_before_they_are_lost(caplog):
+    names = [f"GENE{i}" for i in range(100)]
+    tables = _sections(s1=names, s2=names, s3=names[:30], s4=names)
+    panel = choose_panel(tables, MARKERS, {**SETTINGS, "wide_max_genes": 200})
+    assert len(panel) == 30
+    assert "section s3 has 30 of the 100 genes that most sections have" in caplog.text
+    assert "(100 would be shared without it, 30 with it)" in caplog.text
+    assert "section s1" not in caplog.text
+    assert "if case were ignored" not in caplog.text
+    caplog.clear()
+    choose_panel(_sections(s1=names, s2=names[10:]), MARKERS, SETTINGS)
+    assert "genes are lost" not in caplog.text
+
+
+def test_sections_whose_genes_go_by_other_names_are_refused_with_the_reason():
+    names = [f"GENE{i}" for i in range(100)]
+    ids = [f"ENSG{i:011d}" for i in range(100)]
+    with pytest.raises(InputError, match=r"no gene is .*section s3 has 0 of the 100.*Ensembl ids"):
+        choose_panel(_sections(s1=names, s2=names, s3=ids, s4=ids, s5=names), MARKERS, SETTINGS)
+    mouse = [name.capitalize() for name in names]
+    with pytest.raises(InputError, match="section s2 .*99 would be found if case were ignored"):
+        choose_panel(_sections(s1=names, s2=[*mouse, "GENE1"], s3=names), MARKERS, SETTINGS)
+
+
+def test_patterns_and_markers_that_hit_nothing_are_reported(caplog):
+    ids = [f"ENSG{i:011d}" for i in range(100)]
+    settings = {**SETTINGS, "exclude": ["^RP[SL]", "^MT-", "^ENSG0+7$"]}
+    settings["wide_max_genes"] = 200
+    panel = choose_panel(_sections(s1=ids, s2=ids), MARKERS, settings)
+    assert len(panel) == 99
+    assert "genes.exclude: the pattern ^RP[SL] finds none of 100 genes" in caplog.text
+    assert "^ENSG0+7$" not in caplog.text
+    assert (
+        "0 of 1 lineage markers are measured in all sections; the genes go by Ensembl"
+        in caplog.text
+    )
+
+
+def test_ribosomes_of_mice_are_left_out_like_those_of_men(caplog):
+    names = ["Rpl3", "Rps6", "mt-Nd1", "Trp53", "Cd3d"]
+    panel = choose_panel(_sections(s1=names, s2=names), MARKERS, SETTINGS)
+    assert set(panel["gene"]) == {"Trp53", "Cd3d"}
+    assert "finds none" not in caplog.text

@@ -1,0 +1,66 @@
+"""A study is read from its configuration and sheets without Snakemake."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from histogep.errors import InputError
+from histogep.workflow.study_reading import read_study
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory, and a folder with a configuration and its sheet."""
+    monkeypatch.chdir(tmp_path)
+    given = tmp_path / "given"
+    given.mkdir()
+    rows = ["slide\tpatient\tcohort\timage\tcounts"]
+    for name in ("A", "B"):
+        (given / f"{name}.svs").touch()
+        (given / name).mkdir()
+        rows.append(f"{name}1\t{name}\tc\t{name}.svs\t{name}")
+    (given / "slides.tsv").write_text("\n".join([*rows, ""]))
+    (given / "sets.gmt").write_text("SET\t\tGENE\n")
+    (given / "study.yaml").touch()
+    return given
+
+
+def read(folder, *, main_process=True, **config):
+    files = [folder / "study.yaml"]
+    return read_study(
+        {"study": "s", **config}, configfiles=files, repository=ROOT, main_process=main_process
+    )
+
+
+def test_sheets_are_found_beside_the_configuration_which_stays_as_it_was(folder):
+    config = {"slides": "slides.tsv", "references": {"gene_sets": {"g": "sets.gmt"}}}
+    before = copy.deepcopy(config)
+    study = read(folder, **config)
+    assert config == before
+    assert study.sections == ["A1", "B1"]
+    assert Path(study.references.gene_sets["g"]) == folder / "sets.gmt"
+    # Settings are recorded as they were given, completed by the schema and by nothing else.
+    assert study.settings["references"]["gene_sets"] == {"g": "sets.gmt"}
+    assert study.settings["simulation"] is None
+    assert study.settings["on_bad_slide"] == "stop"
+    assert "results/model/s" in study.targets()
+
+
+def test_all_that_is_wrong_stands_in_one_message(folder):
+    (folder / "sets.gmt").write_text("SET\n")
+    given = {"patients": "nobody.tsv", "slides": "slides.tsv"}
+    with pytest.raises(InputError) as caught:
+        read(folder, **given, references={"gene_sets": {"g": "sets.gmt"}})
+    assert "patients: nobody.tsv does not exist" in str(caught.value)
+    assert "sets.gmt" in str(caught.value)
+
+
+def test_a_job_trusts_what_the_process_that_planned_it_has_read(folder):
+    (folder / "sets.gmt").write_text("SET\n")
+    given = {"slides": "slides.tsv", "references": {"gene_sets": {"g": "sets.gmt"}}}
+    with pytest.raises(InputError, match="sets.gmt"):
+        read(folder, **given)
+    assert read(folder, **given, main_process=False).sections == ["A1", "B1"]
