@@ -35,7 +35,7 @@ def make_study(folder: Path, n_slides: int) -> Path:
         folder, sizes=SIZES, n_with_spots=2, n_sections=2, n_without_spots=n_slides
     )
     config["encoders"] = [{"name": "descriptors"}]
-    config["folds"] |= {"honest": 2, "hist": 2}
+    config["folds"] |= {"patient_cv": 2, "published": 2}
     # With one training patient a fold the light map has no inner score, so `auto` takes the network.
     config["deploy"] = {"expression": "ridge", "tumour": "tumour"}
     for model in ("cmunet", "tumour"):

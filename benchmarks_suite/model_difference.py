@@ -1,6 +1,6 @@
 """Held-out correlation of two models of a study, and their difference with an interval over patients.
 
-Reads the predictions of the honest folds, or fits linear kinds again where there are none:
+Reads the predictions of the patient_cv folds, or fits linear kinds again where there are none:
 
     python benchmarks_suite/model_difference.py RESULTS_FOLDER STUDY neighbours ridge
 
@@ -42,7 +42,7 @@ def main() -> None:
         for kind, suffix in (("features", "h5"), ("spots", "h5ad"), ("labels", "tsv"))
     ]
     rows = []
-    for fold in folds.loc[folds["protocol"] == "honest", "fold"].unique():
+    for fold in folds.loc[folds["protocol"] == "patient_cv", "fold"].unique():
         panel = read_tsv(
             arguments.results / f"genes/{arguments.study}/{fold}.tsv",
             dtype={"gene": str},
@@ -59,7 +59,7 @@ def main() -> None:
         for kind in (arguments.kind, arguments.reference):
             fitted = fit_model(
                 sections, name=kind, settings={"kind": kind, "task": "expression", "panel": "main"},
-                protocol="honest", fold=fold, genes=genes, seed=1, hist_grid=(32, 32),
+                protocol="patient_cv", fold=fold, genes=genes, seed=1, published_grid=(32, 32),
                 test=roles["test"],
             )  # fmt: skip
             model = build_model(fitted.arrays, fitted.settings)

@@ -89,8 +89,8 @@ rule subtype_tumours:
 rule compare_cnv:
     input:
         folds="results/folds/{study}.tsv",
-        weights=usable(Study.wide_files, name="weights.safetensors"),
-        settings=usable(Study.wide_files, name="settings.json"),
+        weights=usable(Study.extended_files, name="weights.safetensors"),
+        settings=usable(Study.extended_files, name="settings.json"),
         verdict="results/evaluation/{study}/leakage.json",
         features=of_sections("results/features/{slide}.h5"),
         spots=of_sections("results/spots/{slide}.h5ad"),

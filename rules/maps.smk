@@ -1,7 +1,7 @@
 """Maps: a small network that reads the predicted maps of a slide as risk or response.
 
 Needs:  results/expression/{slide}.h5ad, results/patients/{cohort}.parquet; runs where `maps.outcomes` says so.
-Writes: results/maps/{cohort}/{outcome}.tsv and .hist.tsv, which fit_survival and predict_response judge
+Writes: results/maps/{cohort}/{outcome}.tsv and .published.tsv, which fit_survival and predict_response judge
 """
 
 
@@ -11,7 +11,7 @@ rule train_map_net:
         expression=usable(Study.predicted_maps),
     output:
         scores="results/maps/{cohort}/{outcome}.tsv",
-        hist="results/maps/{cohort}/{outcome}.hist.tsv",
+        published="results/maps/{cohort}/{outcome}.published.tsv",
     log:
         "logs/train_map_net/{cohort}/{outcome}.log",
     benchmark:

@@ -84,7 +84,7 @@ rule train_model:
         code=code_of("train_model.py"),
         models=of_slide(Study.model_settings),
         lattice=SETTINGS["lattice"],
-        hist_grid=SETTINGS["folds"]["hist_grid"],
+        published_grid=SETTINGS["folds"]["published_grid"],
         seed=SETTINGS["seed"],
     message:
         "Train {wildcards.model} on fold {wildcards.fold}"

@@ -427,13 +427,13 @@ def pack_model(folder: Path) -> Path:
     sections = read_sections(study.roles(), *files, task="expression", genes=genes)
     fitted = fit_model(
         {"train": sections}, name="ridge", protocol="all", fold="all", genes=genes, seed=1, test={},
-        settings={"kind": "ridge", "task": "expression", "panel": "main"}, hist_grid=(32, 32),
+        settings={"kind": "ridge", "task": "expression", "panel": "main"}, published_grid=(32, 32),
     )  # fmt: skip
     save_file(fitted.arrays, folder / "ridge.safetensors")
     write_json(fitted.settings, folder / "ridge.json")
     calibration = pd.DataFrame({"model": "ridge", "gene": genes, "predictable": True, "score": 0.3})
     write_tsv(calibration.assign(null=0.01, half_width=0.7), folder / "calibration.tsv")
-    card = {"protocol": "honest", "task": "expression", "model": "ridge", "metric": "pearson"}
+    card = {"protocol": "patient_cv", "task": "expression", "model": "ridge", "metric": "pearson"}
     write_tsv(pd.DataFrame([card | {"value": 0.3, "null": 0.0}]), folder / "scorecards.tsv")
     package_model(
         folder / "model",

@@ -41,7 +41,7 @@ CONFIG = {
     "study": "s",
     "slides": "slides.tsv",
     "patients": "patients.tsv",
-    "folds": {"honest": 3, "hist": 3},
+    "folds": {"patient_cv": 3, "published": 3},
     "references": {"gene_positions": "genes.gtf", "gene_sets": {"sets": "sets.gmt"}},
     # What is off by default has its place in the table too.
     "maps": {"outcomes": ["survival", "response"]},

@@ -40,7 +40,7 @@ class Study:
         path = folder / "config.yaml"
         config = yaml.safe_load(path.read_text())
         config["encoders"] = [{"name": "descriptors"}]
-        config["folds"] |= {"honest": 2, "hist": 2}
+        config["folds"] |= {"patient_cv": 2, "published": 2}
         config["evaluation"] = {"permutations": 20, "bootstraps": 100, "thinnings": 1}
         for model in ("cmunet", "tumour"):
             config["models"][model]["epochs"] = 4

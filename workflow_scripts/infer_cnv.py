@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from histogep.cnv.slide import measured_slide, predicted_slide, write_profile
-from histogep.deployment.extended_panel import predict_wide
+from histogep.deployment.extended_panel import predict_extended
 from histogep.encoders.feature_file import read_features
 from histogep.files import write_tsv
 from histogep.inputs.genome import read_gene_positions
@@ -27,7 +27,7 @@ with job_log(snakemake.log[0], snakemake):
         )
     else:
         features = read_features(snakemake.input.features)
-        values, genes = predict_wide(features, snakemake.input.model)
+        values, genes = predict_extended(features, snakemake.input.model)
         result, arms, markers = predicted_slide(
             values,
             features,

@@ -21,16 +21,16 @@ with job_log(snakemake.log[0], snakemake) as log:
     )
     write_tsv(listed, snakemake.output.table)
     n_out = int(listed["out_of_distribution"].sum())
-    shares = ("tumour_fraction", "distant_fraction")
+    shares = ("tumour_fraction", "out_of_distribution_fraction")
     write_page(
         snakemake.output.page,
         title=f"Predicted slides: {n_out} of {len(listed)} are unlike the training slides",
         tables=[
             Table(
-                listed.sort_values("median_distance", ascending=False, kind="stable"),
-                formats=dict.fromkeys(shares, "{:.1%}") | {"median_distance": "{:.2f}"},
+                listed.sort_values("median_ood_score", ascending=False, kind="stable"),
+                formats=dict.fromkeys(shares, "{:.1%}") | {"median_ood_score": "{:.2f}"},
                 bars=dict.fromkeys(shares, (0.0, 1.0)),
-                bar_colours={"distant_fraction": "#f3c9a5"},
+                bar_colours={"out_of_distribution_fraction": "#f3c9a5"},
                 headers={name: name.replace("_", " ") for name in listed},
             )
         ],
@@ -38,7 +38,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             "The slides furthest from the training features stand first. Above a median distance of 1 "
             "a slide is out of distribution: at most 10 % of new patients would reach that, estimated "
             "from training patients that were left out. What is predicted of it is extrapolated: look "
-            "at its stain, scanner, tissue and pixel size. In other slides a tile is distant where at "
+            "at its stain, scanner, tissue and pixel size. In other slides a tile is out of distribution where at "
             "most 1 % of a new patient's tiles would lie as far. results/predicted_slides.tsv has the "
             "same table in the order of the sheet."
         ],

@@ -37,11 +37,11 @@ with job_log(snakemake.log[0], snakemake) as log:
             centres_px=prediction.centres_px,
             side_px=prediction.uns["lattice"]["pitch_um"] / prediction.uns["mpp"],
             tumour=prediction.tumour,
-            measurements={"distance to training": prediction.distance},
+            measurements={"distance to training": prediction.ood_score},
         )
         save(plot_prediction(prediction), output.map)
         log.info(
-            "%d tiles, %d genes, %.1f %% distant",
+            "%d tiles, %d genes, %.1f %% out of distribution",
             *prediction.expression.shape,
-            100 * prediction.uns["distant_share"],
+            100 * prediction.uns["out_of_distribution_share"],
         )

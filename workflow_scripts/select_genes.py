@@ -15,7 +15,7 @@ with job_log(snakemake.log[0], snakemake) as log:
     folds = read_tsv(snakemake.input.folds, dtype=str)
     slides, patients = panel_slides(folds, fold)
     held_out = set(folds.loc[(folds["fold"] == fold) & (folds["role"] == "test"), "slide"])
-    # Of honest folds the scores of held-out sections are not even opened.
+    # Of patient_cv folds the scores of held-out sections are not even opened.
     tables = {Path(path).stem: path for path in snakemake.input.genes}
     # Genes may be named by numbers, such as Entrez ids.
     scores = {slide: read_tsv(tables[slide], dtype={"gene": str}) for slide in slides}
@@ -37,4 +37,4 @@ with job_log(snakemake.log[0], snakemake) as log:
         },
         snakemake.output.record,
     )
-    log.info("%d main and %d wide genes from %s", panel["main"].sum(), len(panel), slides)
+    log.info("%d main and %d extended genes from %s", panel["main"].sum(), len(panel), slides)

@@ -37,7 +37,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             else:
                 table = tiles.lattice_tiles(slide, mask, lattice=lattice, settings=settings)
             measured = tiles.measure_quality(slide, table, tile_um=lattice.tile_um)
-            table[["blur", "fold"]] = measured[["blur", "fold"]]
+            table[["blur", "tissue_fold"]] = measured[["blur", "tissue_fold"]]
             quality = tiles.summarise_quality(slide, mask, table, lattice=lattice)
             keypoints = {name: find_keypoints(slide, mask, table, tile_um=lattice.tile_um)}
         pieces = "1 piece" if mask.n_fragments == 1 else f"{mask.n_fragments} pieces"

@@ -34,7 +34,7 @@ with job_log(snakemake.log[0], snakemake):
         side=params.maps["side"],
         sample_types=params.sample_types,
     )
-    honest, hist = score_cohort(
+    patient_cv, published = score_cohort(
         table,
         maps,
         outcome=outcome,
@@ -43,5 +43,5 @@ with job_log(snakemake.log[0], snakemake):
         seed=params.seed,
         device="cuda" if granted else "cpu",
     )
-    honest.write(snakemake.output.scores, patients)
-    hist.write(snakemake.output.hist, patients)
+    patient_cv.write(snakemake.output.scores, patients)
+    published.write(snakemake.output.published, patients)

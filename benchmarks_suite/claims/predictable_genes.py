@@ -108,14 +108,15 @@ def null_p(
         options = {"draws": draws, "seed": seed + 1000 * patient}
         scores.append(
             SectionScore(
-                **{"protocol": "honest", "fold": "honest-1", "model": "unrelated"},
+                **{"protocol": "patient_cv", "fold": "patient_cv-1", "model": "unrelated"},
                 slide=f"S{patient}",
                 patient=f"P{patient}",
                 genes=tuple(f"G{gene}" for gene in range(n_genes)),
-                n_cells=len(row),
+                n_positions=len(row),
                 pearson=pearson(ours, theirs),
                 **dict.fromkeys(
-                    ("spearman", "rmse", "outline", "ceiling", "ceiling_spatial", "excess"), blank
+                    ("spearman", "rmse", "tissue_mask", "ceiling", "ceiling_spatial", "excess"),
+                    blank,
                 ),
                 excess_error=blank,
                 permutation=np.zeros((1, n_genes), np.float32),

@@ -263,14 +263,14 @@ def predicted_slide(
     agreement: str | Path | None = None,
     seed: int = 0,
 ) -> tuple[anndata.AnnData, pd.DataFrame, pd.DataFrame]:
-    """Return `profile_slide` of a slide without spots, from its predicted wide panel.
+    """Return `profile_slide` of a slide without spots, from its predicted extended panel.
 
     Tiles with a tumour probability below `tumour_threshold` are the reference.
 
     Parameters
     ----------
     values
-        Predicted log1p CP10k, tiles x genes (`histogep.deployment.extended_panel.predict_wide`).
+        Predicted log1p CP10k, tiles x genes (`histogep.deployment.extended_panel.predict_extended`).
     features
         The features from which they were predicted.
     expression

@@ -223,10 +223,10 @@ def read_genes(folder: str | Path, name: str, settings: Mapping[str, Any]) -> pd
     with given_file(path, "the genes of a model folder"):
         genes = read_tsv(path, dtype=str, keep_default_na=False)
     again = "copy the model folder again, or pack it again"
-    wanted = ["gene", "main", "wide", "predictable", "score", "null", "half_width"]
+    wanted = ["gene", "main", "extended", "predictable", "score", "null", "half_width"]
     if lacking := [column for column in wanted if column not in genes]:
         raise InputError(f"{path} has no column {', '.join(lacking)}: {again}")
-    for column in ("main", "wide", "predictable"):
+    for column in ("main", "extended", "predictable"):
         lowered = genes[column].str.lower()
         if not lowered.isin(["true", "false"]).all():
             raise InputError(f"{path}: `{column}` holds neither True nor False: {again}")
@@ -242,7 +242,7 @@ def read_genes(folder: str | Path, name: str, settings: Mapping[str, Any]) -> pd
             line = int(np.flatnonzero(bad | low)[0]) + 2
             raise InputError(f"{path} line {line}: `{column}` is not a valid number: {again}")
     records = settings["models"]
-    for column, role in (("main", "expression"), ("wide", "wide")):
+    for column, role in (("main", "expression"), ("extended", "extended")):
         members = list(records[role]["genes"]) if role in records else []
         if sorted(genes.loc[genes[column], "gene"]) != sorted(members):
             raise InputError(

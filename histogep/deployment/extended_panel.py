@@ -1,4 +1,4 @@
-"""Predict the wide panel, on which copy number rests, with a model folder (no torch)."""
+"""Predict the extended panel, on which copy number rests, with a model folder (no torch)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from histogep.errors import InputError
 from histogep.models.ridge import RidgeModel
 
 
-def predict_wide(features: Features, folder: str | Path) -> tuple[np.ndarray, list[str]]:
-    """Return the wide panel's expression of a slide, and its genes, from a model folder.
+def predict_extended(features: Features, folder: str | Path) -> tuple[np.ndarray, list[str]]:
+    """Return the extended panel's expression of a slide, and its genes, from a model folder.
 
     Needs neither torch nor Snakemake.
 
@@ -33,20 +33,20 @@ def predict_wide(features: Features, folder: str | Path) -> tuple[np.ndarray, li
     Raises
     ------
     InputError
-        The folder has no wide ridge, or the slide was encoded otherwise.
+        The folder has no extended ridge, or the slide was encoded otherwise.
     """
     settings = read_settings(folder)
-    wide = settings["models"].get("wide")
-    if wide is None or wide["kind"] != "ridge":
-        raise InputError(f"{folder} holds no ridge for the wide panel: see `deploy.wide`")
+    extended = settings["models"].get("extended")
+    if extended is None or extended["kind"] != "ridge":
+        raise InputError(f"{folder} holds no ridge for the extended panel: see `deploy.extended`")
     check_features(features, settings)
-    arrays = read_model_arrays(folder, weights_file(settings, "wide"), wide)
-    values, _ = RidgeModel.from_arrays(arrays, wide).predict(tiles_of(features))
+    arrays = read_model_arrays(folder, weights_file(settings, "extended"), extended)
+    values, _ = RidgeModel.from_arrays(arrays, extended).predict(tiles_of(features))
     check_predicted(
         values,
         rows=np.arange(len(values)),
         slide=features.slide,
         study=settings["study"],
-        names=wide["genes"],
+        names=extended["genes"],
     )
-    return np.maximum(values, 0.0, out=values), list(wide["genes"])
+    return np.maximum(values, 0.0, out=values), list(extended["genes"])

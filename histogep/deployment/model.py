@@ -57,22 +57,22 @@ class Prediction:
         Table of the g genes, index gene: predictable, half_width, score.
     tumour
         Probability, (n,) float32; NaN where the folder has no tumour model.
-    distance
+    ood_score
         To the training features, (n,) float32, in units of the limit of single tiles.
-    distant
+    out_of_distribution
         Beyond what nearly all tiles of left-out patients show, (n,) bool; in a slide that is out of
         distribution at least half of its tiles (`histogep.deployment.out_of_distribution.Judged`).
     uns
         Model digest, study, lattice, um per px, how far the slide as a whole lies from the training
-        patients (`median_distance`), and whether it is out of distribution.
+        patients (`median_ood_score`), and whether it is out of distribution.
     """
 
     features: Features
     expression: np.ndarray
     genes: pd.DataFrame
     tumour: np.ndarray
-    distance: np.ndarray
-    distant: np.ndarray
+    ood_score: np.ndarray
+    out_of_distribution: np.ndarray
     uns: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -93,8 +93,8 @@ class Prediction:
                 "row": row,
                 "col": col,
                 "tumour": self.tumour,
-                "distance": self.distance,
-                "distant": self.distant,
+                "ood_score": self.ood_score,
+                "out_of_distribution": self.out_of_distribution,
             },
             index=pd.Index([f"{r}x{c}" for r, c in zip(row, col, strict=True)], dtype=object),
         )
@@ -166,7 +166,7 @@ class DeployedModel:
         image: str = "",
         picture: Keypoints | None = None,
     ) -> Prediction:
-        """Return a prediction with what else is known of the slide; warn if it is distant.
+        """Return a prediction with what else is known of the slide; warn if it is out of distribution.
 
         `measures` are those of `FeatureDistance.measure`; `image` is the SHA-256 of the slide's image, "" where it is not known; `picture` has its
         keypoints.
@@ -179,7 +179,7 @@ class DeployedModel:
         for name, values in others.items():
             told = {"slide": features.slide, "study": self.settings["study"], "names": [name]}
             check_predicted(values[:, None], rows=np.arange(len(values)), **told)
-        share = float(judged.distant.mean())
+        share = float(judged.out_of_distribution.mean())
         if judged.out:
             LOG.warning(
                 "slide %s: %.0f %% of the tiles lie far from the training features; its "
@@ -193,16 +193,16 @@ class DeployedModel:
             expression=expression,
             genes=self.genes.loc[panel, ["predictable", "half_width", "score"]],
             tumour=tumour,
-            distance=judged.distance,
-            distant=judged.distant,
+            ood_score=judged.distance,
+            out_of_distribution=judged.out_of_distribution,
             uns={
                 "slide": features.slide,
                 "study": self.settings["study"],
                 "model_digest": self.settings["digest"],
                 "lattice": dict(self.settings["lattice"]),
                 "mpp": _mpp(features),
-                "distant_share": share,
-                "median_distance": judged.median,
+                "out_of_distribution_share": share,
+                "median_ood_score": judged.median,
                 "out_of_distribution": judged.out,
                 IMAGE: image,
                 SECTION: (training_section(self.settings, image) if image else "")

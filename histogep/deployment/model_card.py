@@ -48,16 +48,16 @@ def model_card(settings: Mapping[str, Any], genes: pd.DataFrame, scorecards: pd.
         f"| trained on | {len(settings['training_slides'])} sections: "
         f"{', '.join(settings['training_slides'])} |",
         f"| genes | {main} in the panel, {predictable} of them predictable on held-out patients; "
-        f"{int(genes['wide'].sum())} in the wide panel |",
+        f"{int(genes['extended'].sum())} in the extended panel |",
     ]
     for role, record in settings["models"].items():
         lines.append(
             f"| {role} | {record['model']} ({record['kind']}, {record['n_parameters']:,} parameters) |"
         )
     lines += [f"| {name} | no tumour map: {why} |" for name, why in settings["absent"].items()]
-    lines += ["", "## Measured on held-out patients (honest card)", ""]
+    lines += ["", "## Measured on held-out patients (patient_cv card)", ""]
     names = [record["model"] for record in settings["models"].values()]
-    card = scorecards[(scorecards["protocol"] == "honest") & scorecards["model"].isin(names)]
+    card = scorecards[(scorecards["protocol"] == "patient_cv") & scorecards["model"].isin(names)]
     if card.empty:
         lines.append("No scorecard of these models was made.")
     else:
@@ -74,8 +74,8 @@ def model_card(settings: Mapping[str, Any], genes: pd.DataFrame, scorecards: pd.
         "",
         "## Limits",
         "",
-        "- These figures hold for slides like the training slides. `distance` and `distant` of a "
-        "prediction say how far its tiles lie from them; a slide with a `median_distance` above 1 is "
+        "- These figures hold for slides like the training slides. `ood_score` and `out_of_distribution` of a "
+        "prediction say how far its tiles lie from them; a slide with a `median_ood_score` above 1 is "
         "out of distribution.",
         "- Only genes marked `predictable` in genes.tsv beat chance on held-out patients; "
         "`half_width` is that of their 90 % interval.",

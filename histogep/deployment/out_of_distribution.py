@@ -25,7 +25,7 @@ COMPONENTS = 32
 TEXTURE = (*range(20, 26), *range(27, 35))
 #: Share of exchangeable new patients that may be called out of distribution, over all measures.
 LEVEL = 0.1
-#: Share of the tiles of their slides that may be called distant, over all measures.
+#: Share of the tiles of their slides that may be called out_of_distribution, over all measures.
 TILE_LEVEL = 0.01
 #: What is assumed of the standard deviation of log measures between patients before any is seen, and
 #: how many patients that assumption weighs: a few training patients estimate it badly.
@@ -106,9 +106,9 @@ class Judged:
 
     Attributes
     ----------
-    distance
+    ood_score
         Of each tile, (n,) float32: its largest measure in units of the limit of single tiles.
-    distant
+    out_of_distribution
         Which tiles are beyond that limit; in a slide that is out of distribution, which are beyond
         the limit of median tiles, half of them at least.
     median
@@ -116,8 +116,8 @@ class Judged:
         tiles.
     """
 
-    distance: np.ndarray
-    distant: np.ndarray
+    ood_score: np.ndarray
+    out_of_distribution: np.ndarray
     median: float
 
     @property
@@ -213,10 +213,10 @@ class FeatureDistance:
         """Return what the measures (n, m) of all tiles of a slide say of them and of the slide."""
         median = float(np.median(measures, axis=0).max())
         distance = (measures / self.tile_limits).max(axis=1)
-        distant = distance > 1
+        out_of_distribution = distance > 1
         if median > 1:
-            distant |= (measures > 1).any(axis=1)
-        return Judged(distance.astype(np.float32), distant, median)
+            out_of_distribution |= (measures > 1).any(axis=1)
+        return Judged(distance.astype(np.float32), out_of_distribution, median)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return all that was fitted, for a safetensors file: names are `<block>.<what>`.

@@ -32,7 +32,7 @@ from histogep.slides.same_file import IMAGES
 from histogep.slides.same_tissue import Keypoints, write_keypoints
 
 LOG = logging.getLogger(__name__)
-ROLES = ("expression", "tumour", "wide")
+ROLES = ("expression", "tumour", "extended")
 
 
 def package_model(
@@ -74,15 +74,15 @@ def package_model(
     calibration, scorecards
         Tables of results/evaluation/{study}.
     deploy
-        `expression`, `tumour` (a model name, or "auto": the best by the inner folds of the honest
-        folds), `wide` (a model name).
+        `expression`, `tumour` (a model name, or "auto": the best by the inner folds of the patient_cv
+        folds), `extended` (a model name).
     lattice
         Lattice settings of the study.
     """
     records = [read_json(path) for path in settings]
     trained = {r["model"]: (r, path) for r, path in zip(records, weights, strict=True)}
-    honest = [r for r in map(read_json, fold_settings) if r["protocol"] == "honest"]
-    names, scores = choose_models(records, honest, deploy)
+    patient_cv = [r for r in map(read_json, fold_settings) if r["protocol"] == "patient_cv"]
+    names, scores = choose_models(records, patient_cv, deploy)
     slides = [read_features(path) for path in features]
     check_alike(slides, lattice=dict(lattice))
     distances = FeatureDistance.fit(
@@ -128,12 +128,12 @@ def package_model(
 
 def choose_models(
     records: Sequence[Mapping[str, Any]],
-    honest: Sequence[Mapping[str, Any]],
+    patient_cv: Sequence[Mapping[str, Any]],
     deploy: Mapping[str, str | None],
 ) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
     """Return role -> model name, and the mean inner-fold score of each model by task.
 
-    The scores come from inside the training patients of the honest folds: the held-out patients do
+    The scores come from inside the training patients of the patient_cv folds: the held-out patients do
     not affect which model is deployed. The score of a network is that of its best epoch, which is
     slightly optimistic.
     """
@@ -141,7 +141,7 @@ def choose_models(
     wanted, scores = dict(deploy), {}
     for role in ("expression", "tumour"):
         candidates = [r["model"] for r in records if _serves(r, role) and r["panel"] == "main"]
-        scores[role] = _inner_scores(candidates, honest, role)
+        scores[role] = _inner_scores(candidates, patient_cv, role)
         if wanted.get(role, "auto") == "auto":
             wanted[role] = max(
                 candidates, key=lambda name: scores[role].get(name, -np.inf), default=None
@@ -178,12 +178,12 @@ def _serves(record: Mapping[str, Any], role: str) -> bool:
 
 
 def _inner_scores(
-    candidates: Sequence[str], honest: Sequence[Mapping[str, Any]], task: str
+    candidates: Sequence[str], patient_cv: Sequence[Mapping[str, Any]], task: str
 ) -> dict[str, float]:
-    """Return the mean over the honest folds of each candidate's score inside its patients."""
+    """Return the mean over the patient_cv folds of each candidate's score inside its patients."""
     scores = {}
     for name in candidates:
-        mine = [record.get("scores", {}) for record in honest if record["model"] == name]
+        mine = [record.get("scores", {}) for record in patient_cv if record["model"] == name]
         found = [own[task] for own in mine if own.get(task) is not None]
         if found:
             scores[name] = float(np.mean(found))
@@ -191,19 +191,19 @@ def _inner_scores(
 
 
 def gene_table(models: Mapping[str, Mapping[str, Any]], calibration: pd.DataFrame) -> pd.DataFrame:
-    """Return gene, main, wide, predictable, score, null, half_width of the deployed panels.
+    """Return gene, main, extended, predictable, score, null, half_width of the deployed panels.
 
-    Each gene's figures are those of the model that predicts it; a gene that no honest fold
+    Each gene's figures are those of the model that predicts it; a gene that no patient_cv fold
     evaluated is not predictable.
     """
     main = list(models["expression"]["genes"])
-    wide = list(models["wide"]["genes"]) if "wide" in models else []
-    genes = list(dict.fromkeys(main + wide))
+    extended = list(models["extended"]["genes"]) if "extended" in models else []
+    genes = list(dict.fromkeys(main + extended))
     table = pd.DataFrame({"gene": genes})
-    table["main"], table["wide"] = table["gene"].isin(main), table["gene"].isin(wide)
+    table["main"], table["extended"] = table["gene"].isin(main), table["gene"].isin(extended)
     columns = ["predictable", "score", "null", "half_width"]
     figures = pd.DataFrame(index=genes, columns=columns, dtype=object)
-    for role, members in (("wide", wide), ("expression", main)):
+    for role, members in (("extended", extended), ("expression", main)):
         if role in models:
             mine = calibration[calibration["model"] == models[role]["model"]]
             mine = mine.drop_duplicates("gene").set_index("gene").reindex(columns=columns)

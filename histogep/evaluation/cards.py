@@ -33,15 +33,15 @@ def expression_cards(
     `pearson` is the mean over sections of the mean over genes; `pearson_patients` the mean over
     patients of their sections' mean; `pearson_within` is `pearson` under the name it has in the
     decomposition (r over the spots of a section does not change when the section's mean is taken
-    from both sides), beside `pearson_level`, r over patients of the means of their spots, mean over
-    genes. `null` is the score expected of a predictor that knows nothing: shuffled spots (honest),
-    the tissue's outline (hist), the training mean (rmse), shuffled patients (level).
+    from both sides), beside `pearson_between`, r over patients of the means of their spots, mean over
+    genes. `null` is the score expected of a predictor that knows nothing: shuffled spots (patient_cv),
+    the tissue's outline (published), the training mean (rmse), shuffled patients (level).
     """
     first = scores[0]
     options = {"bootstraps": int(settings["bootstraps"]), "seed": seed}
     patients = table["patient"].to_numpy()
     n_genes = len({g for s in scores for g, r in zip(s.genes, s.pearson, strict=True) if r == r})
-    honest = first.protocol == "honest"
+    patient_cv = first.protocol == "patient_cv"
 
     def row(metric: str, value: float, interval: tuple, null: float, ceiling: float, **rest):
         return {
@@ -62,13 +62,13 @@ def expression_cards(
         }
 
     of_patients = table.groupby("patient", sort=True)[
-        ["pearson", "outline_null", "ceiling", "ceiling_spatial"]
+        ["pearson", "tissue_mask_null", "ceiling", "ceiling_spatial"]
     ].mean()
     shuffled = card_null(scores, "permutation")[0]
     smooth_upper = np.nan
-    if honest:
+    if patient_cv:
         smooth_upper = max(card_null(scores, name)[1] for name in ("turned", "shifted"))
-    pearson_null = shuffled if honest else mean(table["outline_null"])
+    pearson_null = shuffled if patient_cv else mean(table["tissue_mask_null"])
     interval = bootstrap_patients(table["pearson"].to_numpy(), patients, **options)
     overall = (mean(table["pearson"]), interval, pearson_null, mean(table["ceiling"]))
     bounds = {
@@ -83,22 +83,22 @@ def expression_cards(
             bootstrap_patients(
                 of_patients["pearson"].to_numpy(), of_patients.index.to_numpy(), **options
             ),
-            shuffled if honest else mean(of_patients["outline_null"]),
+            shuffled if patient_cv else mean(of_patients["tissue_mask_null"]),
             mean(of_patients["ceiling"]),
             null_upper=smooth_upper,
             ceiling_spatial=mean(of_patients["ceiling_spatial"]),
         ),
     ]
-    if first.model == "outline":
+    if first.model == "tissue_mask":
         return rows
-    if honest:
+    if patient_cv:
         rows.append(row("pearson_within", *overall, **bounds))
         level = level_score(scores, settings=settings, seed=seed)
         if level is not None:
             value, interval, null, upper, ceiling, n, n_level_genes = level
             rows.append(
                 row(
-                    "pearson_level",
+                    "pearson_between",
                     value,
                     interval,
                     null,
@@ -137,7 +137,7 @@ def raw_cards(
     """Return the row `pearson_raw`, against log1p of raw counts (`histogep.evaluation.raw_counts`).
 
     Its null is what knowing each spot's counts, all genes together, gives: `depth`, which stands as
-    a predictor of its own beside `outline`. Baselines that know neither have the outline's score as
+    a predictor of its own beside `tissue_mask`. Baselines that know neither have the outline's score as
     their null. There is no ceiling.
 
     Parameters
@@ -150,11 +150,14 @@ def raw_cards(
         As for the other rows.
     """
     rows = []
-    shown = {"outline": ("outline", "outline"), "training_mean": ("value", "outline")}
+    shown = {
+        "tissue_mask": ("tissue_mask", "tissue_mask"),
+        "training_mean": ("value", "tissue_mask"),
+    }
     value, null = shown.get(model, ("value", "depth"))
     names = [(model, value, null)]
-    if model == "outline":
-        names.append(("depth", "depth", "outline"))
+    if model == "tissue_mask":
+        names.append(("depth", "depth", "tissue_mask"))
     for name, column, beside in names:
         interval = bootstrap_patients(
             table[column].to_numpy(),
@@ -335,7 +338,7 @@ def interval_cards(
     """
     of_patients = per_patient.mean(axis=1)
     shared = {
-        "protocol": "honest",
+        "protocol": "patient_cv",
         "task": "expression",
         "model": genes["model"].iloc[0],
         "null_upper": np.nan,

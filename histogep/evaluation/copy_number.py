@@ -56,7 +56,7 @@ class HeldOut:
     measured, predicted
         log1p CP10k, spots by `genes`.
     genes
-        The wide panel of the fold.
+        The extended panel of the fold.
     clone
         Clone of each spot as called from the measured counts, "reference" or "unassigned".
     reference, malignant
@@ -87,12 +87,12 @@ def read_held_out(
     labels: Sequence[str | Path],
     cnv: Sequence[str | Path],
 ) -> list[HeldOut]:
-    """Return the test sections of one fold, measured and predicted by the fold's wide model.
+    """Return the test sections of one fold, measured and predicted by the fold's extended model.
 
     Parameters
     ----------
     weights, settings
-        The wide ridge of an honest fold (results/models/{study}/{fold}/{model}/).
+        The extended ridge of an patient_cv fold (results/models/{study}/{fold}/{model}/).
     folds
         The folds table.
     features, spots, labels, cnv
@@ -107,7 +107,7 @@ def read_held_out(
     """
     record = read_json(settings)
     if record["kind"] != "ridge":
-        raise InputError(f"{settings} is of a {record['kind']}: the wide panel needs a ridge")
+        raise InputError(f"{settings} is of a {record['kind']}: the extended panel needs a ridge")
     test = fold_roles(folds, record["fold"])["test"]
     for what, names in (("slides", test.keys()), ("patients", test.values())):
         seen = {name for role in ("train", "validation") for name in record[f"{role}_{what}"]}

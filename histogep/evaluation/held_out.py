@@ -33,7 +33,7 @@ def predict_held_out(
     (NaN where a tumour label is unknown), layers["level"] the slide's level (linear models of
     expression), uns["threshold"] the tumour threshold chosen inside the fold, where one was. A model
     of both tasks has the tumour as its last column, a model that could not be trained NaN and
-    uns["absent"], the reason. `honest` folds have the in-tissue spots; `hist` folds the whole grid,
+    uns["absent"], the reason. `patient_cv` folds have the in-tissue spots; `published` folds the whole grid,
     whose background has truth 0.
 
     Parameters
@@ -72,7 +72,7 @@ def predict_held_out(
             lattice=settings["lattice"],
         )
         check_features(section, settings)
-        if settings["protocol"] == "hist":
+        if settings["protocol"] == "published":
             tables.append(_whole_grid(model, settings, section, device))
         else:
             tables.append(_spots(model, section, device))
@@ -101,7 +101,7 @@ def _whole_grid(
     model: Model, settings: Mapping[str, Any], section: Section, device: str
 ) -> anndata.AnnData:
     """Return every position of the paper's grid; a linear model predicts 0 off the tissue."""
-    shape = settings["hist_grid"]
+    shape = settings["published_grid"]
     if isinstance(model, Plain):
         lattice = Lattice.from_settings(settings["lattice"])
         grid = grid_of(section.row, section.col, lattice, shape=shape)

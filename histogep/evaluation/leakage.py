@@ -1,10 +1,10 @@
 """The leak audit: no information on a held-out patient may reach what is scored on that patient.
 
-Every honest fold is checked from what the jobs wrote, not from what was requested: the
+Every patient_cv fold is checked from what the jobs wrote, not from what was requested: the
 roles of sections and patients, the sections that the gene panel was chosen from (by choosing it
 again), and the slides on which scaling, components, targets, penalty and epoch were fitted. The
-folds of the paper's protocol (`hist`) leak by design; what they leak is listed as known and goes
-to the hist card and nowhere else.
+folds of the paper's protocol (`published`) leak by design; what they leak is listed as known and goes
+to the published card and nowhere else.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def audit(
     for fold, rows in folds.groupby("fold", sort=False):
         protocol = rows["protocol"].iloc[0]
         _check_roles(fold, rows, found)
-        if protocol == "hist":
+        if protocol == "published":
             continue
         allowed = sorted(set(rows.loc[rows["role"] != "test", "slide"]))
         _check_record(fold, rows, allowed, records.get(fold), score_sha256, found)
@@ -153,7 +153,7 @@ def known_leaks(
 ) -> list[dict[str, str]]:
     """Return what the paper's protocol leaks, fold by fold, so that it is reported openly."""
     leaks = []
-    for fold, rows in folds[folds["protocol"] == "hist"].groupby("fold", sort=False):
+    for fold, rows in folds[folds["protocol"] == "published"].groupby("fold", sort=False):
         held_out = rows["role"] == "test"
         shared = sorted(set(rows.loc[held_out, "patient"]) & set(rows.loc[~held_out, "patient"]))
         if shared:
@@ -184,7 +184,7 @@ def _check_patients(folds: pd.DataFrame, found: _Findings) -> None:
         if len(same) > 1
     ]
     found.add("one_spelling_per_patient", "*", "; ".join(problems))
-    for protocol in ("honest", "hist"):
+    for protocol in ("patient_cv", "published"):
         rows = folds[folds["protocol"] == protocol]
         times = rows[rows["role"] == "test"]["slide"].value_counts()
         problems = [f"section {slide} is tested {n} times" for slide, n in times.items() if n > 1]
@@ -237,7 +237,7 @@ def _check_roles(fold: str, rows: pd.DataFrame, found: _Findings) -> None:
         problem = f"has no section to {' or to '.join(sorted(needed - set(rows['role'])))}"
     found.add("roles", fold, problem)
     found.add("section_in_one_role", fold, _repeated(rows, "slide", "section"))
-    if protocol == "honest":
+    if protocol == "patient_cv":
         found.add("patient_in_one_role", fold, _repeated(rows, "patient", "patient"))
 
 
@@ -288,7 +288,7 @@ def _check_record(
 
 def _panel_problem(panel: pd.DataFrame, again: pd.DataFrame) -> str:
     """Compare a panel with the one chosen again from the sections that the fold may see."""
-    for flag in ("main", "wide"):
+    for flag in ("main", "extended"):
         ours = list(panel.loc[_as_flag(panel[flag]), "gene"].astype(str))
         theirs = list(again.loc[_as_flag(again[flag]), "gene"].astype(str))
         extra, lost = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
@@ -335,13 +335,13 @@ def _check_model(
             _slides_problem(told, expected, rows, exact=True),
             model=model,
         )
-    if protocol == "hist":
+    if protocol == "published":
         # Patients cross these folds by design, but the held-out section itself must not train.
         seen = set(rows.loc[rows["role"] == "test", "slide"]) & set(
             settings.get("train_slides", ())
         )
         problem = f"the test sections {_some(sorted(seen))} train" if seen else ""
-        found.add("hist_section_held_out", fold, problem, model=model)
+        found.add("published_section_held_out", fold, problem, model=model)
         return
     held_out = set(rows.loc[rows["role"] == "test", "patient"])
     seen = {str(p) for r in ("train", "validation") for p in settings.get(f"{r}_patients", ())}

@@ -18,7 +18,7 @@ from histogep.models.sections import TASKS
 from histogep.spots.matrices import expression_of, read_h5ad
 from histogep.stats.nulls import map_motions, spatial_basis
 
-PROTOCOLS = ("honest", "hist")
+PROTOCOLS = ("patient_cv", "published")
 #: Most that a truth stored with predictions may differ from the counts' own log1p CP10k.
 _TOLERANCE = 1e-3
 
@@ -36,7 +36,7 @@ class HeldOut:
     genes
         Columns of `predicted` and `truth` ("tumour" for the tumour map).
     barcode, row, col, in_tissue
-        The positions: the in-tissue spots (honest) or the whole grid (hist).
+        The positions: the in-tissue spots (patient_cv) or the whole grid (published).
     predicted, truth
         Positions by genes: log1p CP10k; or probability and 0/1, NaN where the label is unknown.
     threshold
@@ -276,7 +276,7 @@ def _read_one(path: Path) -> list[HeldOut]:
     if told["protocol"] not in PROTOCOLS or told["task"] not in TASKS:
         raise InputError(
             f"{path} says protocol {told['protocol']!r} and task {told['task']!r} in its uns: "
-            "expected honest or hist, expression, tumour or both; run predict_fold again"
+            "expected patient_cv or published, expression, tumour or both; run predict_fold again"
         )
     if "truth" not in table.layers:
         raise InputError(f"{path} has no layer `truth`: run predict_fold again")

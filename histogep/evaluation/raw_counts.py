@@ -8,7 +8,7 @@ for comparison with published figures, and nothing is chosen by it.
 
 The models predict log1p of counts per 10,000. Raw counts are derived from their predictions by a
 ridge regression on other held-out sections, whose counts are known: of other patients under the
-honest protocol, of other sections under hist. No image is read and no model is trained again. A
+patient_cv protocol, of other sections under published. No image is read and no model is trained again. A
 model trained on raw counts uses more of the image than its predictions of normalised expression
 show; compared with such published scores these are conservative.
 """
@@ -49,24 +49,26 @@ def raw_table(
         relate raw counts to predictions), outline and depth (what the outline of the tissue, and
         the counts of each spot, score in its place), n_genes.
     """
-    honest = sections[0].protocol == "honest"
+    patient_cv = sections[0].protocol == "patient_cv"
     shared = sorted(set.intersection(*(set(section.genes) for section in sections)))
     rows = []
     for section in sections:
         counts = measured[section.slide]
         order = counts.order(section)
-        truth = _on_grid(section, _log_raw(counts, order, section.genes), honest=honest)
+        truth = _on_grid(section, _log_raw(counts, order, section.genes), patient_cv=patient_cv)
         predicted = section.predicted[section.in_tissue] if not fitted else None
         if fitted and shared:
             others = [
                 other
                 for other in sections
-                if (other.patient != section.patient if honest else other.slide != section.slide)
+                if (
+                    other.patient != section.patient if patient_cv else other.slide != section.slide
+                )
             ]
             predicted = _as_raw(section, others, measured, shared)
         candidates = {
             "value": predicted,
-            "outline": np.ones((len(order), 1)),
+            "tissue_mask": np.ones((len(order), 1)),
             "depth": np.log1p(counts.library_sizes[order])[:, None],
         }
         row = {"slide": section.slide, "patient": section.patient}
@@ -74,7 +76,7 @@ def raw_table(
             row[name] = np.nan
             if values is not None:
                 values = np.broadcast_to(values, (len(order), truth.shape[1]))
-                row[name] = _mean(pearson(_on_grid(section, values, honest=honest), truth))
+                row[name] = _mean(pearson(_on_grid(section, values, patient_cv=patient_cv), truth))
         row["n_genes"] = int((truth.std(0) > 0).sum())
         rows.append(row)
     return pd.DataFrame(rows)
@@ -85,9 +87,9 @@ def _log_raw(counts: Measured, order: np.ndarray, genes: Sequence[str]) -> np.nd
     return np.log1p(counts.counts[order][:, counts.columns(genes)].toarray().astype(float))
 
 
-def _on_grid(section: HeldOut, values: np.ndarray, *, honest: bool) -> np.ndarray:
-    """Return in-tissue values as the card compares them: under hist with zeros around."""
-    if honest:
+def _on_grid(section: HeldOut, values: np.ndarray, *, patient_cv: bool) -> np.ndarray:
+    """Return in-tissue values as the card compares them: under published with zeros around."""
+    if patient_cv:
         return values
     laid = np.zeros((len(section.in_tissue), values.shape[1]))
     laid[section.in_tissue] = values

@@ -32,7 +32,7 @@ from histogep.evaluation.section_scores import (
 from histogep.evaluation.tumour_scores import tumour_table
 
 LOG = logging.getLogger(__name__)
-BASELINES = ("outline", "training_mean")
+BASELINES = ("tissue_mask", "training_mean")
 COLUMNS = (
     "protocol",
     "task",
@@ -72,7 +72,7 @@ class Evaluation:
         As the files of results/evaluation/{study}; their columns are in `config/README.md`.
         `scorecards` has one column more than its file, `null_upper`.
     best
-        The expression model with the highest honest score over sections; None without one.
+        The expression model with the highest patient_cv score over sections; None without one.
     """
 
     scorecards: pd.DataFrame
@@ -134,7 +134,7 @@ def evaluate(
     # The baselines come first: their scores are nulls of the models'.
     for (protocol, model), group in sorted(
         groups.items(),
-        key=lambda item: (item[0][0] == "hist", item[0][1] not in BASELINES, item[0][1]),
+        key=lambda item: (item[0][0] == "published", item[0][1] not in BASELINES, item[0][1]),
     ):
         LOG.info("%s: scoring %s on %d sections", protocol, model, len(group))
         scores = [
@@ -161,14 +161,14 @@ def evaluate(
         )
         cards += raw_cards(raw, protocol=protocol, model=model, settings=settings, seed=seed)
         calibrated, per_patient = pd.DataFrame(), None
-        if protocol == "honest" and model != "outline":
+        if protocol == "patient_cv" and model != "tissue_mask":
             calibrated, per_patient = calibrate(group, coverage=float(settings["coverage"]))
             if model == "training_mean":
                 widths = {"training_mean": calibrated["half_width"]}
         if model in BASELINES:
             continue
         gene_scores = gene_table(scores)
-        if protocol == "honest":
+        if protocol == "patient_cv":
             cards += interval_cards(
                 gene_scores,
                 calibrated,
@@ -192,7 +192,7 @@ def evaluate(
         tumour=tumour,
         calibration=_stacked(calibrations, CALIBRATION),
         registration=registration_table(
-            [s for s in expression if s.protocol == "honest" and s.model == best],
+            [s for s in expression if s.protocol == "patient_cv" and s.model == best],
             shifts=int(settings["shifts"]),
         ),
         best=best,
@@ -200,9 +200,9 @@ def evaluate(
 
 
 def best_model(scorecards: pd.DataFrame) -> str | None:
-    """Return the expression model with the highest honest `pearson`, baselines aside."""
+    """Return the expression model with the highest patient_cv `pearson`, baselines aside."""
     rows = scorecards[
-        (scorecards["protocol"] == "honest")
+        (scorecards["protocol"] == "patient_cv")
         & (scorecards["task"] == "expression")
         & (scorecards["metric"] == "pearson")
         & ~scorecards["model"].isin(BASELINES)

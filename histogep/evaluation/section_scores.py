@@ -31,12 +31,12 @@ SECTION_COLUMNS = (
     "fold",
     "slide",
     "patient",
-    "n_cells",
+    "n_positions",
     "n_genes",
     "pearson",
     "spearman",
     "rmse",
-    "outline_null",
+    "tissue_mask_null",
     "permutation_null",
     "permutation_upper",
     "spatial_upper",
@@ -80,20 +80,20 @@ class SectionScore:
         Origin of the scores.
     genes
         Order of all arrays.
-    n_cells
+    n_positions
         Positions that were compared.
     pearson, spearman, rmse
         Scores.
-    outline
+    tissue_mask
         Pearson's r of a predictor that is constant in the tissue, by the same metric.
     ceiling, ceiling_spatial
         Noise ceilings by the same metric, of Poisson noise, and if only what neighbouring spots
-        share is signal (honest only).
+        share is signal (patient_cv only).
     excess, excess_error
         How far the reliability exceeds that of a gene without signal (`histogep.stats.ceiling.Ceiling`).
     permutation, rank_permutation
         Shuffles by genes: correlations of predictions shuffled over the spots, and of their ranks
-        (honest only).
+        (patient_cv only).
     turned, shifted, spectral
         Draws by genes: the three nulls of unrelated maps (`histogep.stats.nulls`); None under the
         whole-grid metric.
@@ -109,11 +109,11 @@ class SectionScore:
     slide: str
     patient: str
     genes: tuple[str, ...]
-    n_cells: int
+    n_positions: int
     pearson: np.ndarray
     spearman: np.ndarray
     rmse: np.ndarray
-    outline: np.ndarray
+    tissue_mask: np.ndarray
     ceiling: np.ndarray
     ceiling_spatial: np.ndarray
     excess: np.ndarray
@@ -132,22 +132,22 @@ def section_ceilings(
     sections: Iterable[HeldOut], measured: Mapping[str, Measured], *, thinnings: int, seed: int
 ) -> dict[str, Ceiling]:
     """Return slide -> ceilings of all measured genes, for both metrics where a grid is predicted."""
-    n_cells: dict[str, int | None] = {}
+    n_positions: dict[str, int | None] = {}
     for section in sections:
         if section.task == "expression":
-            n_cells.setdefault(section.slide, None)
-            if section.protocol == "hist":
-                n_cells[section.slide] = len(section.row)
+            n_positions.setdefault(section.slide, None)
+            if section.protocol == "published":
+                n_positions[section.slide] = len(section.row)
     return {
         slide: noise_ceiling(
             measured[slide].counts,
             measured[slide].library_sizes,
             thinnings=thinnings,
             seed=section_seed(seed, slide, "ceiling"),
-            n_cells=cells,
+            n_positions=cells,
             adjacency=measured[slide].lattice.neighbours(measured[slide].row, measured[slide].col),
         )
-        for slide, cells in n_cells.items()
+        for slide, cells in n_positions.items()
     }
 
 
@@ -156,7 +156,7 @@ def baselines(
 ) -> list[HeldOut]:
     """Return the two baselines that see no image, for every expression section.
 
-    `outline` is 1 in the tissue and 0 outside; `training_mean` is each gene's mean over the
+    `tissue_mask` is 1 in the tissue and 0 outside; `training_mean` is each gene's mean over the
     training sections in the tissue and 0 outside. They are scored by the same code as the models.
     """
     made: dict[tuple[str, str], HeldOut] = {}
@@ -166,7 +166,7 @@ def baselines(
     result = []
     for section in made.values():
         mask = np.repeat(section.in_tissue[:, None], len(section.genes), axis=1)
-        result.append(section.instead("outline", mask))
+        result.append(section.instead("tissue_mask", mask))
         mean = training_mean(section, measured, folds)
         result.append(section.instead("training_mean", mean))
     return result
@@ -180,7 +180,7 @@ def score_section(
     permutations: int,
     seed: int,
 ) -> SectionScore:
-    """Score one section: honest ones over their in-tissue spots, hist ones over the whole grid.
+    """Score one section: patient_cv ones over their in-tissue spots, published ones over the whole grid.
 
     The whole-grid metric is that of the paper: Pearson's r per gene over all positions of the grid,
     the zeros of the background included.
@@ -198,7 +198,7 @@ def score_section(
     seed
         Seed of the study.
     """
-    whole_grid = section.protocol == "hist"
+    whole_grid = section.protocol == "published"
     scored = section if whole_grid else section.tissue
     mask = np.repeat(scored.in_tissue[:, None].astype(float), len(scored.genes), axis=1)
     columns = measured.columns(section.genes)
@@ -233,11 +233,11 @@ def score_section(
         slide=section.slide,
         patient=section.patient,
         genes=section.genes,
-        n_cells=len(scored.row),
+        n_positions=len(scored.row),
         pearson=pearson(scored.predicted, scored.truth),
         spearman=spearman(scored.predicted, scored.truth),
         rmse=rmse(scored.predicted, scored.truth),
-        outline=pearson(mask, scored.truth),
+        tissue_mask=pearson(mask, scored.truth),
         ceiling=(ceiling.whole_grid if whole_grid else ceiling.in_tissue)[columns],
         ceiling_spatial=np.full(len(columns), np.nan) if whole_grid else ceiling.spatial[columns],
         excess=ceiling.excess[columns],
@@ -272,12 +272,12 @@ def section_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
                 "fold": score.fold,
                 "slide": score.slide,
                 "patient": score.patient,
-                "n_cells": score.n_cells,
+                "n_positions": score.n_positions,
                 "n_genes": int(known.sum()),
                 "pearson": value,
                 "spearman": mean(score.spearman),
                 "rmse": mean(score.rmse),
-                "outline_null": mean(score.outline),
+                "tissue_mask_null": mean(score.tissue_mask),
                 "permutation_null": mean(shuffled),
                 "permutation_upper": _upper(shuffled),
                 "spatial_upper": max(bounds, default=np.nan),
@@ -293,18 +293,18 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
     """Return one row per gene of ONE model under ONE protocol, over patients.
 
     Scores are means over patients of the means over their sections. `null` is the mean and
-    `null_upper` the 95 % bound of the null: under the honest protocol `null` comes from shuffled
+    `null_upper` the 95 % bound of the null: under the patient_cv protocol `null` comes from shuffled
     spots, `null_upper` and `null_p` are the largest of the three nulls of unrelated maps
-    (`histogep.stats.nulls`); under hist `null` is the outline's score, a fixed number without a bound,
+    (`histogep.stats.nulls`); under published `null` is the outline's score, a fixed number without a bound,
     and both p come from predictions shuffled inside the tissue. Sections of one patient are not
     independent evidence: their draws are taken to rise and fall together, so that the mean of
     several spreads as far as one.
 
-    `ceiling_spatial` is the ceiling if only what neighbouring spots share is signal (honest only). A
-    gene whose counts do not vary by more than their noise has no `relative` under honest, as there
+    `ceiling_spatial` is the ceiling if only what neighbouring spots share is signal (patient_cv only). A
+    gene whose counts do not vary by more than their noise has no `relative` under patient_cv, as there
     is no explainable variation to compare with.
 
-    A gene is `predictable` (honest only) when fdr < 0.05 (Benjamini-Hochberg over the model's genes
+    A gene is `predictable` (patient_cv only) when fdr < 0.05 (Benjamini-Hochberg over the model's genes
     of `null_p`) and its score is above 0 in more than half of at least two patients.
 
     Parameters
@@ -321,7 +321,7 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
     """
     genes = list(dict.fromkeys(gene for score in scores for gene in score.genes))
     place = {gene: i for i, gene in enumerate(genes)}
-    honest = scores[0].protocol == "honest"
+    patient_cv = scores[0].protocol == "patient_cv"
     by_patient: dict[str, list[SectionScore]] = {}
     for score in scores:
         by_patient.setdefault(score.patient, []).append(score)
@@ -347,7 +347,7 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
     n_patients = np.isfinite(per_patient).sum(0)
     permuted = null("permutation")
     permutation_p = upper_p(score, permuted)
-    nulls = [null(name) for name in UNRELATED] if honest else [permuted]
+    nulls = [null(name) for name in UNRELATED] if patient_cv else [permuted]
     null_p = np.max([upper_p(score, draws) for draws in nulls], axis=0)
     fdr = false_discovery_rate(null_p)
     positive = (per_patient > 0).sum(0)
@@ -359,10 +359,10 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
     told = np.nansum(excess, axis=0) > KNOWN * np.sqrt(np.nansum(error**2, axis=0))
     scored = np.isfinite(score)
     with np.errstate(invalid="ignore", divide="ignore"):
-        relative = np.where((ceiling > 0) & (told | (not honest)), score / ceiling, np.nan)
+        relative = np.where((ceiling > 0) & (told | (not patient_cv)), score / ceiling, np.nan)
         upper = np.max([np.quantile(np.nan_to_num(draws), 0.95, axis=0) for draws in nulls], axis=0)
-        upper = np.where(scored & honest, upper, np.nan)
-    expected = _nanmean(permuted) if honest else _nanmean(over_patients("outline"))
+        upper = np.where(scored & patient_cv, upper, np.nan)
+    expected = _nanmean(permuted) if patient_cv else _nanmean(over_patients("tissue_mask"))
     return pd.DataFrame(
         {
             "protocol": scores[0].protocol,
@@ -384,7 +384,7 @@ def gene_table(scores: Sequence[SectionScore]) -> pd.DataFrame:
             "ceiling_spatial": _nanmean(over_patients("ceiling_spatial")),
             "relative": relative,
             "positive_patients": positive,
-            "predictable": honest
+            "predictable": patient_cv
             & scored
             & (np.nan_to_num(fdr, nan=1.0) < FDR)
             & (n_patients >= 2)

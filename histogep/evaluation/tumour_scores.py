@@ -43,11 +43,11 @@ def tumour_table(
 ) -> pd.DataFrame:
     """Return one row per section of every tumour model.
 
-    Honest maps are scored over the in-tissue spots whose label is known; hist maps over the whole
+    patient_cv maps are scored over the in-tissue spots whose label is known; published maps over the whole
     grid, where the background counts as not malignant (undetermined spots are left out). The nulls
     are the scores of a map that calls all tissue tumour, by the same metric: over the tissue 0.5,
     the prevalence p, and Dice 2p / (1 + p); over the whole grid the outline's, far higher.
-    `auroc_upper` is the 95 % bound for maps unrelated to the labels (honest only;
+    `auroc_upper` is the 95 % bound for maps unrelated to the labels (patient_cv only;
     see `auroc_upper`). Sections with one
     class have no AUROC. `threshold_from` gives whether the threshold was chosen inside the fold or
     is 0.5 in its absence. A fold whose map could not be learned has no scores, but its reason
@@ -78,7 +78,7 @@ def tumour_table(
         chosen = section.threshold
         threshold = DEFAULT_THRESHOLD if chosen is None else chosen
         upper = float("nan")
-        if section.protocol == "honest" and 0 < label.sum() < len(label):
+        if section.protocol == "patient_cv" and 0 < label.sum() < len(label):
             lattice = measured[section.slide].lattice
             upper = auroc_upper(
                 probability,
@@ -115,9 +115,9 @@ def tumour_table(
 
 
 def known_cells(section: HeldOut) -> tuple[HeldOut, np.ndarray]:
-    """Return the positions of a tumour map with a known label (if honest, in tissue), and these."""
+    """Return the positions of a tumour map with a known label (if patient_cv, in tissue), and these."""
     keep = np.isfinite(section.truth[:, 0])
-    if section.protocol == "honest":
+    if section.protocol == "patient_cv":
         keep &= section.in_tissue
     known = section.cells(keep)
     return known, known.truth[:, 0]

@@ -18,7 +18,7 @@ from histogep.errors import InputError
 #: What follows an id and a point in the names of results; a test holds it against the rules.
 SUFFIXES = frozenset(
     {
-        *("arms", "counts", "dropped", "geojson", "h5", "h5ad", "hist", "html", "json", "log"),
+        *("arms", "counts", "dropped", "geojson", "h5", "h5ad", "published", "html", "json", "log"),
         *("markers", "parquet", "png", "quality", "svg", "tiff", "truth", "tsv"),
     }
 )

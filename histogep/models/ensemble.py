@@ -74,7 +74,7 @@ def fit_ensemble(
     for record in records:
         for key in (key for key in record if key.endswith(_FITTED_SUFFIX)):
             fitted[key] = list(dict.fromkeys([*fitted.get(key, []), *record[key]]))
-    settings = {key: first[key] for key in (*_SHARED, *_WHO, "hist_grid")}
+    settings = {key: first[key] for key in (*_SHARED, *_WHO, "published_grid")}
     settings |= fitted | {
         "model": name,
         "kind": "ensemble",

@@ -47,9 +47,9 @@ def fit_model(
     fold: str,
     genes: Sequence[str],
     seed: int,
-    hist_grid: Sequence[int],
+    published_grid: Sequence[int],
     test: Mapping[str, str],
-    honest: Sequence[Mapping[str, Any]] = (),
+    patient_cv: Sequence[Mapping[str, Any]] = (),
     checkpoints: str | Path | None = None,
     code: str = "",
     device: str = "cpu",
@@ -63,17 +63,17 @@ def fit_model(
     name, settings
         Name of the model and its settings (kind, task, panel and those of its kind).
     protocol, fold
-        honest, hist or all; fold id.
+        patient_cv, published or all; fold id.
     genes
         Panel, in the order of the target columns (empty for the tumour task).
     seed
         Seed of everything random.
-    hist_grid
+    published_grid
         (rows, cols) of the grid of the paper's protocol.
     test
         {slide: patient} held out; recorded only.
-    honest
-        For the fold `all`: the settings of this model in the honest folds, which fix its epoch.
+    patient_cv
+        For the fold `all`: the settings of this model in the patient_cv folds, which fix its epoch.
     checkpoints, code
         Folder in which a network's training keeps its state, and the digest of the code; a state
         of other settings, data or code is not used. None: nothing is kept.
@@ -97,7 +97,7 @@ def fit_model(
         "lattice": lattice.to_settings(),
         "encoders": train[0].encoders,
         "blocks": [[block, int(width)] for block, width in train[0].blocks],
-        "hist_grid": [int(side) for side in hist_grid],
+        "published_grid": [int(side) for side in published_grid],
     }
     for role, members in (("train", train), ("validation", validation)):
         record |= _who(role, {section.slide: section.patient for section in members})
@@ -115,7 +115,7 @@ def fit_model(
         if checkpoints is not None:
             state = (checkpoints, (record, dict(settings), code, device))
         arrays, history, seconds = network_modelling.fit_network(
-            train, validation, record, settings, lattice, honest, state, device
+            train, validation, record, settings, lattice, patient_cv, state, device
         )
         return FittedModel(arrays, record, history, history.assign(seconds=seconds))
     if kind == "neighbours" and task == "tumour":
@@ -133,7 +133,7 @@ def _fit_linear(
             f"models.{record['model']}: {record['kind']} cannot predict {record['task']}; use "
             "cmunet, or neighbours for the tumour map alone"
         )
-    by_section = record["protocol"] == "hist"
+    by_section = record["protocol"] == "published"
     fit, alphas, options = fit_ridge, ALPHAS, {}
     if record["kind"] == "neighbours":
         fit, alphas = fit_neighbours, neighbours.ALPHAS

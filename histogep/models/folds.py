@@ -1,7 +1,7 @@
 """Assign sections to training, validation and test: by patient, by section, and for deployment.
 
-`honest` folds hold out whole patients and keep some training patients aside to choose the epoch.
-`hist` folds hold out sections, as the paper does: neighbouring sections of the same patient train,
+`patient_cv` folds hold out whole patients and keep some training patients aside to choose the epoch.
+`published` folds hold out sections, as the paper does: neighbouring sections of the same patient train,
 and there is no validation. `all` trains on every section, for the model that is deployed.
 """
 
@@ -29,12 +29,12 @@ def fold_names(*, n_patients: int, n_sections: int, settings: Mapping[str, Any])
     n_patients, n_sections
         Patients and sections of the study that have spots.
     settings
-        `honest`: "patient" or a number of folds; `hist`: "section" or a number of folds.
+        `patient_cv`: "patient" or a number of folds; `published`: "section" or a number of folds.
 
     Returns
     -------
     list of str
-        honest-1.., hist-1.., all; empty when the study has no section at all.
+        patient_cv-1.., published-1.., all; empty when the study has no section at all.
 
     Raises
     ------
@@ -45,14 +45,14 @@ def fold_names(*, n_patients: int, n_sections: int, settings: Mapping[str, Any])
         return []
     if n_patients < 2:
         raise InputError(
-            f"the sections come from {n_patients} patient: honest folds hold out whole patients "
+            f"the sections come from {n_patients} patient: patient_cv folds hold out whole patients "
             "and need at least 2 (slides.tsv, column patient), or name a trained model (`model:`)"
         )
-    honest = _number(settings, "honest", "patient", n_patients)
-    hist = _number(settings, "hist", "section", n_sections)
+    patient_cv = _number(settings, "patient_cv", "patient", n_patients)
+    published = _number(settings, "published", "section", n_sections)
     return [
-        *(f"honest-{i + 1}" for i in range(honest)),
-        *(f"hist-{i + 1}" for i in range(hist)),
+        *(f"patient_cv-{i + 1}" for i in range(patient_cv)),
+        *(f"published-{i + 1}" for i in range(published)),
         "all",
     ]
 
@@ -75,7 +75,7 @@ def split_folds(
     sections, patients
         Ids of the sections that have spots and of their patients, in the same order.
     settings
-        `honest` and `hist` as for `fold_names`; `validation`: patients kept in each honest fold to
+        `patient_cv` and `published` as for `fold_names`; `validation`: patients kept in each patient_cv fold to
         choose the epoch (none where fewer than 3 patients train).
     seed
         Seed of the order.
@@ -100,11 +100,11 @@ def split_folds(
     names = fold_names(n_patients=len(distinct), n_sections=len(sections), settings=settings)
     rows: list[tuple[str, str, str, str, str]] = []
 
-    honest = [name for name in names if name.startswith("honest-")]
+    patient_cv = [name for name in names if name.startswith("patient_cv-")]
     sizes = {patient: patients.count(patient) for patient in distinct}
-    dealt = _deal(sizes, len(honest), in_order=settings["honest"] == "patient", seed=seed)
+    dealt = _deal(sizes, len(patient_cv), in_order=settings["patient_cv"] == "patient", seed=seed)
     ring = [patient for held_out in dealt for patient in held_out]
-    for fold, held_out in zip(honest, dealt, strict=True):
+    for fold, held_out in zip(patient_cv, dealt, strict=True):
         training = len(distinct) - len(held_out)
         n_validation = _validation(settings, training)
         start = ring.index(held_out[-1]) + 1
@@ -114,16 +114,25 @@ def split_folds(
             patient = of[section]
             role = "test" if patient in held_out else "train"
             rows.append(
-                ("honest", fold, section, patient, "validation" if patient in validating else role)
+                (
+                    "patient_cv",
+                    fold,
+                    section,
+                    patient,
+                    "validation" if patient in validating else role,
+                )
             )
 
-    hist = [name for name in names if name.startswith("hist-")]
+    published = [name for name in names if name.startswith("published-")]
     dealt = _deal(
-        dict.fromkeys(sections, 1), len(hist), in_order=settings["hist"] == "section", seed=seed
+        dict.fromkeys(sections, 1),
+        len(published),
+        in_order=settings["published"] == "section",
+        seed=seed,
     )
-    for fold, held_out in zip(hist, dealt, strict=True):
+    for fold, held_out in zip(published, dealt, strict=True):
         rows += [
-            ("hist", fold, section, of[section], "test" if section in held_out else "train")
+            ("published", fold, section, of[section], "test" if section in held_out else "train")
             for section in sections
         ]
     rows += [("all", "all", section, of[section], "train") for section in sections]

@@ -344,7 +344,7 @@ def grid_of(
     if needed[0] > shape[0] or needed[1] > shape[1]:
         raise InputError(
             f"the spots cover {needed[0]} rows x {needed[1]} columns, more than the grid of "
-            f"{shape[0]} x {shape[1]}: raise folds.hist_grid"
+            f"{shape[0]} x {shape[1]}: raise folds.published_grid"
         )
     index = np.full(shape, len(row), np.int64)
     index[row, col] = np.arange(len(row))

@@ -51,7 +51,7 @@ class _Sums:
     tumour_scatter: np.ndarray
     tiles: int = 0
     tumour_tiles: int = 0
-    distant: float = 0.0
+    out_of_distribution: float = 0.0
     mapped: bool = True
     slides: list[str] = field(default_factory=list)
     held: list[np.ndarray] = field(default_factory=list)
@@ -84,7 +84,7 @@ def summarise_patients(
     tumour_threshold: float = 0.5,
     min_tumour_tiles: int = 5,
     upper_quantile: float = 0.9,
-    max_distant: float = 0.5,
+    max_out_of_distribution: float = 0.5,
     sample_types: Sequence[str] = PRIMARY,
     training: Collection[str] = (),
     training_patients: str = "exclude",
@@ -111,7 +111,7 @@ def summarise_patients(
         A patient with fewer tumour tiles is described by all tiles.
     upper_quantile
         What `upper:<SYMBOL>` is: how high a gene goes in a part of the tumour, whatever its mean.
-    max_distant
+    max_out_of_distribution
         A slide or patient with a larger share of tiles far from the training features is flagged.
     sample_types
         TCGA sample types that count; a slide of another type, and a frozen section of a patient
@@ -131,8 +131,8 @@ def summarise_patients(
 
         - patient (12 characters of a TCGA barcode), n_slides, n_tiles, n_tumour_tiles;
         - all_tiles: genes are means over all tiles, as there are too few tumour tiles;
-        - distant_fraction: share of tiles far from the training features; distant: above
-          `max_distant`;
+        - out_of_distribution_fraction: share of tiles far from the training features; out_of_distribution: above
+          `max_out_of_distribution`;
         - in_training: the model was trained on sections of the patient;
         - images: SHA-256 of the images of the patient's slides, joined by commas;
         - tumour_fraction: share of tumour tiles; NaN without a tumour map;
@@ -200,7 +200,7 @@ def summarise_patients(
         slides,
         slide_patients,
         tumour_threshold,
-        max_distant,
+        max_out_of_distribution,
         quantile=upper_quantile,
         min_tumour_tiles=min_tumour_tiles,
     )
@@ -227,7 +227,7 @@ def summarise_patients(
         if reason:
             dropped.append({"patient": patient, "slides": ",".join(part.slides), "reason": reason})
             continue
-        row = _describe(part, min_tumour_tiles, max_distant)
+        row = _describe(part, min_tumour_tiles, max_out_of_distribution)
         row["patient"] = patient
         row["in_training"] = seen
         row[IMAGES_COLUMN] = ",".join(sorted(of_patient[patient] - {""}))
@@ -292,7 +292,7 @@ def _pool_tiles(
     slides: Sequence[str],
     slide_patients: Sequence[str],
     threshold: float,
-    max_distant: float,
+    max_out_of_distribution: float,
     *,
     quantile: float,
     min_tumour_tiles: int,
@@ -311,7 +311,7 @@ def _pool_tiles(
     for number, at in enumerate(order):
         path, slide, patient = expression[at], slides[at], slide_patients[at]
         data = read_h5ad(path)
-        for column in ("tumour", "distant"):
+        for column in ("tumour", "out_of_distribution"):
             if column not in data.obs:
                 raise InputError(f"{path} has no obs column {column!r}; predict the slide again")
         if "predictable" not in data.var:
@@ -338,13 +338,13 @@ def _pool_tiles(
         part.held_tumour.append(tumour)
         part.tiles += len(values)
         part.tumour_tiles += int(tumour.sum())
-        distant = data.obs["distant"].to_numpy(bool)
-        part.distant += float(distant.sum())
-        if len(distant) and distant.mean() > max_distant:
+        out_of_distribution = data.obs["out_of_distribution"].to_numpy(bool)
+        part.out_of_distribution += float(out_of_distribution.sum())
+        if len(out_of_distribution) and out_of_distribution.mean() > max_out_of_distribution:
             log.warning(
                 "slide %s: %.0f %% of its tiles are far from the training features",
                 slide,
-                100 * distant.mean(),
+                100 * out_of_distribution.mean(),
             )
         for chosen, total, scatter in (
             (values, part.tissue, part.tissue_scatter),
@@ -365,7 +365,7 @@ def _pool_tiles(
     return genes, sums
 
 
-def _describe(part: _Sums, min_tumour_tiles: int, max_distant: float) -> dict[str, Any]:
+def _describe(part: _Sums, min_tumour_tiles: int, max_out_of_distribution: float) -> dict[str, Any]:
     """Return the image columns of one patient; keys with an underscore are vectors by gene."""
     fallback = part.described_by_all(min_tumour_tiles)
     total = part.tissue if fallback else part.tumour
@@ -376,8 +376,8 @@ def _describe(part: _Sums, min_tumour_tiles: int, max_distant: float) -> dict[st
         "n_tiles": part.tiles,
         "n_tumour_tiles": part.tumour_tiles,
         "all_tiles": fallback,
-        "distant_fraction": part.distant / part.tiles,
-        "distant": part.distant / part.tiles > max_distant,
+        "out_of_distribution_fraction": part.out_of_distribution / part.tiles,
+        "out_of_distribution": part.out_of_distribution / part.tiles > max_out_of_distribution,
         "tumour_fraction": part.tumour_tiles / part.tiles if part.mapped else np.nan,
         "heterogeneity": float(np.sqrt(scatter / count).mean()) if len(scatter) else np.nan,
         "_genes": total / count,
@@ -460,8 +460,8 @@ def _report(table: pd.DataFrame, n_genes: int) -> None:
             "keep; what follows is not out of sample for them: %s",
             ", ".join(table.loc[table["in_training"], "patient"]),
         )
-    if table["distant"].any():
+    if table["out_of_distribution"].any():
         log.warning(
             "mostly far from the training features: %s",
-            ", ".join(table.loc[table["distant"], "patient"]),
+            ", ".join(table.loc[table["out_of_distribution"], "patient"]),
         )

@@ -114,7 +114,7 @@ def predict_response(
     seed
         Of folds, permutations and bootstrap draws.
     maps
-        Scores of the map network (`histogep.outcome.maps.scores.MapScores.write`), where it was trained.
+        Scores of the spatial-map model (`histogep.outcome.maps.scores.MapScores.write`), where it was trained.
 
     Raises
     ------

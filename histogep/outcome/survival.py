@@ -65,7 +65,7 @@ class SurvivalResult:
         patients alone, the network on the maps being too costly to train for each sample;
         `shuffles`: the range over them), p (one-sided permutation p over the shuffles: the
         covariates' for the clinical model, the images' for the others), null (mean over the
-        shuffles; NaN without), protocol (honest; hist: the best epoch of the map
+        shuffles; NaN without), protocol (patient_cv; published: the best epoch of the map
         network picked on the test fold, beside noise through the same protocol), repeats (whose
         mean it is), n, events.
     risk
@@ -128,7 +128,7 @@ def fit_survival(
     seed
         Of folds, shuffles and bootstrap draws.
     maps
-        Scores of the map network (`histogep.outcome.maps.scores.MapScores.write`), where it was trained.
+        Scores of the spatial-map model (`histogep.outcome.maps.scores.MapScores.write`), where it was trained.
 
     Raises
     ------
@@ -336,7 +336,7 @@ def _row(
         "interval": counts,
         "p": p,
         "null": null,
-        "protocol": "honest",
+        "protocol": "patient_cv",
         "repeats": repeats,
     }
 

@@ -13,26 +13,26 @@ from histogep.evaluation.scorecards import BASELINES, Evaluation
 from histogep.report.pages import Table, write_page
 
 _TEXT = {
-    ("honest", "expression"): (
-        "Honest card: expression",
+    ("patient_cv", "expression"): (
+        "patient_cv card: expression",
         "Whole patients are held out and only in-tissue spots are scored, gene by gene within each "
         "section; gene panel, scaling, penalty and epoch come from the training patients alone. "
-        "A predictor that only knows where the tissue is scores 0 here (row `outline`).",
+        "A predictor that only knows where the tissue is scores 0 here (row `tissue_mask`).",
     ),
-    ("hist", "expression"): (
-        "The paper's protocol (hist): expression",
+    ("published", "expression"): (
+        "The paper's protocol (published): expression",
         "Sections, not patients, are held out, genes are chosen on all sections, and the correlation "
         "is taken over the whole grid with the zeros of its background, as in the HiST paper. A "
         "predictor that is constant inside the tissue gets the score under `null`, so only what is "
-        "above it was learned from the image, and this card cannot be compared with the honest one.",
+        "above it was learned from the image, and this card cannot be compared with the patient_cv one.",
     ),
-    ("honest", "tumour"): (
-        "Honest card: tumour map",
+    ("patient_cv", "tumour"): (
+        "patient_cv card: tumour map",
         "Held-out patients, in-tissue spots labelled malignant or non-malignant; the null calls every "
         "spot tumour.",
     ),
-    ("hist", "tumour"): (
-        "The paper's protocol (hist): tumour map",
+    ("published", "tumour"): (
+        "The paper's protocol (published): tumour map",
         "The whole grid, where the background counts as not malignant; the null calls all tissue "
         "tumour.",
     ),
@@ -41,7 +41,7 @@ _METRICS = {
     "pearson": "Pearson r, mean over sections",
     "pearson_patients": "Pearson r, mean over patients",
     "pearson_within": "Pearson r within sections",
-    "pearson_level": "Pearson r of patient means",
+    "pearson_between": "Pearson r of patient means",
     "spearman": "Spearman r, mean over sections",
     "pearson_raw": "Pearson r, raw counts, as HEST-Benchmark",
     "rmse": "RMSE (lower is better)",
@@ -83,11 +83,11 @@ def write_scorecards_page(
         part = cards[(cards["protocol"] == protocol) & (cards["task"] == task)]
         if len(part):
             tables.append(_card_table(part, heading, note))
-    honest = evaluation.genes
-    if len(honest):
-        honest = honest[honest["protocol"] == "honest"]
-    if len(honest):
-        tables.append(_predictable_table(honest))
+    patient_cv = evaluation.genes
+    if len(patient_cv):
+        patient_cv = patient_cv[patient_cv["protocol"] == "patient_cv"]
+    if len(patient_cv):
+        tables.append(_predictable_table(patient_cv))
     write_page(
         path,
         title=f"Scorecards of {study}",
@@ -97,7 +97,7 @@ def write_scorecards_page(
             "with the models as trained; with few patients it is too narrow). `null`: the score "
             "expected of a predictor that knows nothing of the image; `null, 95 %`: what chance "
             "reaches in one of 20 cases, for maps with the patterns of the predicted ones where the card "
-            "is honest. `ceiling`: what a perfect predictor would score against counts as noisy as "
+            "is patient_cv. `ceiling`: what a perfect predictor would score against counts as noisy as "
             f"these if their noise is Poisson ({settings['thinnings']} binomial thinnings); `ceiling, "
             "shared`: the same if only what neighbouring spots share is signal, the lower bound where "
             "counts vary more than Poisson's; `of ceiling` = value / ceiling. "
@@ -126,7 +126,7 @@ def _registration_notes(registration: pd.DataFrame) -> list[str]:
 
 
 def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> None:
-    """Write results/evaluation/{study}/genes.html: every gene of the honest card, best first.
+    """Write results/evaluation/{study}/genes.html: every gene of the patient_cv card, best first.
 
     Parameters
     ----------
@@ -137,9 +137,9 @@ def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> No
     study
         Its name, for the title.
     """
-    honest = genes[genes["protocol"] == "honest"] if len(genes) else genes
+    patient_cv = genes[genes["protocol"] == "patient_cv"] if len(genes) else genes
     tables = []
-    for model, group in honest.groupby("model") if len(honest) else ():
+    for model, group in patient_cv.groupby("model") if len(patient_cv) else ():
         columns = [
             *("gene", "pearson", "null_upper", "ceiling", "ceiling_spatial", "relative", "fdr"),
             "predictable",

@@ -18,8 +18,8 @@ MEANINGS = {
     "one_patient_per_counts": "no two patients share counts (SHA-256 of their gene scores)",
     "one_patient_per_section_changed": "no two patients share a section that was saved again, "
     "turned, mirrored, cropped or thinned (keypoints of the image, profiles of the counts)",
-    "honest_sections_tested_once": "each section is held out exactly once",
-    "hist_sections_tested_once": "each section is held out exactly once (hist)",
+    "patient_cv_sections_tested_once": "each section is held out exactly once",
+    "published_sections_tested_once": "each section is held out exactly once (published)",
     "roles": "every fold trains and tests",
     "section_in_one_role": "no section has two roles in a fold",
     "patient_in_one_role": "no patient has two roles in a fold",
@@ -34,7 +34,7 @@ MEANINGS = {
     "model_test_slides": "a model is tested on its fold's test sections",
     "model_patients": "no test patient trains or validates a model",
     "model_genes": "a model predicts its fold's panel",
-    "hist_section_held_out": "the held-out section itself does not train (hist)",
+    "published_section_held_out": "the held-out section itself does not train (published)",
 }
 
 
@@ -82,7 +82,7 @@ def write_leakage_page(verdict: Mapping[str, Any], path: str | Path, *, study: s
                 leaks,
                 heading="Known leaks of the paper's protocol",
                 notes=[
-                    "Folds of the card hist leak by design; none of this reaches the honest card."
+                    "Folds of the card published leak by design; none of this reaches the patient_cv card."
                 ],
                 headers={"detail": "what the fold leaks"},
             ),

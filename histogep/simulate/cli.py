@@ -100,7 +100,7 @@ def write_study(
         "slides": "slides.tsv",
         "patients": "patients.tsv",
         "simulation": simulation,
-        "folds": config.get("folds", {}) | {"hist_grid": grid},
+        "folds": config.get("folds", {}) | {"published_grid": grid},
     }
     write_sheets(folder, seed=seed, **numbers)
     with complete(folder / "config.yaml") as temporary:

@@ -23,8 +23,8 @@ METRICS = (
 COLUMNS = ("slide", "patient", "cohort", "role", "status", "reason", *METRICS)
 #: Of a predicted slide.
 PREDICTED = (
-    *("slide", "patient", "cohort", "n_tiles", "tumour_fraction", "median_distance"),
-    *("distant_fraction", "out_of_distribution", SECTION),
+    *("slide", "patient", "cohort", "n_tiles", "tumour_fraction", "median_ood_score"),
+    *("out_of_distribution_fraction", "out_of_distribution", SECTION),
 )
 
 
@@ -105,8 +105,8 @@ def list_predicted(
     -------
     DataFrame
         Columns `PREDICTED`. tumour_fraction is NaN where the model has no tumour map.
-        median_distance is the largest of the medians of its measures (above 1 the slide is out of
-        distribution), distant_fraction the share of distant tiles, and
+        median_ood_score is the largest of the medians of its measures (above 1 the slide is out of
+        distribution), out_of_distribution_fraction the share of tiles out of distribution, and
         out_of_distribution whether the model calls the whole slide so. The last column names the
         training section whose image the slide is.
 
@@ -118,15 +118,17 @@ def list_predicted(
     rows = []
     for path, *ids in zip(expression, slides, patients, cohorts, strict=True):
         with readable(path), h5py.File(path) as file:
-            tumour, distant = (file["obs"][name][()] for name in ("tumour", "distant"))
+            tumour, out_of_distribution = (
+                file["obs"][name][()] for name in ("tumour", "out_of_distribution")
+            )
             told = file["uns"]
-            median = float(told["median_distance"][()])
+            median = float(told["median_ood_score"][()])
             out, section = bool(told["out_of_distribution"][()]), told[SECTION].asstr()[()]
         rows.append(
             (
                 *(*ids, len(tumour)),
                 np.mean(tumour >= tumour_threshold) if np.isfinite(tumour).all() else np.nan,
-                *(median, np.mean(distant), out, section),
+                *(median, np.mean(out_of_distribution), out, section),
             )
         )
     return pd.DataFrame(rows, columns=list(PREDICTED))

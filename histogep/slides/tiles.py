@@ -55,18 +55,18 @@ def lattice_tiles(
         If no position is left.
     """
     least, most = float(settings.get("min_tissue", 0.4)), float(settings.get("max_pen", 0.2))
-    n_cells = n_enough = 0
+    n_positions = n_enough = 0
     kept = []
     for row, col in lattice.cover_by_rows(slide.width_px * slide.mpp, slide.height_px * slide.mpp):
         x_um, y_um = lattice.centres_um(row, col)
         tiles = _table(slide, mask, row, col, x_um / slide.mpp, y_um / slide.mpp, lattice)
         enough = tiles["tissue"] >= least
-        n_cells, n_enough = n_cells + len(tiles), n_enough + int(enough.sum())
+        n_positions, n_enough = n_positions + len(tiles), n_enough + int(enough.sum())
         kept.append(tiles[enough & (tiles["pen"] <= most)])
     n_kept = sum(map(len, kept))
     if n_kept == 0:
         raise BadSlide(
-            f"slide {slide.slide}: of {n_cells} positions, {n_enough} have enough tissue and "
+            f"slide {slide.slide}: of {n_positions} positions, {n_enough} have enough tissue and "
             f"{n_kept} of these no pen marks; lower tissue.min_tissue or raise tissue.max_pen"
         )
     return pd.concat([tiles for tiles in kept if len(tiles)], ignore_index=True)
@@ -131,7 +131,7 @@ def no_tiles() -> pd.DataFrame:
     """Return the table of a slide that cannot be used: the columns of every other, without rows."""
     kinds = dict.fromkeys(("row", "col"), np.int32) | dict.fromkeys(("x_px", "y_px"), np.float64)
     kinds |= dict.fromkeys(("tissue", "pen"), np.float32) | {"barcode": object}
-    kinds |= dict.fromkeys(("blur", "fold"), np.float32)
+    kinds |= dict.fromkeys(("blur", "tissue_fold"), np.float32)
     return pd.DataFrame({name: np.zeros(0, kind) for name, kind in kinds.items()})
 
 
@@ -201,7 +201,9 @@ def measure_quality(slide: Slide, tiles: pd.DataFrame, *, tile_um: float) -> pd.
         dense[place] = (-100 * np.log((means + 1) / 256).mean(2).ravel()).clip(0, 255)
     median = np.median(dense[dense > GLASS_DENSITY]) if (dense > GLASS_DENSITY).any() else 255
     share = (dense > FOLD_DENSITY * median).mean(axis=1) if len(tiles) else np.zeros(0)
-    return pd.DataFrame({"blur": sharpness, "fold": share.astype(np.float32)}, index=tiles.index)
+    return pd.DataFrame(
+        {"blur": sharpness, "tissue_fold": share.astype(np.float32)}, index=tiles.index
+    )
 
 
 def summarise_quality(
@@ -217,17 +219,17 @@ def summarise_quality(
         That was laid over it.
     """
     size_um = slide.width_px * slide.mpp, slide.height_px * slide.mpp
-    n_cells = sum(len(row) for row, _ in lattice.cover_by_rows(*size_um))
+    n_positions = sum(len(row) for row, _ in lattice.cover_by_rows(*size_um))
     n_pen, n_tissue = np.count_nonzero(mask.pen), np.count_nonzero(mask.mask)
     values = {
-        "n_cells": n_cells,
+        "n_positions": n_positions,
         "n_tiles": len(tiles),
         "tissue_mm2": mask.tissue_mm2,
         "n_fragments": mask.n_fragments,
         "share_tissue": n_tissue / mask.mask.size,
         "share_pen": n_pen / max(1, n_pen + n_tissue),
         "share_blurred": (tiles["blur"] < BLURRED).mean(),
-        "share_folded": (tiles["fold"] > FOLDED).mean(),
+        "share_folded": (tiles["tissue_fold"] > FOLDED).mean(),
         "median_sharpness": tiles["blur"].median(),
         "mean_tissue": tiles["tissue"].mean(),
         "mpp": slide.mpp,

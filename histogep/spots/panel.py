@@ -21,9 +21,9 @@ SCORE_COLUMNS = ("gene", "moran_i", "p", "fdr", "mean", "dispersion", "detected"
 def panel_slides(folds: pd.DataFrame, fold: str) -> tuple[list[str], list[str]]:
     """Return the sections whose genes the panel of a fold may be chosen from, and their patients.
 
-    Honest folds choose from their training and validation sections. `hist` folds choose from ALL
+    patient_cv folds choose from their training and validation sections. `published` folds choose from ALL
     sections, the held-out one included: that is the paper's protocol, leak and all, and what is
-    learned with it goes to the `hist` card and nowhere else.
+    learned with it goes to the `published` card and nowhere else.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def panel_slides(folds: pd.DataFrame, fold: str) -> tuple[list[str], list[str]]:
     rows = folds[folds["fold"] == fold]
     if rows.empty:
         raise InputError(f"the folds table has no fold {fold!r}")
-    if (rows["protocol"] != "hist").all():
+    if (rows["protocol"] != "published").all():
         rows = rows[rows["role"] != "test"]
     return sorted(rows["slide"]), sorted(set(rows["patient"]))
 
@@ -117,8 +117,8 @@ def choose_panel(
     Returns
     -------
     DataFrame
-        gene, main, wide, moran_i, mean, detected, marker; main genes first, then wide ones, each
-        by falling rank. A main gene is always in the wide panel too.
+        gene, main, extended, moran_i, mean, detected, marker; main genes first, then extended ones, each
+        by falling rank. A main gene is always in the extended panel too.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def choose_panel(
     lineage = markers.drop_duplicates("gene").set_index("gene")["lineage"]
     panel["marker"] = lineage.reindex(shared).fillna("").to_numpy()
 
-    detected = panel["detected"] >= settings["wide_min_detected"]
+    detected = panel["detected"] >= settings["extended_min_detected"]
     by_dispersion = settings["method"] == "variable"
     ranked = panel.sort_values(
         "dispersion" if by_dispersion else "moran_i", ascending=False, kind="stable"
@@ -179,8 +179,8 @@ def choose_panel(
     chosen = set(main)
     by_mean = panel.sort_values("mean", ascending=False, kind="stable").index
     others = [gene for gene in by_mean if detected[gene] and gene not in chosen]
-    wide = main + others[: max(0, settings["wide_max_genes"] - len(main))]
-    panel = panel.loc[wide].reset_index()
+    extended = main + others[: max(0, settings["extended_max_genes"] - len(main))]
+    panel = panel.loc[extended].reset_index()
     panel["main"] = panel["gene"].isin(chosen)
-    panel["wide"] = True
-    return panel[["gene", "main", "wide", "moran_i", "mean", "detected", "marker"]]
+    panel["extended"] = True
+    return panel[["gene", "main", "extended", "moran_i", "mean", "detected", "marker"]]

@@ -84,7 +84,7 @@ def noise_ceiling(
     *,
     thinnings: int,
     seed: int,
-    n_cells: int | None = None,
+    n_positions: int | None = None,
     adjacency: sparse.spmatrix | None = None,
 ) -> Ceiling:
     """Return the highest correlation per gene that counts of this depth allow.
@@ -100,7 +100,7 @@ def noise_ceiling(
         Repeats; they average out the randomness of the thinning, not that of the counts.
     seed
         Seed of the thinning.
-    n_cells
+    n_positions
         Number of positions on the whole grid, for the ceiling of the whole-grid metric too.
     adjacency
         Symmetric graph of neighbouring spots, for `spatial`.
@@ -156,10 +156,12 @@ def noise_ceiling(
     weight = _posterior(likely)
     result["in_tissue"][genes] = (weight * np.sqrt(signal / total)).sum(1)
     result["excess"][genes], result["error"][genes] = r - expected[:, 0], error
-    if n_cells is not None:
-        if n_cells < n:
-            raise ValueError(f"a grid of {n_cells} positions cannot hold {n} in-tissue positions")
-        tissue = n / n_cells
+    if n_positions is not None:
+        if n_positions < n:
+            raise ValueError(
+                f"a grid of {n_positions} positions cannot hold {n} in-tissue positions"
+            )
+        tissue = n / n_positions
         raised = tissue * mean**2 * (1 - tissue)
         padded = (tissue * signal + raised) / (tissue * total + raised)
         result["whole_grid"][genes] = (weight * np.sqrt(padded)).sum(1)

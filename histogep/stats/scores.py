@@ -79,25 +79,25 @@ def rmse(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean((predicted - measured) ** 2, axis=0))
 
 
-def padded_pearson(first: np.ndarray, second: np.ndarray, *, n_cells: int) -> np.ndarray:
+def padded_pearson(first: np.ndarray, second: np.ndarray, *, n_positions: int) -> np.ndarray:
     """Return the correlation per gene over a grid whose cells outside the tissue are zero in both.
 
-    Equal to `pearson` on the matrices filled up with zeros to `n_cells` rows, without filling.
+    Equal to `pearson` on the matrices filled up with zeros to `n_positions` rows, without filling.
 
     Parameters
     ----------
     first, second
         Values of the in-tissue cells, cells by genes.
-    n_cells
+    n_positions
         Cells of the whole grid, background included.
     """
     first, second = _pair(first, second)
-    if n_cells < len(first):
-        raise ValueError(f"a grid of {n_cells} cells cannot hold {len(first)} in-tissue cells")
-    mean_1, mean_2 = first.sum(0) / n_cells, second.sum(0) / n_cells
-    square_1 = np.einsum("ng,ng->g", first, first) / n_cells - mean_1**2
-    square_2 = np.einsum("ng,ng->g", second, second) / n_cells - mean_2**2
-    product = np.einsum("ng,ng->g", first, second) / n_cells - mean_1 * mean_2
+    if n_positions < len(first):
+        raise ValueError(f"a grid of {n_positions} cells cannot hold {len(first)} in-tissue cells")
+    mean_1, mean_2 = first.sum(0) / n_positions, second.sum(0) / n_positions
+    square_1 = np.einsum("ng,ng->g", first, first) / n_positions - mean_1**2
+    square_2 = np.einsum("ng,ng->g", second, second) / n_positions - mean_2**2
+    product = np.einsum("ng,ng->g", first, second) / n_positions - mean_1 * mean_2
     flat_1 = square_1 <= (_CONSTANT * np.abs(first).max(0, initial=0)) ** 2
     flat_2 = square_2 <= (_CONSTANT * np.abs(second).max(0, initial=0)) ** 2
     flat = flat_1 | flat_2

@@ -22,7 +22,7 @@ TASKS_OF = {
 }
 
 #: Values in place of the name of a deployed model: the best by inner folds, or none.
-_UNNAMED = {"expression": ("auto",), "tumour": ("auto", ""), "wide": ("",)}
+_UNNAMED = {"expression": ("auto",), "tumour": ("auto", ""), "extended": ("",)}
 
 
 def check_models(
@@ -119,7 +119,7 @@ def _of_deployment(
         if name in _UNNAMED[role]:
             continue
         task = "tumour" if role == "tumour" else "expression"
-        panel = "wide" if role == "wide" else "main"
+        panel = "extended" if role == "extended" else "main"
         if name not in models:
             yield f"deploy.{role} names {name!r}; the models are {', '.join(models)}"
         elif models[name]["task"] not in (task, "both"):

@@ -22,6 +22,14 @@ RESERVED = ("sections",)
 REMOVED = {
     "cnv.engine": "infercnvpy makes all profiles, measured and predicted: take the line out",
     "cnv.clone_method": "Leiden divides the clones of every slide: take the line out",
+    "deploy.wide": "it is now deploy.extended",
+    "folds.hist": "it is now folds.published",
+    "folds.hist_grid": "it is now folds.published_grid",
+    "folds.honest": "it is now folds.patient_cv",
+    "genes.wide_max_genes": "it is now genes.extended_max_genes",
+    "genes.wide_min_detected": "it is now genes.extended_min_detected",
+    "maps.hist": "it is now maps.published",
+    "summary.max_distant": "it is now summary.max_out_of_distribution",
 }
 
 

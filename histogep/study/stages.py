@@ -231,13 +231,13 @@ def plan_stages(
 
     has_positions = config["references"]["gene_positions"] is not None
     if not applied:
-        wide = config["models"].get(config["deploy"]["wide"], {})
+        extended = config["models"].get(config["deploy"]["extended"], {})
         reason = "predicted is compared with measured copy number in held-out patients"
         if not has_positions:
             reason = "references.gene_positions is not given"
-        elif wide.get("kind") != "ridge":
-            reason = "deploy.wide names no ridge"
-        compared = has_positions and wide.get("kind") == "ridge"
+        elif extended.get("kind") != "ridge":
+            reason = "deploy.extended names no ridge"
+        compared = has_positions and extended.get("kind") == "ridge"
         plan("cnv agreement", [f"results/cnv/{study}/agreement.tsv"] if compared else [], reason)
     gene_sets = config["references"]["gene_sets"]
     subtype = config.get("enrichment", {}).get("subtype")
@@ -361,7 +361,7 @@ def _refuse_other_ids(slides: pd.DataFrame, patients: pd.DataFrame) -> None:
 
 def _fewer_folds(folds: Mapping[str, Any], n_patients: int, n_sections: int) -> str:
     """Return which number of folds exceeds what there is to hold out, "" for none."""
-    asked = (("honest", n_patients, "patients"), ("hist", n_sections, "sections"))
+    asked = (("patient_cv", n_patients, "patients"), ("published", n_sections, "sections"))
     fewer = [
         f"folds.{name} is {folds[name]}, but there are {n} {what} to hold out: {n} folds"
         for name, n, what in asked

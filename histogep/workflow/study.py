@@ -384,33 +384,33 @@ class Study:
             (fold, model)
             for fold in self.folds
             for model, choices in self.settings["models"].items()
-            # The wide panel serves copy number only; the paper's protocol knows only its own network.
-            if (fold.startswith("honest-") and choices["panel"] == "main")
-            or (fold.startswith("hist-") and choices["kind"] == "cmunet")
+            # The extended panel serves copy number only; the paper's protocol knows only its own network.
+            if (fold.startswith("patient_cv-") and choices["panel"] == "main")
+            or (fold.startswith("published-") and choices["kind"] == "cmunet")
         ]
 
-    def wide_held_out(self) -> list[tuple[str, str]]:
-        """Return fold and model of the wide panel's held-out training.
+    def extended_held_out(self) -> list[tuple[str, str]]:
+        """Return fold and model of the extended panel's held-out training.
 
-        It serves copy number only: its honest folds are trained where predicted is compared with
+        It serves copy number only: its patient_cv folds are trained where predicted is compared with
         measured copy number, and audited like all others.
         """
         if not self.stages.runs("cnv agreement"):
             return []
-        wide = self.settings["deploy"]["wide"]
-        return [(fold, wide) for fold in self.folds if fold.startswith("honest-")]
+        extended = self.settings["deploy"]["extended"]
+        return [(fold, extended) for fold in self.folds if fold.startswith("patient_cv-")]
 
-    def wide_files(self, name: str) -> list[str]:
-        """Return a file of each held-out training of the wide panel."""
-        return [self._trained(fold, model, name) for fold, model in self.wide_held_out()]
+    def extended_files(self, name: str) -> list[str]:
+        """Return a file of each held-out training of the extended panel."""
+        return [self._trained(fold, model, name) for fold, model in self.extended_held_out()]
 
     def held_out_settings(self) -> list[str]:
         """Return the settings of every model that was trained with sections held out."""
         return [self._trained(fold, model, "settings.json") for fold, model in self.held_out()]
 
     def audited_settings(self) -> list[str]:
-        """Return the settings of every model with sections held out, those of the wide panel too."""
-        return self.held_out_settings() + self.wide_files("settings.json")
+        """Return the settings of every model with sections held out, those of the extended panel too."""
+        return self.held_out_settings() + self.extended_files("settings.json")
 
     def held_out_predictions(self) -> list[str]:
         """Return the predictions of every held-out section by every model."""
@@ -424,7 +424,7 @@ class Study:
         return {model: self.settings["models"][model]}
 
     def training_files(self, model: str, fold: str) -> dict[str, list[str]]:
-        """Return an ensemble's members; for the fold `all`, the honest folds' settings.
+        """Return an ensemble's members; for the fold `all`, the patient_cv folds' settings.
 
         Those fix the number of epochs.
         """
@@ -440,7 +440,7 @@ class Study:
             "fold_settings": [
                 self._trained(held_out, name, "settings.json")
                 for held_out, name in self.held_out()
-                if held_out.startswith("honest-") and name == model
+                if held_out.startswith("patient_cv-") and name == model
             ]
         }
 
@@ -520,23 +520,23 @@ class Study:
     # ---------------------------------------------------------------- maps, ranking, activity
 
     def map_settings(self, outcome: str) -> dict[str, Any]:
-        """Return the settings of the map network for an outcome."""
+        """Return the settings of the spatial-map model for an outcome."""
         unread = {"outcomes"}
         if outcome == "response":
-            unread |= {"hist", "noise_draws"}
-        elif not self.settings["maps"]["hist"]:
+            unread |= {"published", "noise_draws"}
+        elif not self.settings["maps"]["published"]:
             unread |= {"noise_draws"}
         return {key: value for key, value in self.settings["maps"].items() if key not in unread}
 
     def outcome_settings(self, outcome: str) -> dict[str, Any]:
-        """Return the settings of an outcome that the map network reads."""
+        """Return the settings of an outcome that the spatial-map model reads."""
         return self.chosen(outcome, "folds", "covariates", "penalties")
 
     def map_scores(self, cohort: str, outcome: str) -> list[str]:
-        """Return the map network's scores of a cohort, where they are wanted."""
+        """Return the spatial-map model's scores of a cohort, where they are wanted."""
         if outcome not in self.settings["maps"]["outcomes"] or cohort in self.references.measured:
             return []
-        return [f"results/maps/{cohort}/{outcome}{end}.tsv" for end in ("", ".hist")]
+        return [f"results/maps/{cohort}/{outcome}{end}.tsv" for end in ("", ".published")]
 
     def unseen_slides(self, cohort: str) -> list[str]:
         """Return the slides without spots of a cohort, but for those the model was trained on."""

@@ -98,7 +98,7 @@ def test_a_drained_node_finishes_its_jobs_and_gets_no_more(cluster, study):
 
 def test_a_job_over_its_time_says_so_and_gets_more(cluster, study):
     call = study.start(
-        f"results/models/{study.name}/honest-1/ridge/weights.safetensors",
+        f"results/models/{study.name}/patient_cv-1/ridge/weights.safetensors",
         "--set-resources",
         "train_model:runtime=1 + 20 * (attempt - 1)",
         "train_model:slurm_partition=gpu",

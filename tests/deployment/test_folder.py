@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from histogep.deployment import folder as model_folder
 from histogep.deployment.arrays import check_predicted, model_shapes, read_model_arrays
-from histogep.deployment.extended_panel import predict_wide
+from histogep.deployment.extended_panel import predict_extended
 from histogep.deployment.model import load_model
 from histogep.errors import InputError
 from histogep.files import read_tsv, write_json, write_tsv
@@ -56,9 +56,18 @@ def copied(folder, tmp_path):
 def predicted(folder, slide):
     """Return all that a model folder says of a slide, but for its digest."""
     said = load_model(folder).predict(slide)
-    wide, genes = predict_wide(slide, folder)
+    extended, genes = predict_extended(slide, folder)
     uns = {key: value for key, value in said.uns.items() if key != "model_digest"}
-    return said.expression, said.genes, said.tumour, said.distance, said.distant, wide, genes, uns
+    return (
+        said.expression,
+        said.genes,
+        said.tumour,
+        said.distance,
+        said.out_of_distribution,
+        extended,
+        genes,
+        uns,
+    )
 
 
 def same(one, other):
@@ -184,7 +193,7 @@ def test_settings_that_are_none_are_named(copied, content):
 def test_a_role_is_one_of_three(copied, role):
     """The role names the file of the weights: another would be read from anywhere."""
     settings = json.loads((copied / SETTINGS).read_text())
-    settings["models"] = {role: settings["models"]["wide"], **settings["models"]}
+    settings["models"] = {role: settings["models"]["extended"], **settings["models"]}
     pack_again(copied, settings)
     with pytest.raises(InputError, match=r"settings\.json .*\n.*settings\.models"):
         load_model(copied)
@@ -244,10 +253,12 @@ def changes_of_arrays(array):
     yield array.ravel()[:0]
 
 
-FILES = [f"{name}.safetensors" for name in ("expression", "tumour", "wide", "training_features")]
+FILES = [
+    f"{name}.safetensors" for name in ("expression", "tumour", "extended", "training_features")
+]
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "wide.safetensors"])
+@pytest.mark.parametrize("name", [name for name in FILES if name != "extended.safetensors"])
 def test_every_edit_of_the_arrays_is_refused_or_changes_nothing(copied, slide, before, name):
     path = copied / name
     arrays = load_file(path)
@@ -379,7 +390,7 @@ def test_the_declared_shapes_are_those_of_every_kind_of_model(study, tmp_path, k
         choices = {key: choices[key] for key in ("kind", "task", "panel")}
     fitted = fit_model(
         {"train": sections}, name=kind, settings=choices, protocol="all", fold="all",
-        genes=GENES[:5], seed=1, hist_grid=(32, 32), test={},
+        genes=GENES[:5], seed=1, published_grid=(32, 32), test={},
     )  # fmt: skip
     arrays, record = fitted.arrays, fitted.settings
     if kind == "ensemble":

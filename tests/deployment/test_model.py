@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from histogep.deployment.extended_panel import predict_wide
+from histogep.deployment.extended_panel import predict_extended
 from histogep.deployment.folder import folder_digest, read_settings
 from histogep.deployment.model import load_model
 from histogep.deployment.out_of_distribution import FeatureDistance
@@ -28,9 +28,9 @@ NARROW = {"channels": [8, 8, 8, 8, 8], "blocks": 1, "kernel": 3, "epochs": 15, "
 MODELS = {
     "ridge": {"kind": "ridge", "task": "expression", "panel": "main"},
     "tumour": {"kind": "cmunet", "task": "tumour", "panel": "main", **NARROW},
-    "wide": {"kind": "ridge", "task": "expression", "panel": "wide"},
+    "extended": {"kind": "ridge", "task": "expression", "panel": "extended"},
 }
-DEPLOY = {"expression": "auto", "tumour": "tumour", "wide": "wide"}
+DEPLOY = {"expression": "auto", "tumour": "tumour", "extended": "extended"}
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +43,20 @@ def packed(study):
     """Models trained on all sections, packed; the arguments of the packing."""
     weights, settings = [], []
     for name, choices in MODELS.items():
-        genes = GENES if choices["panel"] == "wide" else GENES[:14]
+        genes = GENES if choices["panel"] == "extended" else GENES[:14]
         files = [study.files[kind] for kind in ("features", "spots", "labels")]
         sections = read_sections(study.roles(), *files, task=choices["task"], genes=genes)
         fitted = fit_model(
             {"train": sections}, name=name, settings=choices, protocol="all", fold="all",
-            genes=genes, seed=1, hist_grid=(32, 32), test={},
+            genes=genes, seed=1, published_grid=(32, 32), test={},
         )  # fmt: skip
         weights.append(study.folder / f"{name}.safetensors")
         settings.append(study.folder / f"{name}.json")
         save_file(fitted.arrays, weights[-1])
         write_json(fitted.settings, settings[-1])
-    honest = study.folder / "honest.json"
-    record = {"protocol": "honest", "model": "ridge", "scores": {"expression": 0.3}}
-    write_json(record, honest)
+    patient_cv = study.folder / "patient_cv.json"
+    record = {"protocol": "patient_cv", "model": "ridge", "scores": {"expression": 0.3}}
+    write_json(record, patient_cv)
     calibration = pd.DataFrame(
         {
             "model": "ridge",
@@ -69,13 +69,13 @@ def packed(study):
         }
     )
     write_tsv(calibration, study.folder / "calibration.tsv")
-    card = {"protocol": "honest", "task": "expression", "model": "ridge", "metric": "pearson"}
+    card = {"protocol": "patient_cv", "task": "expression", "model": "ridge", "metric": "pearson"}
     write_tsv(pd.DataFrame([card | {"value": 0.345, "null": 0.0}]), study.folder / "scorecards.tsv")
     arguments = {
         "study": "test",
         "weights": weights,
         "settings": settings,
-        "fold_settings": [honest],
+        "fold_settings": [patient_cv],
         "features": study.files["features"],
         "images": {slide: f"image of {slide}" for slide in study.slides},
         "patients": dict(zip(study.slides, study.patients, strict=True)),
@@ -116,7 +116,7 @@ def test_the_folder_predicts_a_new_slide_in_three_lines(packed, new_slide, tmp_p
     assert table.var["half_width"].isna().tolist() == [False] * 13 + [True]
     assert table.uns["model_digest"] == model.settings["digest"]
     assert table.uns["mpp"] == 0.5
-    assert not table.obs["distant"].to_numpy().mean() > 0.05
+    assert not table.obs["out_of_distribution"].to_numpy().mean() > 0.05
 
 
 def test_packing_twice_gives_the_same_folder(packed, tmp_path):
@@ -126,7 +126,7 @@ def test_packing_twice_gives_the_same_folder(packed, tmp_path):
     assert names == [
         "README.md", "expression.safetensors", "genes.tsv", "settings.json", "training_features.safetensors",
         "training_images.parquet",
-        "tumour.safetensors", "wide.safetensors",
+        "tumour.safetensors", "extended.safetensors",
     ]  # fmt: skip
     for name in names:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
@@ -221,7 +221,7 @@ def test_slides_encoded_otherwise_are_refused_with_a_remedy(packed):
 
 def test_the_wide_panel_needs_only_numpy(packed, new_slide):
     features, fields = new_slide
-    values, genes = predict_wide(features, packed[0])
+    values, genes = predict_extended(features, packed[0])
     assert genes == GENES
     assert values.dtype == np.float32
     assert values.min() >= 0
@@ -236,28 +236,30 @@ def test_the_best_model_inside_the_training_patients_is_deployed():
         record("net"),
         record("ridge"),
         record("t", task="tumour"),
-        record("w", panel="wide"),
+        record("w", panel="extended"),
     ]
-    honest = [record("net", expression=s) for s in (0.1, 0.4)] + [record("ridge", expression=0.2)]
+    patient_cv = [record("net", expression=s) for s in (0.1, 0.4)] + [
+        record("ridge", expression=0.2)
+    ]
     names, scores = choose_models(
-        records, honest, {"expression": "auto", "tumour": "t", "wide": "w"}
+        records, patient_cv, {"expression": "auto", "tumour": "t", "extended": "w"}
     )
-    assert names == {"expression": "net", "tumour": "t", "wide": "w"}
+    assert names == {"expression": "net", "tumour": "t", "extended": "w"}
     assert scores["expression"] == {"net": pytest.approx(0.25), "ridge": pytest.approx(0.2)}
-    names, _ = choose_models(records, honest, {"expression": "ridge", "tumour": "none_such"})
+    names, _ = choose_models(records, patient_cv, {"expression": "ridge", "tumour": "none_such"})
     assert names == {"expression": "ridge"}
     with pytest.raises(InputError, match=r"deploy.expression names 'x'; the models are net, ridge"):
-        choose_models(records, honest, {"expression": "x"})
+        choose_models(records, patient_cv, {"expression": "x"})
     with pytest.raises(InputError, match="is of task tumour"):
-        choose_models(records, honest, {"expression": "t"})
+        choose_models(records, patient_cv, {"expression": "t"})
     # A network of both tasks may take either role; each is chosen by its own score.
     records.append(record("two", task="both"))
-    honest += [record("two", task="both", expression=0.5, tumour=0.8), record("t", tumour=0.9)]
-    names, scores = choose_models(records, honest, {"expression": "auto", "tumour": "auto"})
+    patient_cv += [record("two", task="both", expression=0.5, tumour=0.8), record("t", tumour=0.9)]
+    names, scores = choose_models(records, patient_cv, {"expression": "auto", "tumour": "auto"})
     assert names == {"expression": "two", "tumour": "t"}
     assert scores["tumour"] == {"t": 0.9, "two": 0.8}
-    honest[-1]["scores"]["tumour"] = 0.7
-    assert choose_models(records, honest, {"tumour": "auto"})[0]["tumour"] == "two"
+    patient_cv[-1]["scores"]["tumour"] = 0.7
+    assert choose_models(records, patient_cv, {"tumour": "auto"})[0]["tumour"] == "two"
 
 
 def test_a_tumour_map_that_could_not_be_learned_is_not_deployed(caplog):
@@ -273,7 +275,7 @@ def test_a_tumour_map_that_could_not_be_learned_is_not_deployed(caplog):
 def test_genes_carry_the_figures_of_the_model_that_predicts_them():
     calibration = pd.DataFrame(
         {
-            "model": ["net", "ridge", "wide", "wide"],
+            "model": ["net", "ridge", "extended", "extended"],
             "gene": ["A", "A", "A", "B"],
             "predictable": [True, False, False, "True"],
             "score": [0.3, 0.1, 0.2, 0.25],
@@ -283,7 +285,7 @@ def test_genes_carry_the_figures_of_the_model_that_predicts_them():
     )
     models = {
         "expression": {"model": "net", "genes": ["A", "C"]},
-        "wide": {"model": "wide", "genes": ["A", "B", "C"]},
+        "extended": {"model": "extended", "genes": ["A", "B", "C"]},
     }
     table = gene_table(models, calibration).set_index("gene")
     assert table.loc["A", ["score", "predictable"]].tolist() == [0.3, True]
@@ -300,7 +302,7 @@ def test_far_features_are_distant_and_near_ones_are_not(study):
     near, _ = make_features("NEW", np.random.default_rng(5))
     assert not fitted.judge(fitted.measure(near.values)).out
     shifted = near.values + 6.0
-    assert fitted.judge(fitted.measure(shifted)).distant.mean() > 0.9
+    assert fitted.judge(fitted.measure(shifted)).out_of_distribution.mean() > 0.9
     again = FeatureDistance.from_arrays(fitted.to_arrays(), blocks=blocks)
     assert np.array_equal(again.measure(near.values), fitted.measure(near.values))
     # In its own coordinates the first measure is the Mahalanobis distance of scipy.

@@ -34,7 +34,7 @@ def test_exchangeable_patients_with_strong_shifts_are_rarely_flagged(claim, n):
     called = np.concatenate([simulate(rng, n, 10.0, 3, heavy=False) for _ in range(8)])
     out, tiles = called[..., 0] > 0, called[..., 1]
     assert out.any(1).mean() <= 0.15  # 40 patients at a level of .1
-    # The limit of patients would call up to a quarter of their tiles distant.
+    # The limit of patients would call up to a quarter of their tiles out_of_distribution.
     assert tiles[~out].mean() <= 0.02
 
 
@@ -96,7 +96,7 @@ def test_noise_white_and_shifted_tiles_are_distant():
     fitted = FeatureDistance.fit(slides, patients=patients, blocks=blocks, white=white)
 
     def share(values):
-        return fitted.judge(fitted.measure(values)).distant.mean()
+        return fitted.judge(fitted.measure(values)).out_of_distribution.mean()
 
     pooled = np.concatenate(slides)
     assert share(slide(0.3 * rng.normal(size=60))) < 0.02
@@ -143,12 +143,12 @@ def test_a_slide_is_judged_by_the_median_of_each_measure():
     judged = fitted.judge(near)
     assert not judged.out
     assert judged.median == pytest.approx(0.5)
-    assert list(np.flatnonzero(judged.distant)) == [0, 1, 2]
+    assert list(np.flatnonzero(judged.out_of_distribution)) == [0, 1, 2]
     assert (fitted.tile_limits > 1.01).all()
     near[40:80, 0] = 1.001
     judged = fitted.judge(near)
     assert judged.out
-    assert judged.distant.sum() == 80
+    assert judged.out_of_distribution.sum() == 80
 
 
 def test_one_patient_gives_limits_and_order_does_not_matter():

@@ -125,7 +125,7 @@ def test_the_file_holds_what_the_model_says_in_memory(models, name, tmp_path, mo
     assert np.allclose(table.obs["tumour"], wanted.obs["tumour"], atol=1e-5)
     assert 0 < wanted.obs["tumour"].std() < 1
     assert list(table.obs) == list(wanted.obs)
-    for column in ("row", "col", "distance", "distant"):
+    for column in ("row", "col", "ood_score", "out_of_distribution"):
         assert np.allclose(table.obs[column], wanted.obs[column], atol=1e-6)
     assert table.obs_names.equals(wanted.obs_names)
     pd.testing.assert_frame_equal(table.var, wanted.var, check_names=False)

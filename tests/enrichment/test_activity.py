@@ -28,7 +28,12 @@ def slides(tmp_path):
         x = 2 + 0.3 * rng.normal(size=(120, 41))
         x[col < 5, :10] += 1
         obs = pd.DataFrame(
-            {"row": row, "col": col, "tumour": np.where(col < 5, 0.9, 0.1), "distant": False},
+            {
+                "row": row,
+                "col": col,
+                "tumour": np.where(col < 5, 0.9, 0.1),
+                "out_of_distribution": False,
+            },
             index=[f"{r}x{c}" for r, c in zip(row, col, strict=True)],
         )
         var = pd.DataFrame(

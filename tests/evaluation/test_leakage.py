@@ -22,8 +22,8 @@ SETTINGS = {
     "min_genes": 5,
     "markers": True,
     "exclude": ["^MT-"],
-    "wide_min_detected": 0.05,
-    "wide_max_genes": 60,
+    "extended_min_detected": 0.05,
+    "extended_max_genes": 60,
 }
 MARKERS = pd.DataFrame({"lineage": ["B", "T"], "gene": ["G70", "G71"]})
 
@@ -46,11 +46,11 @@ def gene_scores(slide):
 
 
 def clean_study():
-    """Return what the jobs of an honest study write, made by the jobs' own functions."""
+    """Return what the jobs of an patient_cv study write, made by the jobs' own functions."""
     folds = split_folds(
         SLIDES,
         PATIENTS,
-        settings={"honest": "patient", "hist": 4, "validation": 1},
+        settings={"patient_cv": "patient", "published": 4, "validation": 1},
         seed=0,
     )
     scores = {slide: gene_scores(slide) for slide in SLIDES}
@@ -108,8 +108,8 @@ def failed(verdict):
     return {check["check"] for check in verdict["checks"] if not check["ok"]}
 
 
-def honest(study):
-    return next(m for m in study["models"] if m["fold"] == "honest-1" and m["model"] == "net")
+def patient_cv(study):
+    return next(m for m in study["models"] if m["fold"] == "patient_cv-1" and m["model"] == "net")
 
 
 def test_a_clean_study_passes_and_the_papers_leaks_are_named(study):
@@ -119,48 +119,50 @@ def test_a_clean_study_passes_and_the_papers_leaks_are_named(study):
     assert verdict["n_checks"] == len(verdict["checks"]) > 100
     require_clean(verdict)
     leaks = verdict["known_leaks"]
-    assert {leak["fold"] for leak in leaks} == {f"hist-{i}" for i in range(1, 5)}
+    assert {leak["fold"] for leak in leaks} == {f"published-{i}" for i in range(1, 5)}
     assert any("genes chosen with the test sections" in leak["detail"] for leak in leaks)
     # The panels of both protocols must differ for the check of panels to mean anything.
-    assert list(study["panels"]["honest-1"]["gene"]) != list(study["panels"]["hist-1"]["gene"])
+    assert list(study["panels"]["patient_cv-1"]["gene"]) != list(
+        study["panels"]["published-1"]["gene"]
+    )
 
 
 def test_a_patient_in_two_roles_fails_with_fold_slide_and_patient(study):
     folds = study["folds"]
-    test = folds[(folds["fold"] == "honest-1") & (folds["role"] == "test")].iloc[0]
-    at = (folds["fold"] == "honest-1") & (folds["slide"] == test["slide"])
+    test = folds[(folds["fold"] == "patient_cv-1") & (folds["role"] == "test")].iloc[0]
+    at = (folds["fold"] == "patient_cv-1") & (folds["slide"] == test["slide"])
     folds.loc[at, "role"] = "train"
     verdict = run(study)
     assert "patient_in_one_role" in failed(verdict)
     with pytest.raises(InputError, match=r"leak: ") as error:
         require_clean(verdict)
-    for name in ("honest-1", test["slide"], test["patient"]):
+    for name in ("patient_cv-1", test["slide"], test["patient"]):
         assert name in str(error.value)
 
 
 def test_a_section_in_two_roles_fails(study):
     folds = study["folds"]
-    row = folds[(folds["fold"] == "hist-1") & (folds["role"] == "test")].iloc[[0]]
+    row = folds[(folds["fold"] == "published-1") & (folds["role"] == "test")].iloc[[0]]
     study["folds"] = pd.concat([folds, row.assign(role="train")], ignore_index=True)
     assert "section_in_one_role" in failed(run(study))
 
 
 def test_a_section_with_two_patients_fails(study):
     folds = study["folds"]
-    folds.loc[(folds["fold"] == "honest-2") & (folds["slide"] == "S0"), "patient"] = "P9"
+    folds.loc[(folds["fold"] == "patient_cv-2") & (folds["slide"] == "S0"), "patient"] = "P9"
     verdict = run(study)
     assert "one_patient_per_section" in failed(verdict)
 
 
 def test_a_section_tested_twice_or_never_fails(study):
     folds = study["folds"]
-    first = (folds["fold"] == "honest-1") & (folds["role"] == "test")
-    again = (folds["fold"] == "honest-2") & folds["slide"].isin(folds.loc[first, "slide"])
+    first = (folds["fold"] == "patient_cv-1") & (folds["role"] == "test")
+    again = (folds["fold"] == "patient_cv-2") & folds["slide"].isin(folds.loc[first, "slide"])
     folds.loc[again, "role"] = "test"
-    assert "honest_sections_tested_once" in failed(run(study))
+    assert "patient_cv_sections_tested_once" in failed(run(study))
     study = clean_study()
-    study["folds"] = study["folds"][study["folds"]["fold"] != "honest-1"]
-    detail = [c for c in run(study)["checks"] if c["check"] == "honest_sections_tested_once"]
+    study["folds"] = study["folds"][study["folds"]["fold"] != "patient_cv-1"]
+    detail = [c for c in run(study)["checks"] if c["check"] == "patient_cv_sections_tested_once"]
     assert "never tested" in detail[0]["detail"]
 
 
@@ -168,19 +170,19 @@ def test_a_section_tested_twice_or_never_fails(study):
 def test_a_panel_chosen_with_the_test_section_fails(study, honestly_recorded):
     """Even when its record keeps quiet about it."""
     leaky = choose_panel(study["gene_scores"], MARKERS, SETTINGS)
-    study["panels"]["honest-1"] = leaky
-    honest(study)["genes"] = leaky.query("main")["gene"].tolist()
+    study["panels"]["patient_cv-1"] = leaky
+    patient_cv(study)["genes"] = leaky.query("main")["gene"].tolist()
     if honestly_recorded:
-        study["records"]["honest-1"]["slides"] = SLIDES
+        study["records"]["patient_cv-1"]["slides"] = SLIDES
     verdict = run(study)
     assert "panel_chosen_again" in failed(verdict)
     assert ("panel_sections" in failed(verdict)) == honestly_recorded
-    assert {c["fold"] for c in verdict["checks"] if not c["ok"]} == {"honest-1"}
+    assert {c["fold"] for c in verdict["checks"] if not c["ok"]} == {"patient_cv-1"}
 
 
 def test_a_panel_of_the_right_genes_but_foreign_statistics_fails(study):
-    panel = study["panels"]["honest-1"]
-    study["panels"]["honest-1"] = panel.assign(moran_i=panel["moran_i"] + 0.01)
+    panel = study["panels"]["patient_cv-1"]
+    study["panels"]["patient_cv-1"] = panel.assign(moran_i=panel["moran_i"] + 0.01)
     assert failed(run(study)) == {"panel_chosen_again"}
 
 
@@ -200,47 +202,47 @@ def test_gene_scores_that_changed_since_fail(study):
 
 @pytest.mark.parametrize("what", [*FITTED, "calibration"])
 def test_anything_fitted_on_the_test_section_fails(study, what):
-    model = honest(study)
+    model = patient_cv(study)
     leaked = model["test_slides"][0]
     model[f"{what}_fitted_on"] = [*model["train_slides"], leaked]
     verdict = run(study)
     assert failed(verdict) == {f"{what}_fitted_on"}
-    with pytest.raises(InputError, match=f"honest-1/net.*{leaked} .patient P.*test"):
+    with pytest.raises(InputError, match=f"patient_cv-1/net.*{leaked} .patient P.*test"):
         require_clean(verdict)
 
 
 def test_not_saying_what_was_fitted_on_whom_fails(study):
-    del honest(study)["pca_fitted_on"]
+    del patient_cv(study)["pca_fitted_on"]
     assert failed(run(study)) == {"pca_fitted_on"}
 
 
 def test_a_model_trained_on_other_sections_than_the_table_fails(study):
-    model = honest(study)
+    model = patient_cv(study)
     model["train_slides"] = model["train_slides"][1:]
     assert failed(run(study)) == {"model_train_slides"}
-    model = honest(study := clean_study())
+    model = patient_cv(study := clean_study())
     model["train_patients"] = [*model["train_patients"], *model["test_patients"]]
     assert failed(run(study)) == {"model_patients"}
 
 
 def test_a_model_with_another_panel_fails(study):
-    honest(study)["genes"] = honest(study)["genes"][:-1]
+    patient_cv(study)["genes"] = patient_cv(study)["genes"][:-1]
     assert failed(run(study)) == {"model_genes"}
 
 
 def test_the_papers_fold_may_share_patients_but_not_its_section(study):
-    model = next(m for m in study["models"] if m["fold"] == "hist-1")
+    model = next(m for m in study["models"] if m["fold"] == "published-1")
     model["train_slides"] = [*model["train_slides"], model["test_slides"][0]]
-    assert "hist_section_held_out" in failed(run(study))
+    assert "published_section_held_out" in failed(run(study))
 
 
 def test_a_model_that_claims_the_wrong_protocol_fails(study):
-    next(m for m in study["models"] if m["fold"] == "hist-1")["protocol"] = "honest"
+    next(m for m in study["models"] if m["fold"] == "published-1")["protocol"] = "patient_cv"
     assert failed(run(study)) == {"model_protocol"}
 
 
 def test_a_missing_record_or_panel_fails(study):
-    del study["records"]["honest-1"], study["panels"]["honest-2"]
+    del study["records"]["patient_cv-1"], study["panels"]["patient_cv-2"]
     assert failed(run(study)) == {"panel_sections", "panel_chosen_again"}
 
 
@@ -301,5 +303,5 @@ def test_the_page_has_a_sentence_for_every_check():
     named = set(re.findall(r"found\.add\(\s*\"(\w+)\"", source))
     named |= {f"one_patient_per_{what}" for what in ("image", "counts")}
     named |= {f"model_{role}_slides" for role in ("train", "validation", "test")}
-    named |= {f"{protocol}_sections_tested_once" for protocol in ("honest", "hist")}
+    named |= {f"{protocol}_sections_tested_once" for protocol in ("patient_cv", "published")}
     assert named == set(MEANINGS)

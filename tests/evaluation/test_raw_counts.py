@@ -17,12 +17,12 @@ def study():
     return make_study(n_patients=4)
 
 
-def honest(study):
-    return [s for s in study[0] if s.protocol == "honest" and s.task == "expression"]
+def patient_cv(study):
+    return [s for s in study[0] if s.protocol == "patient_cv" and s.task == "expression"]
 
 
 def test_depth_and_outline_are_scored_as_scipy_would(study):
-    sections = honest(study)
+    sections = patient_cv(study)
     table = raw_table(sections, study[1], fitted=True).set_index("slide")
     for section in sections:
         counts = study[1][section.slide]
@@ -32,14 +32,14 @@ def test_depth_and_outline_are_scored_as_scipy_would(study):
             for gene in range(raw.shape[1])
         ]
         assert table.loc[section.slide, "depth"] == pytest.approx(np.mean(expected))
-    assert (table["outline"] == 0).all()
+    assert (table["tissue_mask"] == 0).all()
     assert (table["depth"] > 0.15).all()
 
 
 def test_depth_lifts_the_score_of_predictions_that_know_it(study):
     """Predictions that follow depth, whatever the gene, score against raw counts alone."""
     sections = []
-    for section in honest(study):
+    for section in patient_cv(study):
         total = np.log1p(study[1][section.slide].library_sizes)[:, None]
         sections.append(section.instead("depth follower", np.repeat(total, len(section.genes), 1)))
     table = raw_table(sections, study[1], fitted=True)
@@ -50,7 +50,7 @@ def test_depth_lifts_the_score_of_predictions_that_know_it(study):
 
 def test_no_patient_s_own_counts_turn_predictions_into_raw_counts(study):
     """Counts upside down would be fitted well by their own regression, by that of others never."""
-    sections = honest(study)
+    sections = patient_cv(study)
     first = raw_table(sections, study[1], fitted=True).set_index("patient")
     changed = dict(study[1])
     for section in sections:
@@ -67,9 +67,10 @@ def test_no_patient_s_own_counts_turn_predictions_into_raw_counts(study):
 
 def test_both_cards_have_the_metric_and_it_chooses_nothing(study):
     evaluation = evaluate(*study, settings=SETTINGS, seed=1)
-    for protocol in ("honest", "hist"):
+    for protocol in ("patient_cv", "published"):
         model, depth, outline = (
-            card(evaluation, protocol, name, "pearson_raw") for name in ("net", "depth", "outline")
+            card(evaluation, protocol, name, "pearson_raw")
+            for name in ("net", "depth", "tissue_mask")
         )
         assert model["null"] == pytest.approx(depth["value"])
         assert depth["null"] == pytest.approx(outline["value"])

@@ -32,7 +32,7 @@ def smooth(rng, n_fields):
     return (fields - fields.mean(1, keepdims=True)) / fields.std(1, keepdims=True)
 
 
-def make_study(*, seed=0, n_patients=4, quality=0.8, honest_patients=None):
+def make_study(*, seed=0, n_patients=4, quality=0.8, patient_cv_patients=None):
     """Return held-out predictions, counts and folds: half the genes predictable, half not."""
     rng = np.random.default_rng(seed)
     row, col = (a.astype(np.int32) for a in np.divmod(np.arange(SIDE * SIDE), SIDE))
@@ -64,11 +64,11 @@ def make_study(*, seed=0, n_patients=4, quality=0.8, honest_patients=None):
         own = np.sqrt(1 - quality**2) * smooth(rng, 4) + quality * tissue
         guess = np.linspace(0.6, 2, len(GENES)) + 0.25 * own.T @ weights
         guess[:, N_SIGNAL:] += 0.2 * smooth(rng, len(GENES) - N_SIGNAL).T
-        fold = f"honest-{int(patient[1:]) + 1}"
+        fold = f"patient_cv-{int(patient[1:]) + 1}"
         common = {"model": "net", "task": "expression", "slide": slide, "patient": patient}
         sections.append(
             HeldOut(
-                protocol="honest",
+                protocol="patient_cv",
                 fold=fold,
                 genes=GENES,
                 barcode=barcode,
@@ -91,8 +91,8 @@ def make_study(*, seed=0, n_patients=4, quality=0.8, honest_patients=None):
         code[inside] = barcode
         sections.append(
             HeldOut(
-                protocol="hist",
-                fold=f"hist-{len(measured)}",
+                protocol="published",
+                fold=f"published-{len(measured)}",
                 genes=GENES,
                 barcode=code,
                 row=(cells // GRID[1]).astype(np.int32),
@@ -106,7 +106,7 @@ def make_study(*, seed=0, n_patients=4, quality=0.8, honest_patients=None):
         label[rng.random(len(label)) < 0.1] = np.nan
         sections.append(
             HeldOut(
-                protocol="honest",
+                protocol="patient_cv",
                 fold=fold,
                 model="tumour",
                 task="tumour",
@@ -124,11 +124,11 @@ def make_study(*, seed=0, n_patients=4, quality=0.8, honest_patients=None):
     for fold in range(n_patients):
         for slide, patient in slides:
             role = "test" if patient == f"P{fold}" else "train"
-            folds.append(("honest", f"honest-{fold + 1}", slide, patient, role))
+            folds.append(("patient_cv", f"patient_cv-{fold + 1}", slide, patient, role))
     for fold in range(len(slides)):
         for i, (slide, patient) in enumerate(slides):
             role = "test" if i == fold else "train"
-            folds.append(("hist", f"hist-{fold + 1}", slide, patient, role))
+            folds.append(("published", f"published-{fold + 1}", slide, patient, role))
     columns = ["protocol", "fold", "slide", "patient", "role"]
     return sections, measured, pd.DataFrame(folds, columns=columns)
 
@@ -161,92 +161,94 @@ def test_honest_pearson_equals_scipy_averaged_by_hand(study, evaluation):
     by_section = [
         np.mean([stats.pearsonr(s.predicted[:, g], s.truth[:, g])[0] for g in range(len(GENES))])
         for s in study[0]
-        if s.protocol == "honest" and s.task == "expression"
+        if s.protocol == "patient_cv" and s.task == "expression"
     ]
-    row = card(evaluation, "honest", "net", "pearson")
+    row = card(evaluation, "patient_cv", "net", "pearson")
     assert row["value"] == pytest.approx(np.mean(by_section), abs=1e-5)
     assert row["ci_low"] < row["value"] < row["ci_high"]
     assert abs(row["null"]) < 0.02
     assert row["value"] < row["ceiling"] < 1
     by_patient = np.mean(np.reshape(by_section, (-1, 2)), axis=1)
-    assert card(evaluation, "honest", "net", "pearson_patients")["value"] == pytest.approx(
+    assert card(evaluation, "patient_cv", "net", "pearson_patients")["value"] == pytest.approx(
         by_patient.mean(), abs=1e-5
     )
     assert (row["n_sections"], row["n_patients"], row["n_genes"]) == (8, 4, len(GENES))
 
 
 def test_constant_in_tissue_scores_zero_honestly_and_high_under_hist(evaluation):
-    assert card(evaluation, "honest", "outline", "pearson")["value"] == 0
-    assert card(evaluation, "honest", "training_mean", "pearson")["value"] == 0
-    outline = card(evaluation, "hist", "outline", "pearson")
+    assert card(evaluation, "patient_cv", "tissue_mask", "pearson")["value"] == 0
+    assert card(evaluation, "patient_cv", "training_mean", "pearson")["value"] == 0
+    outline = card(evaluation, "published", "tissue_mask", "pearson")
     assert outline["value"] > 0.4
     assert outline["value"] == pytest.approx(outline["null"])
     # In correlation the training mean is the outline again.
-    assert card(evaluation, "hist", "training_mean", "pearson")["value"] == pytest.approx(
+    assert card(evaluation, "published", "training_mean", "pearson")["value"] == pytest.approx(
         outline["value"], abs=1e-6
     )
-    model = card(evaluation, "hist", "net", "pearson")
+    model = card(evaluation, "published", "net", "pearson")
     assert model["null"] == pytest.approx(outline["value"])
-    assert model["value"] > card(evaluation, "honest", "net", "pearson")["value"]
+    assert model["value"] > card(evaluation, "patient_cv", "net", "pearson")["value"]
 
 
 def test_hist_pearson_is_over_the_whole_grid(study, evaluation):
     by_section = [
         np.mean([stats.pearsonr(s.predicted[:, g], s.truth[:, g])[0] for g in range(len(GENES))])
         for s in study[0]
-        if s.protocol == "hist"
+        if s.protocol == "published"
     ]
-    assert card(evaluation, "hist", "net", "pearson")["value"] == pytest.approx(
+    assert card(evaluation, "published", "net", "pearson")["value"] == pytest.approx(
         np.mean(by_section), abs=1e-5
     )
 
 
 def test_predictable_genes_are_the_planted_ones(evaluation):
-    genes = evaluation.genes[evaluation.genes["protocol"] == "honest"].set_index("gene")
+    genes = evaluation.genes[evaluation.genes["protocol"] == "patient_cv"].set_index("gene")
     planted = genes.loc[list(GENES[:N_SIGNAL]), "predictable"]
     noise = genes.loc[list(GENES[N_SIGNAL:]), "predictable"]
     assert planted.mean() >= 0.8
     assert noise.sum() == 0
     assert genes.loc[planted.index, "null_p"].max() < 0.05
     assert (genes["null_upper"] > genes["null"]).all()
-    assert not evaluation.genes.loc[evaluation.genes["protocol"] == "hist", "predictable"].any()
+    assert not evaluation.genes.loc[
+        evaluation.genes["protocol"] == "published", "predictable"
+    ].any()
 
 
 def test_smooth_maps_of_nothing_make_no_gene_predictable():
     for seed in range(3):
         sections, measured, folds = make_study(seed=10 + seed, n_patients=3, quality=0.0)
-        expression = [s for s in sections if s.protocol == "honest" and s.task == "expression"]
+        expression = [s for s in sections if s.protocol == "patient_cv" and s.task == "expression"]
         genes = evaluate(expression, measured, folds, settings=SETTINGS, seed=1).genes
         assert genes["predictable"].sum() == 0
 
 
 def test_level_is_scored_apart(study, evaluation):
-    assert card(evaluation, "honest", "net", "pearson_within")["value"] == pytest.approx(
-        card(evaluation, "honest", "net", "pearson")["value"]
+    assert card(evaluation, "patient_cv", "net", "pearson_within")["value"] == pytest.approx(
+        card(evaluation, "patient_cv", "net", "pearson")["value"]
     )
-    level = card(evaluation, "honest", "net", "pearson_level")
+    level = card(evaluation, "patient_cv", "net", "pearson_between")
     assert level["n_patients"] == 4
     # Leaving a patient out makes the mean of the others fall as that patient rises.
-    assert card(evaluation, "honest", "training_mean", "pearson_level")["value"] < -0.9
+    assert card(evaluation, "patient_cv", "training_mean", "pearson_between")["value"] < -0.9
     perfect = [
         s.instead("net", s.truth)
         for s in study[0]
-        if s.task == "expression" and s.protocol == "honest"
+        if s.task == "expression" and s.protocol == "patient_cv"
     ]
     perfect = evaluate(perfect, study[1], study[2], settings=SETTINGS, seed=1)
-    assert card(perfect, "honest", "net", "pearson_level")["value"] == pytest.approx(1)
+    assert card(perfect, "patient_cv", "net", "pearson_between")["value"] == pytest.approx(1)
     # Means of hundreds of spots hardly suffer from the noise of counts.
     assert 0.9 < level["ceiling"] <= 1
     two = make_study(n_patients=2)
     two = evaluate(*two, settings=SETTINGS, seed=1).scorecards
-    assert "pearson_level" not in set(two["metric"])
+    assert "pearson_between" not in set(two["metric"])
 
 
 def test_coverage_and_half_width_stand_beside_the_training_mean(evaluation):
-    coverage = card(evaluation, "honest", "net", "coverage")
+    coverage = card(evaluation, "patient_cv", "net", "coverage")
     assert coverage["null"] == 0.9
     assert 0.8 < coverage["value"] < 0.97
-    width = card(evaluation, "honest", "net", "half_width")
+    width = card(evaluation, "patient_cv", "net", "half_width")
     assert width["value"] > 0
     assert width["null"] > 0
     assert set(evaluation.calibration["model"]) == {"net"}
@@ -271,7 +273,7 @@ def test_tumour_rows_agree_with_scikit_learn(study, evaluation):
             assert 0.5 < row["auroc_upper"] < 1
             assert row["threshold_from"] == "default"
     assert 0.5 < table["auroc_upper"].median() < 0.9
-    row = card(evaluation, "honest", "tumour", "auroc")
+    row = card(evaluation, "patient_cv", "tumour", "auroc")
     assert row["value"] == pytest.approx(table["auroc"].mean())
     assert np.isnan(row["ceiling"])
 
@@ -310,7 +312,7 @@ def test_a_map_that_could_not_be_learned_is_listed_and_the_others_are_scored(stu
             section, predicted=np.full_like(section.predicted, np.nan), absent="no labels in it"
         )
         for section in maps
-        if section.fold == "honest-2"
+        if section.fold == "patient_cv-2"
     }
     sections = [blank.get(section.slide, section) for section in maps]
     table = tumour_table(sections, study[1], permutations=20, seed=0).set_index("slide")
@@ -349,7 +351,7 @@ def test_panels_may_differ_between_folds():
     sections, measured, folds = make_study(n_patients=3)
     narrow = []
     for section in sections:
-        if section.task == "expression" and section.fold == "honest-1":
+        if section.task == "expression" and section.fold == "patient_cv-1":
             section = HeldOut(
                 **{
                     **vars(section),
@@ -360,17 +362,17 @@ def test_panels_may_differ_between_folds():
             )
         narrow.append(section)
     result = evaluate(narrow, measured, folds, settings=SETTINGS, seed=1)
-    genes = result.genes[result.genes["protocol"] == "honest"].set_index("gene")
+    genes = result.genes[result.genes["protocol"] == "patient_cv"].set_index("gene")
     assert genes.loc["G0", "n_patients"] == 2
     assert genes.loc["G5", "n_patients"] == 3
     calibration = result.calibration.set_index("gene")
     assert calibration.loc[["G0", "G5"], "half_width"].gt(0).all()
-    assert card(result, "honest", "net", "pearson")["n_genes"] == len(GENES)
+    assert card(result, "patient_cv", "net", "pearson")["n_genes"] == len(GENES)
 
 
 def test_truth_that_is_not_that_of_the_counts_is_refused(study):
     sections, measured, folds = study
-    section = next(s for s in sections if s.protocol == "honest" and s.task == "expression")
+    section = next(s for s in sections if s.protocol == "patient_cv" and s.task == "expression")
     check_truth(section, measured[section.slide])
     mixed = HeldOut(**{**vars(section), "truth": section.truth[::-1].copy()})
     with pytest.raises(InputError, match="mixed up"):
@@ -390,7 +392,12 @@ def test_a_file_without_truth_or_provenance_is_refused(tmp_path):
     table.write_h5ad(tmp_path / "net.h5ad")
     with pytest.raises(InputError, match="protocol"):
         read_heldout([tmp_path / "net.h5ad"])
-    table.uns |= {"protocol": "honest", "task": "expression", "fold": "honest-1", "model": "net"}
+    table.uns |= {
+        "protocol": "patient_cv",
+        "task": "expression",
+        "fold": "patient_cv-1",
+        "model": "net",
+    }
     table.write_h5ad(tmp_path / "net.h5ad")
     with pytest.raises(InputError, match="truth"):
         read_heldout([tmp_path / "net.h5ad"])

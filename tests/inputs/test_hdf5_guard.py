@@ -252,7 +252,7 @@ def test_pipes_and_folders_are_refused_and_not_waited_for(tmp_path):
             check_hdf5(path)
 
 
-@pytest.mark.parametrize("value", ["wide", [1, 2], np.nan, h5py.Empty("f4")])
+@pytest.mark.parametrize("value", ["extended", [1, 2], np.nan, h5py.Empty("f4")])
 @pytest.mark.parametrize("name", ["level0_width", "patch_size_level0", "patch_size"])
 def test_strange_attributes_of_features_are_refused_with_the_file(tmp_path, name, value):
     path = tmp_path / "given.h5"

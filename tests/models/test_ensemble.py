@@ -11,9 +11,9 @@ from histogep.models.ensemble import fit_ensemble
 def record(name, score, **changes):
     roles = {"train": ["A", "B"], "validation": ["C"], "test": ["D"]}
     settings = {
-        "model": name, "protocol": "honest", "fold": "honest-1", "task": "expression",
+        "model": name, "protocol": "patient_cv", "fold": "patient_cv-1", "task": "expression",
         "panel": "main", "genes": ["G1"], "lattice": {}, "encoders": [], "blocks": [], "seed": 1,
-        "hist_grid": [32, 32], "validation_score": score, "n_parameters": 10,
+        "published_grid": [32, 32], "validation_score": score, "n_parameters": 10,
     }  # fmt: skip
     for role, slides in roles.items():
         settings |= {f"{role}_slides": slides, f"{role}_patients": [s.lower() for s in slides]}

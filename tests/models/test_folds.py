@@ -5,7 +5,7 @@ import pytest
 from histogep.errors import InputError
 from histogep.models.folds import fold_names, fold_roles, split_folds
 
-SETTINGS = {"honest": "patient", "hist": "section", "validation": 1}
+SETTINGS = {"patient_cv": "patient", "published": "section", "validation": 1}
 SECTIONS = ["A1", "A2", "B1", "C1", "C2", "C3", "D1", "E1"]
 PATIENTS = ["A", "A", "B", "C", "C", "C", "D", "E"]
 
@@ -18,7 +18,13 @@ def names(settings, patients=PATIENTS):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"honest": 3, "hist": 3}, {"honest": 2}, {"honest": 99, "hist": 99}, {"validation": 0}],
+    [
+        {},
+        {"patient_cv": 3, "published": 3},
+        {"patient_cv": 2},
+        {"patient_cv": 99, "published": 99},
+        {"validation": 0},
+    ],
 )
 def test_the_names_promised_at_parse_time_are_the_folds_written(settings):
     folds = split_folds(SECTIONS, PATIENTS, settings=SETTINGS | settings, seed=1)
@@ -26,27 +32,29 @@ def test_the_names_promised_at_parse_time_are_the_folds_written(settings):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("honest", ["patient", 2, 3, 4])
+@pytest.mark.parametrize("patient_cv", ["patient", 2, 3, 4])
 @pytest.mark.parametrize("validation", [0, 1, 2, 9])
-def test_no_patient_has_two_roles_in_an_honest_fold(seed, honest, validation):
-    settings = SETTINGS | {"honest": honest, "validation": validation}
+def test_no_patient_has_two_roles_in_an_honest_fold(seed, patient_cv, validation):
+    settings = SETTINGS | {"patient_cv": patient_cv, "validation": validation}
     folds = split_folds(SECTIONS, PATIENTS, settings=settings, seed=seed)
-    honest_folds = folds[folds["protocol"] == "honest"]
-    roles = honest_folds.groupby(["fold", "patient"])["role"].nunique()
+    patient_cv_folds = folds[folds["protocol"] == "patient_cv"]
+    roles = patient_cv_folds.groupby(["fold", "patient"])["role"].nunique()
     assert (roles == 1).all()
     # Every section is tested exactly once, and every fold trains on at least two patients or all.
-    assert (honest_folds[honest_folds["role"] == "test"]["slide"].value_counts() == 1).all()
-    assert set(honest_folds[honest_folds["role"] == "test"]["slide"]) == set(SECTIONS)
-    training = honest_folds[honest_folds["role"] == "train"].groupby("fold")["patient"].nunique()
+    assert (patient_cv_folds[patient_cv_folds["role"] == "test"]["slide"].value_counts() == 1).all()
+    assert set(patient_cv_folds[patient_cv_folds["role"] == "test"]["slide"]) == set(SECTIONS)
+    training = (
+        patient_cv_folds[patient_cv_folds["role"] == "train"].groupby("fold")["patient"].nunique()
+    )
     assert training.min() >= 2
-    assert len(training) == honest_folds["fold"].nunique()
+    assert len(training) == patient_cv_folds["fold"].nunique()
 
 
 def test_every_patient_validates_once_when_one_is_left_out_at_a_time():
     folds = split_folds(SECTIONS, PATIENTS, settings=SETTINGS, seed=1)
     validating = folds[folds["role"] == "validation"].groupby("fold")["patient"].unique()
     assert sorted(patient for group in validating for patient in group) == sorted(set(PATIENTS))
-    assert not (folds[folds["protocol"] != "honest"]["role"] == "validation").any()
+    assert not (folds[folds["protocol"] != "patient_cv"]["role"] == "validation").any()
 
 
 def test_with_two_training_patients_none_is_taken_away_to_validate():
@@ -56,12 +64,12 @@ def test_with_two_training_patients_none_is_taken_away_to_validate():
 
 def test_folds_are_even_and_follow_the_seed():
     patients = [f"P{i}" for i in range(20)]
-    settings = SETTINGS | {"honest": 4, "hist": 5}
+    settings = SETTINGS | {"patient_cv": 4, "published": 5}
     first = split_folds(patients, patients, settings=settings, seed=1)
     tested = first[first["role"] == "test"]
     assert tested.groupby("fold").size().to_dict() == {
-        **{f"honest-{i}": 5 for i in range(1, 5)},
-        **{f"hist-{i}": 4 for i in range(1, 6)},
+        **{f"patient_cv-{i}": 5 for i in range(1, 5)},
+        **{f"published-{i}": 4 for i in range(1, 6)},
     }
     assert first.equals(split_folds(patients, patients, settings=settings, seed=1))
     assert not first.equals(split_folds(patients, patients, settings=settings, seed=2))
@@ -70,15 +78,15 @@ def test_folds_are_even_and_follow_the_seed():
 def test_large_patients_do_not_share_a_fold():
     sections = [f"{p}{i}" for p in "XY" for i in range(6)] + ["Z0", "W0"]
     folds = split_folds(
-        sections, [s[0] for s in sections], settings=SETTINGS | {"honest": 2}, seed=3
+        sections, [s[0] for s in sections], settings=SETTINGS | {"patient_cv": 2}, seed=3
     )
-    tested = folds[(folds["protocol"] == "honest") & (folds["role"] == "test")]
+    tested = folds[(folds["protocol"] == "patient_cv") & (folds["role"] == "test")]
     assert tested.groupby("fold").size().tolist() == [7, 7]
 
 
 def test_the_paper_splits_patients_over_roles():
     folds = split_folds(SECTIONS, PATIENTS, settings=SETTINGS, seed=1)
-    roles = folds[folds["protocol"] == "hist"].groupby(["fold", "patient"])["role"].nunique()
+    roles = folds[folds["protocol"] == "published"].groupby(["fold", "patient"])["role"].nunique()
     assert (roles > 1).any()
 
 
@@ -88,7 +96,9 @@ def test_one_patient_cannot_be_held_out():
     assert fold_names(n_patients=0, n_sections=0, settings=SETTINGS) == []
 
 
-@pytest.mark.parametrize("settings", [{"honest": 1}, {"hist": 0}, {"honest": "section"}])
+@pytest.mark.parametrize(
+    "settings", [{"patient_cv": 1}, {"published": 0}, {"patient_cv": "section"}]
+)
 def test_an_impossible_number_of_folds_is_refused(settings):
     with pytest.raises(InputError, match=f"folds.{next(iter(settings))}"):
         names(settings)
@@ -103,8 +113,8 @@ def test_repeated_sections_and_sections_without_patient_are_named():
 
 def test_roles_of_one_fold():
     folds = split_folds(SECTIONS, PATIENTS, settings=SETTINGS, seed=1)
-    roles = fold_roles(folds, "honest-1")
+    roles = fold_roles(folds, "patient_cv-1")
     assert roles["test"] == {"A1": "A", "A2": "A"}
     assert set(roles["train"]) | set(roles["validation"]) == set(SECTIONS) - {"A1", "A2"}
-    with pytest.raises(InputError, match="no fold 'honest-9'"):
-        fold_roles(folds, "honest-9")
+    with pytest.raises(InputError, match="no fold 'patient_cv-9'"):
+        fold_roles(folds, "patient_cv-9")

@@ -153,7 +153,7 @@ def test_a_model_is_the_same_from_its_arrays_and_ignores_the_order_of_tiles(mode
     settings = {
         "kind": "cmunet",
         "task": "expression",
-        "protocol": "honest",
+        "protocol": "patient_cv",
         "blocks": BLOCKS,
         "lattice": LATTICE.to_settings(),
         "architecture": model.network.architecture,
@@ -178,7 +178,7 @@ def test_models_are_read_from_their_files(model, tmp_path):
     from safetensors.numpy import save_file
 
     settings = {
-        "kind": "cmunet", "task": "tumour", "protocol": "hist", "blocks": BLOCKS,
+        "kind": "cmunet", "task": "tumour", "protocol": "published", "blocks": BLOCKS,
         "lattice": LATTICE.to_settings(), "architecture": model.network.architecture,
     }  # fmt: skip
     save_file(model.to_arrays(), tmp_path / "weights.safetensors")

@@ -142,5 +142,5 @@ def test_a_given_shape_keeps_the_indices_or_says_what_is_needed():
     assert np.argwhere(kept.tissue).tolist() == [[2, 3], [19, 9]]
     moved = grid_of(row, col, Lattice("st"), shape=(18, 12))
     assert np.argwhere(moved.tissue).tolist() == [[0, 0], [17, 6]]
-    with pytest.raises(InputError, match="18 rows x 7 columns.*hist_grid"):
+    with pytest.raises(InputError, match="18 rows x 7 columns.*published_grid"):
         grid_of(row, col, Lattice("st"), shape=(17, 12))

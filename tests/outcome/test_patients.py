@@ -26,13 +26,15 @@ SIGNATURES = {
 }
 
 
-def write_slide(path, *, n=20, n_tumour=10, seed=0, distant=0.0, digest="d", values=None):
+def write_slide(
+    path, *, n=20, n_tumour=10, seed=0, out_of_distribution=0.0, digest="d", values=None
+):
     rng = np.random.default_rng(seed)
     x = rng.uniform(0, 3, (n, 4)).astype(np.float32) if values is None else values
     obs = pd.DataFrame(
         {
             "tumour": np.where(np.arange(n) < n_tumour, 0.9, 0.1).astype(np.float32),
-            "distant": np.arange(n) < distant * n,
+            "out_of_distribution": np.arange(n) < out_of_distribution * n,
         },
         index=[f"{i}x0" for i in range(n)],
     )
@@ -52,7 +54,7 @@ def cohort(tmp_path):
     slides = {
         "a1": write_slide(paths[0], seed=1),
         "a2": write_slide(paths[1], n=40, n_tumour=30, seed=2),
-        "b1": write_slide(paths[2], n_tumour=2, seed=3, distant=0.8),
+        "b1": write_slide(paths[2], n_tumour=2, seed=3, out_of_distribution=0.8),
         "c1": write_slide(paths[3], seed=4),
         "d1": write_slide(paths[4], seed=5),
     }
@@ -137,8 +139,8 @@ def test_too_few_tumour_tiles_and_distant_slides_are_flagged(cohort, caplog):
     row = table.set_index("patient").loc["B"]
     assert row["all_tiles"]
     assert row["gene:PRF1"] == pytest.approx(slides["b1"][:, 1].mean(), rel=1e-6)
-    assert row["distant"]
-    assert row["distant_fraction"] == pytest.approx(0.8)
+    assert row["out_of_distribution"]
+    assert row["out_of_distribution_fraction"] == pytest.approx(0.8)
     assert "slide b1: 80 % of its tiles are far" in caplog.text
     assert "described by all tiles: B" in caplog.text
 

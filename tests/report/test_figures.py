@@ -148,8 +148,8 @@ def test_genes_are_drawn(tmp_path, name):
             {"predictable": [True, False], "half_width": 1.0, "score": 0.5}, index=[name, "G2"]
         ),
         tumour=np.full(n, 0.5, np.float32),
-        distance=np.ones(n, np.float32),
-        distant=np.zeros(n, bool),
+        ood_score=np.ones(n, np.float32),
+        out_of_distribution=np.zeros(n, bool),
         uns={"lattice": features.lattice, "mpp": 0.5, "study": "s", "model_digest": "0" * 64}
         | {"out_of_distribution": False},
     )
@@ -163,11 +163,11 @@ def test_the_maps_of_held_out_genes_are_drawn(tmp_path, name):
     from tests.evaluation.test_scorecards import make_study
 
     sections, measured, _ = make_study(n_patients=2)
-    sections = [s for s in sections if s.task == "expression" and s.protocol == "honest"]
+    sections = [s for s in sections if s.task == "expression" and s.protocol == "patient_cv"]
     genes = (name, *sections[0].genes[1:])
     sections = [replace(section, genes=genes) for section in sections]
     of = sections[0]
-    common = {"protocol": "honest", "model": of.model}
+    common = {"protocol": "patient_cv", "model": of.model}
     evaluation = Evaluation.__new__(Evaluation)
     vars(evaluation).update(
         best=of.model,

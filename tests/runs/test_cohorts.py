@@ -30,7 +30,7 @@ CHANGES = {
     "`spots`": {"settings": {"spots": {"min_on_tissue": 0.4}}},
     "`labels`": {"settings": {"labels": {"boundary": ["edge"]}}},
     "`genes`": {"settings": {"genes": {"max_genes": 100}}},
-    "`folds`": {"settings": {"folds": {"hist_grid": [32, 32]}}},
+    "`folds`": {"settings": {"folds": {"published_grid": [32, 32]}}},
     "`models` (`ridge`)": {"settings": {"models": {"ridge": {"components": 20}}}},
     "`evaluation`": {"settings": {"evaluation": {"bootstraps": 333}}},
     "`deploy`": {"settings": {"deploy": {"expression": "ridge"}}},
@@ -43,7 +43,7 @@ CHANGES = {
     "`response`": {"settings": {"response": {"bootstraps": 333}}},
     "`response` (`folds`)": {"settings": {"response": {"folds": 4}}},
     "`maps`": {"settings": {"maps": {"epochs": 20}}},
-    "`maps` (`hist`)": {"settings": {"maps": {"hist": True}}},
+    "`maps` (`published`)": {"settings": {"maps": {"published": True}}},
     "`maps` (`noise_draws`)": {"settings": {"maps": {"noise_draws": 30}}},
     "`enrichment`": {"settings": {"enrichment": {"permutations": 200}}},
     "`enrichment` (`min_size`)": {"settings": {"enrichment": {"min_size": 10}}},
@@ -121,7 +121,7 @@ def test_a_change_reruns_what_the_docs_say_and_no_more(planned, change):
 
 def test_settings_of_one_outcome_or_contrast_leave_the_others_alone(planned):
     # The paper's protocol knows survival only; a cohort has tumour, survival and response contrasts.
-    assert planned["`maps` (`hist`)"]["train_map_net"] == 1
+    assert planned["`maps` (`published`)"]["train_map_net"] == 1
     assert planned["`maps`"]["train_map_net"] == 2
     assert planned["`response` (`folds`)"]["train_map_net"] == 1
     assert planned["`survival` (`penalties`)"]["train_map_net"] == 1

@@ -48,7 +48,7 @@ def study(small):
 
 
 def targets(study: Study) -> dict[str, str]:
-    fold = f"{study.name}/honest-1"
+    fold = f"{study.name}/patient_cv-1"
     return {
         "encode_tiles": "results/features/P01-1.h5",
         "train_model": f"results/models/{fold}/cmunet/weights.safetensors",
@@ -214,7 +214,7 @@ def test_out_of_memory_says_so(study):
 def test_a_truncated_result_of_an_earlier_run_is_named(study):
     """Snakemake itself takes it for a good one: its name and its time are right."""
     roles = read_tsv(study.folder / f"results/folds/{study.name}.tsv")
-    slide = roles.query("fold == 'honest-1' and role == 'train'")["slide"].iloc[0]
+    slide = roles.query("fold == 'patient_cv-1' and role == 'train'")["slide"].iloc[0]
     path = study.folder / f"results/features/{slide}.h5"
     whole, times = path.read_bytes(), path.stat()
     path.write_bytes(whole[: len(whole) // 2])

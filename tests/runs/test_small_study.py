@@ -30,7 +30,7 @@ def test_three_tiny_slides_go_through_the_whole_workflow(tmp_path):
     assert len(read_tsv(tmp_path / "results/predicted_slides.tsv")) == 1
     # What a job does, its end and how far the run is: no lists of files.
     jobs = re.findall(r"(?m)^Job \d+: .+$", said)
-    assert "Train ridge on fold honest-1" in "\n".join(jobs)
+    assert "Train ridge on fold patient_cv-1" in "\n".join(jobs)
     assert len(jobs) == int(re.search(r"(?m)^total +(\d+)$", said)[1])
     assert f"{len(jobs)} of {len(jobs)} steps (100%) done" in said
     assert "Reason:" not in said

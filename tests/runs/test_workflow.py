@@ -119,7 +119,7 @@ def card(scores, **where):
 
 def test_tumour_map_finds_the_planted_tumour_in_held_out_patients(demo):
     scores = table(demo, "evaluation/demo/scorecards.tsv")
-    auroc = card(scores, protocol="honest", task="tumour", model="tumour", metric="auroc")
+    auroc = card(scores, protocol="patient_cv", task="tumour", model="tumour", metric="auroc")
     assert auroc["value"] >= 0.95
     assert auroc["value"] > auroc["null"]
     assert auroc["n_patients"] == 6
@@ -127,13 +127,13 @@ def test_tumour_map_finds_the_planted_tumour_in_held_out_patients(demo):
 
 def test_planted_genes_are_predicted_beyond_their_null(demo, truth):
     genes = table(demo, "evaluation/demo/genes.tsv")
-    honest = genes[genes["protocol"] == "honest"]
+    patient_cv = genes[genes["protocol"] == "patient_cv"]
     # Stress is planted without a trace in the image: nobody can predict it from there.
     visible = {name: programme["genes"] for name, programme in truth["programmes"].items()}
     unseen = visible.pop("stress")
     planted = {gene for genes in visible.values() for gene in genes}
     for model in ("ridge", "cmunet"):
-        scored = honest[honest["model"] == model]
+        scored = patient_cv[patient_cv["model"] == model]
         found = scored[scored["gene"].isin(planted)]
         assert len(found) >= 50
         assert (found["pearson"] > found["null"] + 0.2).mean() > 0.7
@@ -145,20 +145,20 @@ def test_planted_genes_are_predicted_beyond_their_null(demo, truth):
 def test_intervals_cover_held_out_patients_as_promised(demo):
     scores = table(demo, "evaluation/demo/scorecards.tsv")
     for model in ("ridge", "cmunet"):
-        coverage = card(scores, protocol="honest", model=model, metric="coverage")
+        coverage = card(scores, protocol="patient_cv", model=model, metric="coverage")
         assert 0.85 <= coverage["value"] <= 0.95
         assert coverage["n_patients"] == 6
 
 
 def test_constant_in_tissue_scores_nothing_honestly_and_much_by_the_papers_metric(demo):
     scores = table(demo, "evaluation/demo/scorecards.tsv")
-    honest = card(scores, protocol="honest", model="outline", metric="pearson")
-    hist = card(scores, protocol="hist", model="outline", metric="pearson")
-    assert honest["value"] == 0
-    assert hist["value"] > 0.5
-    network = card(scores, protocol="hist", model="cmunet", metric="pearson")
-    assert network["null"] == pytest.approx(hist["value"], abs=1e-6)
-    trained = card(scores, protocol="honest", model="ridge", metric="pearson")
+    patient_cv = card(scores, protocol="patient_cv", model="tissue_mask", metric="pearson")
+    published = card(scores, protocol="published", model="tissue_mask", metric="pearson")
+    assert patient_cv["value"] == 0
+    assert published["value"] > 0.5
+    network = card(scores, protocol="published", model="cmunet", metric="pearson")
+    assert network["null"] == pytest.approx(published["value"], abs=1e-6)
+    trained = card(scores, protocol="patient_cv", model="ridge", metric="pearson")
     assert trained["null"] < trained["value"] < trained["ceiling"]
 
 
@@ -231,7 +231,7 @@ def test_slides_like_the_training_slides_are_told_so(demo):
     assert set(listed["slide"]) == set(slides.loc[slides["role"] == "slide", "slide"])
     # A tenth of such patients may be called out of distribution, by what it is set to.
     assert listed["out_of_distribution"].mean() <= 0.1
-    assert listed["distant_fraction"].median() < 0.1
+    assert listed["out_of_distribution_fraction"].median() < 0.1
     assert listed["tumour_fraction"].between(0.05, 0.95).mean() > 0.8
 
 
@@ -276,7 +276,7 @@ def test_maps_activity_and_subtypes_of_the_finished_study(demo, tmp_path):
         "maps": {
             "outcomes": ["survival", "response"],
             **{"epochs": 2, "inner_folds": 2, "shuffles": 3, "channels": [4]},
-            **{"hist": True, "noise_draws": 3},
+            **{"published": True, "noise_draws": 3},
         },
         "survival": {"repeats": 2, "shuffles": 10, "bootstraps": 100},
         "response": {"repeats": 1, "permutations": 10, "bootstraps": 100},
@@ -294,8 +294,13 @@ def test_maps_activity_and_subtypes_of_the_finished_study(demo, tmp_path):
     models = table(again, "survival/hospital/concordance.tsv").set_index("model")
     assert {"maps", "shuffled maps", "clinical+maps - clinical"} <= set(models.index)
     assert (models.loc[["maps", "clinical"], "repeats"] == [1, 2]).all()
-    assert set(models.index[models["protocol"] == "hist"]) == {
-        *("hist maps", "hist noise", "hist clinical+maps", "hist clinical+noise"),
+    assert set(models.index[models["protocol"] == "published"]) == {
+        *(
+            "published maps",
+            "published noise",
+            "published clinical+maps",
+            "published clinical+noise",
+        ),
     }
     patients = set(table(again, "survival/hospital/risk.tsv", dtype={"patient": str})["patient"])
     scored = table(again, "maps/hospital/survival.tsv", dtype={"patient": str})
@@ -315,7 +320,11 @@ def test_maps_activity_and_subtypes_of_the_finished_study(demo, tmp_path):
     done = snakemake(again, *files, "--report", tmp_path / "report.html")
     assert done.returncode == 0, done.said[-3000:]
     text = (tmp_path / "report.html").read_text()
-    for told in ("single-sample GSEA score", "Models called hist", "network on the predicted maps"):
+    for told in (
+        "single-sample GSEA score",
+        "Models called published",
+        "network on the predicted maps",
+    ):
         assert told in text, told
 
 
@@ -534,10 +543,10 @@ def test_a_study_given_as_config_values_has_no_setting_of_the_demo(study, tmp_pa
 
 
 def test_models_that_no_job_can_train_and_reserved_names_are_refused_while_planning(study):
-    done = study(*GOOD, extra="models: {ridge: {task: tumour}, wide: {task: both}}\n")
+    done = study(*GOOD, extra="models: {ridge: {task: tumour}, extended: {task: both}}\n")
     assert done.returncode != 0
     assert "models.ridge: kind ridge cannot learn task tumour; set kind to cmunet" in done.said
-    assert "models.wide: kind ridge cannot learn task both" in done.said
+    assert "models.extended: kind ridge cannot learn task both" in done.said
     assert not planned_rules(done)
     done = study(*GOOD, name="sections")
     assert "study is 'sections', but results/genes/sections holds" in done.said
@@ -649,7 +658,7 @@ def test_a_model_folder_is_applied_to_a_real_slide(demo, shared_data, tmp_path):
     assert predicted.n_obs > 20
     assert predicted.obs["tumour"].between(0, 1).all()
     # The demo's cells are drawn: a real slide must be told apart from them.
-    assert predicted.obs["distant"].mean() > 0.5
+    assert predicted.obs["out_of_distribution"].mean() > 0.5
     listed = table(tmp_path, "predicted_slides.tsv").set_index("slide")
     assert listed["out_of_distribution"].all()
     stages = table(tmp_path, "provenance/stages.tsv")
@@ -825,7 +834,7 @@ def test_a_section_that_is_skipped_is_in_no_fold(demo, tmp_path):
     folds = table(tmp_path, "folds/s.tsv")
     assert set(folds["slide"]) == {"P01-1", "P03-1", "P04-1"}
     assert set(folds["fold"]) == {
-        *(f"{kind}-{i}" for kind in ("honest", "hist") for i in (1, 2, 3)),
+        *(f"{kind}-{i}" for kind in ("patient_cv", "published") for i in (1, 2, 3)),
         "all",
     }
     # All that is still to come is planned for three sections of three patients.

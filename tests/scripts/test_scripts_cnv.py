@@ -222,7 +222,7 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
 
 
 def _model(genome, folder, encoders):
-    """Write a model folder whose wide ridge has learnt from two sections; return the features."""
+    """Write a model folder whose extended ridge has learnt from two sections; return the features."""
     slides = [_counts(genome, seed) for seed in (1, 2, 3)]
     rng = np.random.default_rng(0)
     features = [
@@ -241,10 +241,10 @@ def _model(genome, folder, encoders):
     shared = {"lattice": LATTICE.to_settings(), "encoders": encoders, "blocks": blocks}
     shared["blocks"] = [list(block) for block in blocks]
     wide = shared | {
-        "model": "wide",
+        "model": "extended",
         "kind": "ridge",
         "task": "expression",
-        "panel": "wide",
+        "panel": "extended",
         "protocol": "all",
         "n_parameters": 1,
         "train_slides": ["t1", "t2"],
@@ -255,7 +255,7 @@ def _model(genome, folder, encoders):
         "choice": ridge.choice,
     }
     settings = shared | {"format": FORMAT, "study": "test", "training_slides": ["t1", "t2"]}
-    settings |= {"models": {"expression": wide, "wide": wide}}
+    settings |= {"models": {"expression": wide, "extended": wide}}
     settings = json.loads(json.dumps(settings, default=float))
     settings["digest"] = folder_digest(folder, settings)
     (folder / "settings.json").write_text(json.dumps(settings))
@@ -343,7 +343,7 @@ def test_predicted_slide(run_script, genome, tmp_path):
 
 @pytest.fixture(scope="module")
 def held_out(genome, tmp_path_factory):
-    """Return files of three patients, and the wide model of the first two."""
+    """Return files of three patients, and the extended model of the first two."""
     from histogep.models.fit import fit_model
     from histogep.models.sections import read_sections
 
@@ -382,7 +382,7 @@ def held_out(genome, tmp_path_factory):
     spots, labels, cnv = (files[name][-1] for name in ("spots", "labels", "cnv"))
     result, _, _ = measured_slide(spots, labels, slide="s3", positions=genome, settings=SETTINGS)
     write_profile(result, cnv)
-    folds = pd.DataFrame({"protocol": "honest", "fold": "honest-3", "slide": list(slides)})
+    folds = pd.DataFrame({"protocol": "patient_cv", "fold": "patient_cv-3", "slide": list(slides)})
     folds = folds.assign(patient=list(slides.values()), role=["train", "train", "test"])
     write_tsv(folds, folder / "folds.tsv")
     genes = genome["gene"].tolist()
@@ -394,13 +394,13 @@ def held_out(genome, tmp_path_factory):
     )
     model = fit_model(
         {"train": train, "validation": []},
-        name="wide",
-        settings={"kind": "ridge", "task": "expression", "panel": "wide"},
-        protocol="honest",
-        fold="honest-3",
+        name="extended",
+        settings={"kind": "ridge", "task": "expression", "panel": "extended"},
+        protocol="patient_cv",
+        fold="patient_cv-3",
         genes=genes,
         seed=1,
-        hist_grid=[20, 20],
+        published_grid=[20, 20],
         test={"s3": "p3"},
     )
     save_file(model.arrays, folder / "weights.safetensors")

@@ -111,7 +111,7 @@ def evaluate(run_script, tmp_path, inputs, *, to="evaluation"):
 def test_evaluate_model_writes_every_table_and_figure_the_same_twice(run_script, tmp_path):
     inputs = write_study(tmp_path)
     log, folder = evaluate(run_script, tmp_path, inputs)
-    assert "honest expression net pearson" in log
+    assert "patient_cv expression net pearson" in log
     tables = {f: read_tsv(folder / f) for f in OUTPUTS.values() if f.endswith(".tsv")}
     assert all(len(table) for table in tables.values())
     cards = tables["scorecards.tsv"].set_index(["protocol", "model", "metric"])
@@ -119,23 +119,23 @@ def test_evaluate_model_writes_every_table_and_figure_the_same_twice(run_script,
         *("task", "value", "ci_low", "ci_high", "null", "ceiling", "ceiling_spatial"),
         *("n_sections", "n_patients", "n_genes"),
     ]
-    assert cards.loc[("honest", "outline", "pearson"), "value"] == 0
-    assert cards.loc[("honest", "net", "pearson"), "value"] > 0.1
-    assert cards.loc[("hist", "net", "pearson"), "null"] > 0.4
+    assert cards.loc[("patient_cv", "tissue_mask", "pearson"), "value"] == 0
+    assert cards.loc[("patient_cv", "net", "pearson"), "value"] > 0.1
+    assert cards.loc[("published", "net", "pearson"), "null"] > 0.4
     page = (folder / "genes.html").read_text()
     assert set(tables["genes.tsv"]["gene"]) == set(re.findall(r"<tr><td>(\w+)</td>", page))
     # Shuffled spots and genes change nothing: joined by barcode and name, not by row.
     module = neighbour("test_scorecards")
     direct = module.evaluate(*module.make_study(), settings=module.SETTINGS, seed=1)
-    assert cards.loc[("honest", "net", "pearson"), "value"] == pytest.approx(
-        module.card(direct, "honest", "net", "pearson")["value"], abs=1e-5
+    assert cards.loc[("patient_cv", "net", "pearson"), "value"] == pytest.approx(
+        module.card(direct, "patient_cv", "net", "pearson")["value"], abs=1e-5
     )
     calibration = tables["calibration.tsv"]
     needed = ["model", "gene", "predictable", "score", "null", "half_width", "coverage"]
     assert set(needed) <= set(calibration.columns)
     assert calibration["predictable"].dtype == bool
     page = (folder / "scorecards.html").read_text()
-    assert "Honest card: expression" in page
+    assert "patient_cv card: expression" in page
     assert "The paper&#x27;s protocol" in page
     assert (folder / "genes.svg").read_bytes().startswith(b"<?xml")
     assert (folder / "maps.png").stat().st_size > 10_000
@@ -158,10 +158,10 @@ def test_evaluate_model_with_one_task_only(run_script, tmp_path, task, absent):
 
 def test_evaluate_model_refuses_a_section_predicted_twice(run_script, tmp_path):
     inputs = write_study(tmp_path)
-    again = tmp_path / "predictions" / "honest-9"
+    again = tmp_path / "predictions" / "patient_cv-9"
     again.mkdir()
     table = anndata.read_h5ad(inputs["predictions"][0])
-    table.uns["fold"] = "honest-9"
+    table.uns["fold"] = "patient_cv-9"
     table.write_h5ad(again / "net.h5ad")
     inputs["predictions"].append(again / "net.h5ad")
     with pytest.raises(InputError, match="tested once"):
@@ -219,7 +219,7 @@ def test_audit_leakage_passes_a_clean_study(run_script, tmp_path):
     assert verdict["ok"]
     assert verdict["n_checks"] > 100
     assert verdict["known_leaks"]
-    assert "known leak of the paper's protocol, hist-1" in log
+    assert "known leak of the paper's protocol, published-1" in log
     page = (tmp_path / "leakage.html").read_text()
     assert f"{verdict['n_checks']} checks, 0 failed" in page
     assert html.escape(verdict["known_leaks"][0]["detail"]) in page
@@ -229,7 +229,7 @@ def test_audit_leakage_passes_a_clean_study(run_script, tmp_path):
 
 def plant_patient(study):
     folds = study["folds"]
-    row = folds[(folds["fold"] == "honest-1") & (folds["role"] == "test")].index[0]
+    row = folds[(folds["fold"] == "patient_cv-1") & (folds["role"] == "test")].index[0]
     folds.loc[row, "role"] = "train"
 
 
@@ -239,7 +239,7 @@ def plant_image(study):
 
 def plant_panel(study):
     module = neighbour("test_leakage")
-    study["panels"]["honest-1"] = module.choose_panel(
+    study["panels"]["patient_cv-1"] = module.choose_panel(
         study["gene_scores"], module.MARKERS, module.SETTINGS
     )
 
@@ -247,9 +247,9 @@ def plant_panel(study):
 @pytest.mark.parametrize(
     ("leak", "check"),
     [
-        (plant_patient, "honest-1.*patient_in_one_role"),
+        (plant_patient, "patient_cv-1.*patient_in_one_role"),
         (plant_image, "one_patient_per_image"),
-        (plant_panel, "honest-1.*panel_chosen_again"),
+        (plant_panel, "patient_cv-1.*panel_chosen_again"),
     ],
 )
 def test_audit_leakage_stops_the_run_and_says_where(run_script, tmp_path, leak, check):

@@ -19,8 +19,8 @@ GENES = {
     "max_genes": 5,
     "markers": True,
     "exclude": ["^RP[SL]"],
-    "wide_min_detected": 0.05,
-    "wide_max_genes": 20,
+    "extended_min_detected": 0.05,
+    "extended_max_genes": 20,
 }
 
 
@@ -60,7 +60,7 @@ def study(run_script, tmp_path):
     roles = {"s1": "train", "s2": "validation", "s3": "test"}
     rows = [
         {"protocol": protocol, "fold": fold, "slide": s, "patient": f"p{s}", "role": role}
-        for protocol, fold in (("honest", "honest-1"), ("hist", "hist-1"))
+        for protocol, fold in (("patient_cv", "patient_cv-1"), ("published", "published-1"))
         for s, role in roles.items()
     ]
     rows += [
@@ -95,7 +95,7 @@ def test_scores_have_the_columns_of_the_contract(study):
 
 
 def test_an_honest_panel_knows_nothing_of_the_held_out_section(run_script, study):
-    panel, record = _select(run_script, study, "honest-1")
+    panel, record = _select(run_script, study, "patient_cv-1")
     main = set(panel.loc[panel["main"], "gene"])
     assert {"STRIPE", "CD3E"} <= main
     assert not {"LATE", "RPL3"} & main
@@ -109,11 +109,11 @@ def test_an_honest_panel_knows_nothing_of_the_held_out_section(run_script, study
     assert list(again["gene"]) == list(panel["gene"])
     # Not even opened, so that it may be missing or broken.
     (study / "sections/s3.tsv").write_text("broken")
-    pd.testing.assert_frame_equal(panel, _select(run_script, study, "honest-1")[0])
+    pd.testing.assert_frame_equal(panel, _select(run_script, study, "patient_cv-1")[0])
 
 
 def test_the_papers_panel_sees_the_held_out_section_and_says_so(run_script, study):
-    _, record = _select(run_script, study, "hist-1")
+    _, record = _select(run_script, study, "published-1")
     assert record["slides"] == ["s1", "s2", "s3"]
     assert record["held_out_slides_used"] == ["s3"]
     _, record = _select(run_script, study, "all")
@@ -127,7 +127,7 @@ def test_genes_may_be_named_by_numbers(run_script, study):
         scores = read_tsv(path, dtype={"gene": str}).sort_values("gene", ignore_index=True)
         scores["gene"] = [f"{number:03d}" for number in range(len(scores))]
         write_tsv(scores, path)
-    _select(run_script, study, "honest-1")
-    panel = read_tsv(study / "honest-1.tsv", dtype={"gene": str})
+    _select(run_script, study, "patient_cv-1")
+    panel = read_tsv(study / "patient_cv-1.tsv", dtype={"gene": str})
     assert len(panel)
     assert panel["gene"].str.fullmatch(r"0\d\d").all()

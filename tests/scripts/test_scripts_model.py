@@ -35,9 +35,14 @@ MODELS = {
         "panel": "main",
         "members": ["ridge", "neighbours"],
     },
-    "wide": {"kind": "ridge", "task": "expression", "panel": "wide"},
+    "extended": {"kind": "ridge", "task": "expression", "panel": "extended"},
 }
-FOLDS = {"honest": "patient", "hist": "section", "validation": 1, "hist_grid": [32, 32]}
+FOLDS = {
+    "patient_cv": "patient",
+    "published": "section",
+    "validation": 1,
+    "published_grid": [32, 32],
+}
 N_MAIN = 16
 
 
@@ -52,7 +57,7 @@ def study(tmp_path, run_script):
             "patients": study.roles(), "folds": FOLDS, "seed": 1,
         },
     )  # fmt: skip
-    panel = pd.DataFrame({"gene": GENES, "main": [i < N_MAIN for i in range(24)], "wide": True})
+    panel = pd.DataFrame({"gene": GENES, "main": [i < N_MAIN for i in range(24)], "extended": True})
     write_tsv(panel, tmp_path / "panel.tsv")
     return study
 
@@ -73,7 +78,7 @@ def train(study, run_script):
             output=output,
             params={
                 "code": "0", "models": {model: MODELS[model]}, "lattice": LATTICE,
-                "hist_grid": [32, 32], "seed": 3,
+                "published_grid": [32, 32], "seed": 3,
             },
             wildcards={"model": model, "fold": fold},
         )  # fmt: skip
@@ -119,9 +124,9 @@ def forget(study, fold):
 def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(
     study, train, predict, model
 ):
-    kept = forget(study, "honest-2")
+    kept = forget(study, "patient_cv-2")
     assert len(kept) == 3
-    output, _ = train(model, "honest-2")
+    output, _ = train(model, "patient_cv-2")
     for path, content in kept.items():
         path.write_bytes(content)
     settings = read_json(output["settings"])
@@ -132,7 +137,7 @@ def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(
         if key.endswith("_fitted_on"):
             assert not test & set(slides), key
     assert set(settings["alpha_fitted_on"]) == set(study.slides) - test
-    table = predict(model, "honest-2", output)
+    table = predict(model, "patient_cv-2", output)
     assert list(table.var_names) == GENES[:N_MAIN]
     assert set(table.obs["slide"]) == test
     assert table.obs["in_tissue"].all()
@@ -140,13 +145,13 @@ def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(
     assert np.abs(found[:12]).min() > 0.3
     assert np.nanmax(np.abs(found[12:])) < 0.3
     assert table.layers["level"].std(0).max() < 1e-4
-    assert table.uns["protocol"] == "honest"
+    assert table.uns["protocol"] == "patient_cv"
     assert table.uns["model"] == model
 
 
 @pytest.mark.parametrize("model", ["cmunet", "tumour"])
 def test_an_honest_network_stops_on_validation_patients(study, train, predict, model):
-    output, log = train(model, "honest-1")
+    output, log = train(model, "patient_cv-1")
     settings = read_json(output["settings"])
     assert settings["epoch_fitted_on"] == settings["validation_slides"]
     assert settings["scaler_fitted_on"] == settings["train_slides"]
@@ -161,7 +166,7 @@ def test_an_honest_network_stops_on_validation_patients(study, train, predict, m
     assert "seconds" not in settings
     # What "auto" was on this machine, not the word.
     assert settings["training"]["precision"] in ("float32", "bfloat16")
-    table = predict(model, "honest-1", output)
+    table = predict(model, "patient_cv-1", output)
     truth = table.layers["truth"]
     assert set(table.obs["slide"]) == {"S0", "S1"}
     if model == "tumour":
@@ -184,7 +189,7 @@ def best_threshold(probability, truth):
 
 
 def test_the_tumour_threshold_is_that_of_the_validation_patients(study, train):
-    output, log = train("tumour", "honest-1")
+    output, log = train("tumour", "patient_cv-1")
     settings = read_json(output["settings"])
     assert settings["threshold_fitted_on"] == settings["validation_slides"]
     assert settings["threshold_fitted_on"]
@@ -203,27 +208,27 @@ def test_without_validation_patients_the_threshold_is_out_of_fold_or_none(
 ):
     monkeypatch.setitem(MODELS, "tumour", MODELS["tumour"] | {"epochs": 8})
     folds = read_tsv(study.folder / "folds.tsv", dtype=str)
-    folds.loc[(folds["fold"] == "honest-1") & (folds["role"] == "validation"), "role"] = "train"
-    dropped = (folds["fold"] == "honest-1") & (folds["patient"] == "S")
+    folds.loc[(folds["fold"] == "patient_cv-1") & (folds["role"] == "validation"), "role"] = "train"
+    dropped = (folds["fold"] == "patient_cv-1") & (folds["patient"] == "S")
     write_tsv(folds[~dropped], study.folder / "folds.tsv")
-    settings = read_json(train("tumour", "honest-1")[0]["settings"])
+    settings = read_json(train("tumour", "patient_cv-1")[0]["settings"])
     assert settings["threshold_fitted_on"] == settings["train_slides"]
     assert 0 < settings["threshold"] < 1
     # The paper's protocol validates on nobody.
-    output, _ = train("tumour", "hist-1")
+    output, _ = train("tumour", "published-1")
     settings = read_json(output["settings"])
     assert settings["threshold"] is None
     assert settings["threshold_fitted_on"] == []
-    assert "threshold" not in predict("tumour", "hist-1", output).uns
+    assert "threshold" not in predict("tumour", "published-1", output).uns
 
 
 def test_an_ensemble_is_the_weighted_mean_of_its_members(study, train, predict):
-    members = {name: train(name, "honest-2")[0] for name in ("ridge", "neighbours")}
+    members = {name: train(name, "patient_cv-2")[0] for name in ("ridge", "neighbours")}
     files = {
         "members": [output["weights"] for output in members.values()],
         "member_settings": [output["settings"] for output in members.values()],
     }
-    output, log = train("mean", "honest-2", **files)
+    output, log = train("mean", "patient_cv-2", **files)
     settings = read_json(output["settings"])
     records = {name: read_json(output["settings"]) for name, output in members.items()}
     table = read_tsv(output["history"]).set_index("model")
@@ -236,34 +241,34 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(study, train, predict):
     assert settings["test_slides"] == records["ridge"]["test_slides"]
     assert set(settings["weight_fitted_on"]) == set(study.slides) - set(settings["test_slides"])
     assert settings["alpha_fitted_on"] == records["ridge"]["alpha_fitted_on"]
-    ours = predict("mean", "honest-2", output)
-    theirs = [predict(name, "honest-2", members[name]).X for name in table.index]
+    ours = predict("mean", "patient_cv-2", output)
+    theirs = [predict(name, "patient_cv-2", members[name]).X for name in table.index]
     expected = sum(
         settings["members"][n]["weight"] * x for n, x in zip(table.index, theirs, strict=True)
     )
     assert np.allclose(ours.X, expected, atol=1e-5)
     assert "mean: ridge 0." in log
-    other = train("neighbours", "honest-1")[0]
+    other = train("neighbours", "patient_cv-1")[0]
     files["members"][1], files["member_settings"][1] = other["weights"], other["settings"]
     with pytest.raises(InputError, match="ridge and neighbours differ in their fold"):
-        train("mean", "honest-2", **files)
+        train("mean", "patient_cv-2", **files)
 
 
 def test_training_twice_gives_the_same_files(study, train, monkeypatch):
     monkeypatch.setitem(MODELS, "cmunet", MODELS["cmunet"] | {"epochs": 4})
-    first, _ = train("cmunet", "honest-1")
+    first, _ = train("cmunet", "patient_cv-1")
     before = {name: path.read_bytes() for name, path in first.items()}
-    second, _ = train("cmunet", "honest-1")
+    second, _ = train("cmunet", "patient_cv-1")
     assert {name: path.read_bytes() for name, path in second.items()} == before
 
 
 def test_the_paper_protocol_predicts_the_whole_grid(study, train, predict):
-    output, _ = train("cmunet", "hist-1")
+    output, _ = train("cmunet", "published-1")
     settings = read_json(output["settings"])
     assert settings["validation_slides"] == []
     assert settings["epoch_fitted_on"] == []
     assert settings["best_epoch"] == 50
-    table = predict("cmunet", "hist-1", output)
+    table = predict("cmunet", "published-1", output)
     assert table.n_obs == 32 * 32
     tissue = table.obs["in_tissue"].to_numpy()
     assert tissue.sum() == int(0.9 * 18 * 18)
@@ -281,18 +286,18 @@ def test_the_paper_protocol_predicts_the_whole_grid(study, train, predict):
 
 
 def test_deployment_trains_on_all_sections_for_the_median_epoch(study, train, tmp_path):
-    honest = []
+    patient_cv = []
     for i, epoch in enumerate((4, 9, 30)):
-        honest.append(tmp_path / f"{i}.json")
+        patient_cv.append(tmp_path / f"{i}.json")
         write_json(
             {
                 "best_epoch": epoch,
                 "scores": {"expression": 0.1 * i},
                 "threshold": 0.2 * i or None,
             },
-            honest[-1],
+            patient_cv[-1],
         )
-    output, _ = train("cmunet", "all", fold_settings=honest)
+    output, _ = train("cmunet", "all", fold_settings=patient_cv)
     settings = read_json(output["settings"])
     assert settings["best_epoch"] == 9
     assert settings["train_slides"] == study.slides
@@ -304,10 +309,10 @@ def test_deployment_trains_on_all_sections_for_the_median_epoch(study, train, tm
 
 def test_with_two_training_patients_the_epoch_comes_from_inner_folds(study, train):
     folds = read_tsv(study.folder / "folds.tsv", dtype=str)
-    folds.loc[(folds["fold"] == "honest-1") & (folds["role"] == "validation"), "role"] = "train"
-    dropped = (folds["fold"] == "honest-1") & (folds["patient"] == "S")
+    folds.loc[(folds["fold"] == "patient_cv-1") & (folds["role"] == "validation"), "role"] = "train"
+    dropped = (folds["fold"] == "patient_cv-1") & (folds["patient"] == "S")
     write_tsv(folds[~dropped], study.folder / "folds.tsv")
-    output, log = train("cmunet", "honest-1")
+    output, log = train("cmunet", "patient_cv-1")
     settings = read_json(output["settings"])
     assert settings["train_patients"] == ["Q", "R"]
     assert settings["epoch_fitted_on"] == settings["train_slides"]
@@ -317,17 +322,17 @@ def test_with_two_training_patients_the_epoch_comes_from_inner_folds(study, trai
 
 
 def test_a_model_of_other_folds_is_not_scored(study, train, predict):
-    output, _ = train("ridge", "honest-1")
+    output, _ = train("ridge", "patient_cv-1")
     settings = read_json(output["settings"])
     settings["train_slides"].append("S0")
     write_json(settings, output["settings"])
     with pytest.raises(InputError, match="trained on its test sections S0"):
-        predict("ridge", "honest-1", output)
+        predict("ridge", "patient_cv-1", output)
 
 
 def test_the_light_head_maps_tumours_of_held_out_patients(study, train, predict):
-    kept = forget(study, "honest-1")
-    output, _ = train("head", "honest-1")
+    kept = forget(study, "patient_cv-1")
+    output, _ = train("head", "patient_cv-1")
     for path, content in kept.items():
         path.write_bytes(content)
     settings = read_json(output["settings"])
@@ -335,7 +340,7 @@ def test_the_light_head_maps_tumours_of_held_out_patients(study, train, predict)
     for what in ("alpha", "threshold", "scaler", "calibration"):
         assert set(settings[f"{what}_fitted_on"]) == set(study.slides) - test
     assert 0.7 < settings["scores"]["tumour"] == settings["validation_score"] <= 1
-    table = predict("head", "honest-1", output)
+    table = predict("head", "patient_cv-1", output)
     assert list(table.var_names) == ["tumour"]
     assert table.uns["threshold"] == settings["threshold"]
     assert auroc(table.X[:, 0], table.layers["truth"][:, 0]) > 0.8
@@ -343,7 +348,7 @@ def test_the_light_head_maps_tumours_of_held_out_patients(study, train, predict)
 
 def test_one_network_learns_both_tasks(study, train, predict):
     """Expression and tumour map from one training; evaluation reads them as two models' would be."""
-    output, _ = train("both", "honest-1")
+    output, _ = train("both", "patient_cv-1")
     settings = read_json(output["settings"])
     assert settings["genes"] == GENES[:N_MAIN]
     assert settings["architecture"]["n_outputs"] == N_MAIN + 1
@@ -356,9 +361,9 @@ def test_one_network_learns_both_tasks(study, train, predict):
         {"expression": best["validation_expression"], "tumour": best["validation_tumour"]}, abs=1e-5
     )
     assert settings["threshold_fitted_on"] == settings["validation_slides"]
-    table = predict("both", "honest-1", output)
+    table = predict("both", "patient_cv-1", output)
     assert list(table.var_names) == [*GENES[:N_MAIN], "tumour"]
-    path = study.folder / "honest-1" / "both.h5ad"
+    path = study.folder / "patient_cv-1" / "both.h5ad"
     sections = read_heldout([path])
     assert {(s.slide, s.task) for s in sections} == {
         (slide, task) for slide in ("S0", "S1") for task in ("expression", "tumour")
@@ -376,7 +381,7 @@ def test_one_network_learns_both_tasks(study, train, predict):
 def test_ridge_does_not_map_tumours(train, monkeypatch):
     monkeypatch.setitem(MODELS, "ridge", MODELS["ridge"] | {"task": "tumour"})
     with pytest.raises(InputError, match="ridge cannot predict tumour; use cmunet, or neighbours"):
-        train("ridge", "honest-1")
+        train("ridge", "patient_cv-1")
 
 
 @pytest.mark.parametrize("model", ["tumour", "head", "both"])
@@ -386,15 +391,15 @@ def test_undetermined_labels_are_a_listed_outcome_and_all_else_goes_on(
     monkeypatch.setitem(MODELS, model, MODELS[model] | {"epochs": 2})
     for path in study.files["labels"][2:]:  # those of the patients that train
         write_tsv(read_tsv(path).assign(label="undetermined"), path)
-    output, log = train(model, "honest-1")
+    output, log = train(model, "patient_cv-1")
     settings = read_json(output["settings"])
     assert "0 spots labelled malignant and 0 non-malignant" in log
     assert settings["threshold"] is None
     assert "tumour" not in settings["scores"]
-    table = predict(model, "honest-1", output)
+    table = predict(model, "patient_cv-1", output)
     assert np.isnan(table[:, "tumour"].X).all()
     assert np.isfinite(table.X[:, :-1]).all()
-    sections = read_heldout([study.folder / f"honest-1/{model}.h5ad"])
+    sections = read_heldout([study.folder / f"patient_cv-1/{model}.h5ad"])
     maps = [section for section in sections if section.task == "tumour"]
     assert all("no tumour map can be learned" in section.absent for section in maps)
     rows = tumour_table(sections, {}, permutations=20, seed=0)
@@ -408,7 +413,7 @@ def test_undetermined_labels_are_a_listed_outcome_and_all_else_goes_on(
 
 
 def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tmp_path):
-    trained = {name: train(name, "all")[0] for name in ("ridge", "head", "wide")}
+    trained = {name: train(name, "all")[0] for name in ("ridge", "head", "extended")}
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
     calibration = {
@@ -416,10 +421,12 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
         "half_width": 0.8, "coverage": 0.9,
     }  # fmt: skip
     write_tsv(pd.DataFrame(calibration), evaluation / "calibration.tsv")
-    card = {"protocol": "honest", "task": "expression", "model": "ridge", "metric": "pearson"}
+    card = {"protocol": "patient_cv", "task": "expression", "model": "ridge", "metric": "pearson"}
     write_tsv(pd.DataFrame([card | {"value": 0.4}]), evaluation / "scorecards.tsv")
-    honest = tmp_path / "honest.json"
-    write_json({"protocol": "honest", "model": "ridge", "scores": {"expression": 0.4}}, honest)
+    patient_cv = tmp_path / "patient_cv.json"
+    write_json(
+        {"protocol": "patient_cv", "model": "ridge", "scores": {"expression": 0.4}}, patient_cv
+    )
     images = [tmp_path / f"{slide}.json" for slide in study.slides]
     for slide, path in zip(study.slides, images, strict=True):
         write_json({"slide": slide, "sha256": f"image of {slide}"}, path)
@@ -430,7 +437,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
         input={
             "calibration": evaluation / "calibration.tsv",
             "scorecards": evaluation / "scorecards.tsv",
-            "fold_settings": [honest],
+            "fold_settings": [patient_cv],
             "weights": [files["weights"] for files in trained.values()],
             "settings": [files["settings"] for files in trained.values()],
             "features": study.files["features"],
@@ -441,7 +448,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
         params={
             "lattice": LATTICE,
             "patients": study.roles(),
-            "deploy": {"expression": "auto", "tumour": "auto", "wide": "wide"},
+            "deploy": {"expression": "auto", "tumour": "auto", "extended": "extended"},
         },
         wildcards={"study": "test"},
     )
@@ -487,8 +494,8 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
     assert told["training_section"] == study.slides[1]
     assert told["image_sha256"] == f"image of {study.slides[1]}"
     far = anndata.read_h5ad(output["expression"])
-    far.obs["distance"], far.obs["distant"], far.obs["tumour"] = 3.0, True, np.nan
-    far.uns["out_of_distribution"], far.uns["median_distance"] = True, 3.0
+    far.obs["ood_score"], far.obs["out_of_distribution"], far.obs["tumour"] = 3.0, True, np.nan
+    far.uns["out_of_distribution"], far.uns["median_ood_score"] = True, 3.0
     far.write_h5ad(tmp_path / "FAR.h5ad")
     listed = {"table": tmp_path / "listed.tsv", "page": tmp_path / "listed.html"}
     listing = {
@@ -508,11 +515,13 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
         table.n_obs,
     )
     assert near["tumour_fraction"] == pytest.approx((table.obs["tumour"] >= 0.6).mean(), rel=1e-4)
-    assert near["median_distance"] == pytest.approx(table.uns["median_distance"], rel=1e-4)
-    assert near["distant_fraction"] == pytest.approx(table.obs["distant"].mean(), rel=1e-4)
+    assert near["median_ood_score"] == pytest.approx(table.uns["median_ood_score"], rel=1e-4)
+    assert near["out_of_distribution_fraction"] == pytest.approx(
+        table.obs["out_of_distribution"].mean(), rel=1e-4
+    )
     assert near["training_section"] == study.slides[1]
     assert (near["out_of_distribution"], away["out_of_distribution"]) == (False, True)
-    assert (away["median_distance"], away["distant_fraction"]) == (3.0, 1.0)
+    assert (away["median_ood_score"], away["out_of_distribution_fraction"]) == (3.0, 1.0)
     assert np.isnan(away["tumour_fraction"])
     page = listed["page"].read_text()
     assert "1 of 2 are unlike the training slides" in page

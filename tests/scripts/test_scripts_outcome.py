@@ -27,7 +27,7 @@ def study(tmp_path_factory):
         x[:, 20:30] -= 0.3 * hazard[i]
         x[:, 30:40] -= 0.3 * response[i]
         obs = pd.DataFrame(
-            {"tumour": np.linspace(0, 1, 40), "distant": False},
+            {"tumour": np.linspace(0, 1, 40), "out_of_distribution": False},
             index=[f"{row}x0" for row in range(40)],
         )
         var = pd.DataFrame({"predictable": True}, index=names)

@@ -116,7 +116,9 @@ def test_a_slide_without_spots_goes_from_image_to_features(tmp_path, prepare, ti
     assert list((tmp_path / "slides/S1").iterdir()) == []
     output, log = tile(slide)
     tiles = pd.read_parquet(output["tiles"])
-    assert {"row", "col", "x_px", "y_px", "tissue", "blur", "fold", "pen", "barcode"} == set(tiles)
+    assert {"row", "col", "x_px", "y_px", "tissue", "blur", "tissue_fold", "pen", "barcode"} == set(
+        tiles
+    )
     quality = read_tsv(output["quality"]).set_index("metric")["value"]
     assert quality["n_fragments"] == 2
     assert quality["n_tiles"] == len(tiles)

@@ -157,7 +157,7 @@ def test_study_of_another_size_is_self_standing(tmp_path):
     assert config["study"] == "load"
     assert config["simulation"]["section_rows"] == 78
     assert config["simulation"]["slide_rows"] == 9
-    assert config["folds"]["hist_grid"] == [80, 64]
+    assert config["folds"]["published_grid"] == [80, 64]
     slides = read_slides(folder / config["slides"], made=lambda file: True)
     assert (slides["counts"] != "").sum() == 20
     assert slides["patient"].nunique() == 132

@@ -149,7 +149,7 @@ def test_a_fold_is_tissue_that_light_goes_through_twice(tmp_path):
     )
     quality = measure_quality(slide, tiles, tile_um=112)
     assert list(quality.index) == list(tiles.index)
-    plain, folded, half, clean, glass = quality["fold"]
+    plain, folded, half, clean, glass = quality["tissue_fold"]
     assert folded == pytest.approx(60 / 112, abs=0.12)
     assert half == pytest.approx(56 / 112, abs=0.08)
     assert max(plain, clean, glass) < 0.03
@@ -159,11 +159,11 @@ def test_quality_and_overview(made):
     slide, mask = made
     tiles = _tiles(made)
     tiles["blur"] = np.where(np.arange(len(tiles)) % 4 == 0, 5.0, 500.0).astype(np.float32)
-    tiles["fold"] = np.where(np.arange(len(tiles)) % 2 == 0, 0.5, 0.1).astype(np.float32)
+    tiles["tissue_fold"] = np.where(np.arange(len(tiles)) % 2 == 0, 0.5, 0.1).astype(np.float32)
     quality = summarise_quality(slide, mask, tiles, lattice=LATTICE)
     values = dict(zip(quality["metric"], quality["value"], strict=True))
     assert values["n_tiles"] == len(tiles)
-    assert values["n_cells"] == len(LATTICE.cover(4000, 3000)[0])
+    assert values["n_positions"] == len(LATTICE.cover(4000, 3000)[0])
     assert values["n_fragments"] == 2
     assert values["tissue_mm2"] == pytest.approx((100 * 100 + 150 * 150) * 64e-6)
     assert values["share_pen"] == pytest.approx(5000 / 37500)

@@ -13,8 +13,8 @@ SETTINGS = {
     "max_genes": 3,
     "markers": True,
     "exclude": ["^RP[SL]", "^MT-"],
-    "wide_min_detected": 0.05,
-    "wide_max_genes": 7,
+    "extended_min_detected": 0.05,
+    "extended_max_genes": 7,
 }
 MARKERS = pd.DataFrame({"lineage": ["t_cell"], "gene": ["CD3D"]})
 
@@ -45,12 +45,12 @@ def test_the_panel_takes_the_median_over_sections_and_leaves_ribosomes_out():
     assert list(panel.loc[panel["main"], "gene"]) == ["B", "C", "D", "CD3D"]
     assert panel.set_index("gene").loc["CD3D", "marker"] == "t_cell"
     assert set(panel["gene"]) == {"A", "B", "C", "D", "CD3D"}
-    assert panel["wide"].all()
+    assert panel["extended"].all()
 
 
 def test_both_panels_are_capped_and_markers_come_on_top():
     values = {"A": 0.9, "B": 0.8, "C": 0.5, "D": 0.4}
-    settings = {**SETTINGS, "max_genes": 2, "wide_max_genes": 4}
+    settings = {**SETTINGS, "max_genes": 2, "extended_max_genes": 4}
     panel = choose_panel({"s": _scores(**values)}, MARKERS, settings)
     assert list(panel["gene"]) == ["A", "B", "CD3D", "D"]
     assert list(panel["main"]) == [True, True, True, False]
@@ -80,17 +80,17 @@ def test_sections_without_a_common_gene_are_refused():
 def test_honest_panels_never_see_the_held_out_section_and_hist_ones_do():
     folds = pd.DataFrame(
         {
-            "protocol": ["honest"] * 3 + ["hist"] * 2,
-            "fold": ["honest-1"] * 3 + ["hist-1"] * 2,
+            "protocol": ["patient_cv"] * 3 + ["published"] * 2,
+            "fold": ["patient_cv-1"] * 3 + ["published-1"] * 2,
             "slide": ["s1", "s2", "s3", "s1", "s2"],
             "patient": ["a", "b", "c", "a", "b"],
             "role": ["train", "validation", "test", "train", "test"],
         }
     )
-    assert panel_slides(folds, "honest-1") == (["s1", "s2"], ["a", "b"])
-    assert panel_slides(folds, "hist-1") == (["s1", "s2"], ["a", "b"])
+    assert panel_slides(folds, "patient_cv-1") == (["s1", "s2"], ["a", "b"])
+    assert panel_slides(folds, "published-1") == (["s1", "s2"], ["a", "b"])
     with pytest.raises(InputError, match="no fold"):
-        panel_slides(folds, "honest-9")
+        panel_slides(folds, "patient_cv-9")
 
 
 def _sections(**genes):
@@ -105,7 +105,7 @@ def _sections(**genes):
 def test_a_section_that_costs_most_of_the_genes_is_named_before_they_are_lost(caplog):
     names = [f"GENE{i}" for i in range(100)]
     tables = _sections(s1=names, s2=names, s3=names[:30], s4=names)
-    panel = choose_panel(tables, MARKERS, {**SETTINGS, "wide_max_genes": 200})
+    panel = choose_panel(tables, MARKERS, {**SETTINGS, "extended_max_genes": 200})
     assert len(panel) == 30
     assert "section s3 has 30 of the 100 genes that most sections have" in caplog.text
     assert "(100 would be shared without it, 30 with it)" in caplog.text
@@ -129,7 +129,7 @@ def test_sections_whose_genes_go_by_other_names_are_refused_with_the_reason():
 def test_patterns_and_markers_that_hit_nothing_are_reported(caplog):
     ids = [f"ENSG{i:011d}" for i in range(100)]
     settings = {**SETTINGS, "exclude": ["^RP[SL]", "^MT-", "^ENSG0+7$"]}
-    settings["wide_max_genes"] = 200
+    settings["extended_max_genes"] = 200
     panel = choose_panel(_sections(s1=ids, s2=ids), MARKERS, settings)
     assert len(panel) == 99
     assert "genes.exclude: the pattern ^RP[SL] finds none of 100 genes" in caplog.text

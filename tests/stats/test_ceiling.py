@@ -37,12 +37,14 @@ def test_a_perfect_predictor_scores_the_ceiling(depth, spread):
     # The truth that no single section shows: the mean of many replicates at full depth.
     truth = np.mean([log_normalised(*draw()) for _ in range(60)], axis=0)
     measured = log_normalised(counts, library)
-    ceiling = noise_ceiling(sparse.csr_matrix(counts), library, thinnings=5, seed=0, n_cells=900)
+    ceiling = noise_ceiling(
+        sparse.csr_matrix(counts), library, thinnings=5, seed=0, n_positions=900
+    )
     oracle = pearson(truth, measured)
     known = np.isfinite(oracle) & np.isfinite(ceiling.in_tissue)
     assert np.mean(ceiling.in_tissue[known]) == pytest.approx(np.mean(oracle[known]), abs=0.035)
     assert np.abs(ceiling.in_tissue - oracle)[known & (oracle > 0.5)].mean() < 0.06
-    whole = padded_pearson(truth, measured, n_cells=900)
+    whole = padded_pearson(truth, measured, n_positions=900)
     assert np.nanmean(ceiling.whole_grid) == pytest.approx(np.nanmean(whole), abs=0.03)
     assert np.nanmean(ceiling.whole_grid) > np.nanmean(ceiling.in_tissue)
 

@@ -68,14 +68,14 @@ def test_padded_pearson_equals_filling_up_with_zeros(matrices):
     grid = np.zeros((200, 7)), np.zeros((200, 7))
     grid[0][:80], grid[1][:80] = predicted, measured
     np.testing.assert_allclose(
-        padded_pearson(predicted, measured, n_cells=200), pearson(*grid), atol=1e-9
+        padded_pearson(predicted, measured, n_positions=200), pearson(*grid), atol=1e-9
     )
     ones = np.ones((80, 7))
     # Constant in the tissue is no constant over the grid: that is the paper's flaw.
-    assert (np.abs(padded_pearson(ones, measured + 3, n_cells=200)) > 0.8).all()
-    assert (padded_pearson(0 * ones, measured, n_cells=200) == 0).all()
+    assert (np.abs(padded_pearson(ones, measured + 3, n_positions=200)) > 0.8).all()
+    assert (padded_pearson(0 * ones, measured, n_positions=200) == 0).all()
     with pytest.raises(ValueError, match="cannot hold"):
-        padded_pearson(predicted, measured, n_cells=79)
+        padded_pearson(predicted, measured, n_positions=79)
 
 
 def test_scores_of_one_class_or_of_nothing_are_nan_and_unknown_cells_are_left_out():

@@ -46,7 +46,7 @@ def test_the_defaults_and_the_shipped_studies_pass(path):
         ),
         ({"models": {"mean": {"kind": "ensemble", "task": "both", "members": ["ridge", "cmunet"]}}},
          "models.mean: kind ensemble cannot learn task both"),
-        ({"models": {"ridge": {"members": ["cmunet", "wide"]}}},
+        ({"models": {"ridge": {"members": ["cmunet", "extended"]}}},
          "models.ridge.members: only kind ensemble has members"),
         ({"models": {"mean": {"kind": "ensemble", "members": ["ridge"]}}}, "at least two models"),
         ({"models": {"cmunet": {"kernel": 4}}}, "models.cmunet.kernel is 4: it must be odd"),
@@ -54,9 +54,9 @@ def test_the_defaults_and_the_shipped_studies_pass(path):
         ({"models": {"ridge": {"encoder_sets": [["lite0"], ["uni"]]}}},
          "models.ridge.encoder_sets names uni; `encoders` gives descriptors, lite0"),
         ({"deploy": {"expression": "forest"}}, "deploy.expression names 'forest'; the models are"),
-        ({"deploy": {"wide": "tumour"}}, "deploy.wide names tumour, whose task is tumour"),
+        ({"deploy": {"extended": "tumour"}}, "deploy.extended names tumour, whose task is tumour"),
         ({"deploy": {"tumour": "ridge"}}, "name a model of task tumour or both"),
-        ({"models": {name: {"panel": "wide"} for name in ("cmunet", "ridge")}},
+        ({"models": {name: {"panel": "extended"} for name in ("cmunet", "ridge")}},
          "none predicts the main panel; set panel to main"),
     ],
 )  # fmt: skip
@@ -67,7 +67,7 @@ def test_what_cannot_be_trained_is_refused_with_the_setting_and_the_remedy(given
 
 def test_all_mistakes_of_the_models_stand_in_one_message():
     with pytest.raises(InputError) as caught:
-        check(models={"ridge": {"task": "both"}, "cmunet": {"kernel": 8}}, deploy={"wide": "x"})
+        check(models={"ridge": {"task": "both"}, "cmunet": {"kernel": 8}}, deploy={"extended": "x"})
     assert len(str(caught.value).splitlines()) == 4
 
 
@@ -84,10 +84,10 @@ def test_wider_views_and_snapshots_may_be_chosen_and_no_model_may_be_deployed():
     "deploy",
     [
         {"expression": ""},
-        {"expression": "wide"},
-        {"tumour": "wide"},
-        {"wide": "auto"},
-        {"wide": "ridge"},
+        {"expression": "extended"},
+        {"tumour": "extended"},
+        {"extended": "auto"},
+        {"extended": "ridge"},
     ],
 )
 def test_deployments_that_would_leave_a_folder_without_its_model_are_refused(deploy):
@@ -125,8 +125,8 @@ def test_the_table_of_tasks_is_what_the_jobs_really_learn(kind, task):
 
     def fit():
         return fit_model(
-            {"train": tiny_sections(task)}, name="m", settings=given, protocol="honest",
-            fold="honest-1", genes=["G1", "G2"], seed=1, hist_grid=(16, 16), test={},
+            {"train": tiny_sections(task)}, name="m", settings=given, protocol="patient_cv",
+            fold="patient_cv-1", genes=["G1", "G2"], seed=1, published_grid=(16, 16), test={},
         )  # fmt: skip
 
     if task in TASKS_OF[kind]:
@@ -148,7 +148,7 @@ def study_models(**changes):
     models = {
         "net": shared | {"kind": "cmunet"},
         "ridge": shared | {"kind": "ridge"},
-        "wide": shared | {"kind": "ridge", "panel": "wide"},
+        "extended": shared | {"kind": "ridge", "panel": "extended"},
         "tumour": shared | {"kind": "cmunet", "task": "tumour"},
         "mean": shared | {"kind": "ensemble", "members": ["net", "ridge"]},
     }
@@ -164,7 +164,7 @@ def test_a_sound_ensemble_passes_and_others_are_named():
         ({"members": ["net", "forest"]}, "names 'forest'; there are net, ridge"),
         ({"members": ["net", "mean"]}, "names 'mean'"),
         ({"members": ["net", "tumour"]}, "expression models"),
-        ({"members": ["net", "wide"]}, "its member wide is wide"),
+        ({"members": ["net", "extended"]}, "its member extended is extended"),
     ):
         with pytest.raises(InputError, match=f"models.mean.*{message}"):
             check_members(study_models(**changes))

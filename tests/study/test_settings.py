@@ -40,7 +40,7 @@ def test_defaults_are_complete_and_valid_themselves():
     settings = complete_settings(MINIMAL, SCHEMA)
     assert settings["tissue"]["min_tissue"] == 0.4
     assert settings["models"]["tumour"]["task"] == "tumour"
-    assert settings["models"]["wide"]["panel"] == "wide"
+    assert settings["models"]["extended"]["panel"] == "extended"
     assert settings["models"]["cmunet"]["kind"] == "cmunet"
     assert json.loads(json.dumps(settings)) == settings
     assert complete_settings(settings, SCHEMA) == settings
@@ -176,7 +176,7 @@ def with_value(path, value):
 
 def test_all_numbers_of_the_configuration_are_found():
     assert len(NUMBERS) > 100
-    assert {path[-1] for path in NUMBERS} >= {"seed", "depth", "lr", 0, "honest", "pitch_um"}
+    assert {path[-1] for path in NUMBERS} >= {"seed", "depth", "lr", 0, "patient_cv", "pitch_um"}
 
 
 @pytest.mark.parametrize("path", NUMBERS, ids=lambda path: ".".join(map(str, path)))

@@ -8,11 +8,11 @@ CONFIG = {
     "study": "s",
     "model": None,
     "references": {"gene_positions": "p.tsv", "gene_sets": {"h": "h.gmt"}},
-    "models": {"wide": {"kind": "ridge"}},
-    "deploy": {"wide": "wide"},
+    "models": {"extended": {"kind": "ridge"}},
+    "deploy": {"extended": "extended"},
     "survival": {"folds": 5},
     "response": {"folds": 5},
-    "folds": {"honest": "patient", "hist": "section"},
+    "folds": {"patient_cv": "patient", "published": "section"},
 }
 
 
@@ -261,7 +261,7 @@ def test_a_named_subtype_is_a_contrast_of_its_own():
 
 
 def test_fewer_folds_than_asked_for_are_told():
-    config = {**CONFIG, "folds": {"honest": 5, "hist": 2}}
+    config = {**CONFIG, "folds": {"patient_cv": 5, "published": 2}}
     told = plan_stages(config, _slides(*TRAINING), None).left_out()
-    asked = "left out: folds.honest is 5, but there are 2 patients to hold out: 2 folds"
+    asked = "left out: folds.patient_cv is 5, but there are 2 patients to hold out: 2 folds"
     assert [line for line in told if "folds" in line] == [asked]

@@ -14,14 +14,14 @@ SETTINGS = {
     "seed": 1,
     "model": None,
     "on_bad_slide": "stop",
-    "folds": {"honest": "patient", "hist": "section"},
+    "folds": {"patient_cv": "patient", "published": "section"},
     "models": {
         "cmunet": {"kind": "cmunet", "panel": "main", "members": []},
         "ridge": {"kind": "ridge", "panel": "main", "members": []},
         "both": {"kind": "ensemble", "panel": "main", "members": ["cmunet", "ridge"]},
-        "wide": {"kind": "ridge", "panel": "wide", "members": []},
+        "extended": {"kind": "ridge", "panel": "extended", "members": []},
     },
-    "deploy": {"wide": "wide"},
+    "deploy": {"extended": "extended"},
     "encoders": [{"name": "descriptors"}],
     "references": {"gene_positions": "genes.gtf", "gene_sets": {"sets": "sets.gmt"}},
     "measured": {"bulk": {"scale": "log2"}},
@@ -31,7 +31,7 @@ SETTINGS = {
     },
     "survival": {"folds": 5, "covariates": [], "penalties": [1.0], "gene_scale": "unit"},
     "response": {"folds": 5, "covariates": [], "penalties": [1.0]},
-    "maps": {"outcomes": ["survival"], "hist": False, "noise_draws": 3, "epochs": 1},
+    "maps": {"outcomes": ["survival"], "published": False, "noise_draws": 3, "epochs": 1},
     "enrichment": {
         **{"min_size": 5, "max_size": 50, "permutations": 10, "patient_permutations": 10},
         "subtype": "S1",
@@ -149,33 +149,38 @@ def test_copy_number_is_of_spots_or_of_predictions_with_their_agreement():
 def test_folds_and_who_is_predicted_in_them():
     given = study()
     assert given.folds == [
-        "honest-1",
-        "honest-2",
-        "honest-3",
-        *(f"hist-{i}" for i in range(1, 5)),
+        "patient_cv-1",
+        "patient_cv-2",
+        "patient_cv-3",
+        *(f"published-{i}" for i in range(1, 5)),
         "all",
     ]
     held_out = given.held_out()
-    assert ("honest-1", "both") in held_out
-    assert ("hist-1", "cmunet") in held_out
-    assert not {("hist-1", "ridge"), ("honest-1", "wide")} & set(held_out)
-    assert given.wide_held_out() == [(f"honest-{i}", "wide") for i in (1, 2, 3)]
-    assert given.wide_files("settings.json")[0] == "results/models/s/honest-1/wide/settings.json"
-    assert given.audited_settings() == given.held_out_settings() + given.wide_files("settings.json")
+    assert ("patient_cv-1", "both") in held_out
+    assert ("published-1", "cmunet") in held_out
+    assert not {("published-1", "ridge"), ("patient_cv-1", "extended")} & set(held_out)
+    assert given.extended_held_out() == [(f"patient_cv-{i}", "extended") for i in (1, 2, 3)]
+    assert (
+        given.extended_files("settings.json")[0]
+        == "results/models/s/patient_cv-1/extended/settings.json"
+    )
+    assert given.audited_settings() == given.held_out_settings() + given.extended_files(
+        "settings.json"
+    )
     assert len(given.held_out_predictions()) == len(held_out)
     assert given.fold_files("{study}/{fold}")[-1] == "s/all"
     unplaced = study(files=References(), references={"gene_positions": None, "gene_sets": {}})
-    assert unplaced.wide_held_out() == []
+    assert unplaced.extended_held_out() == []
 
 
 def test_what_a_model_is_trained_from_beyond_the_sections():
     given = study()
-    assert given.training_files("ridge", "honest-1") == {}
-    assert given.training_files("both", "honest-1")["members"] == [
-        f"results/models/s/honest-1/{name}/weights.safetensors" for name in ("cmunet", "ridge")
+    assert given.training_files("ridge", "patient_cv-1") == {}
+    assert given.training_files("both", "patient_cv-1")["members"] == [
+        f"results/models/s/patient_cv-1/{name}/weights.safetensors" for name in ("cmunet", "ridge")
     ]
     assert given.training_files("ridge", "all")["fold_settings"] == [
-        f"results/models/s/honest-{i}/ridge/settings.json" for i in (1, 2, 3)
+        f"results/models/s/patient_cv-{i}/ridge/settings.json" for i in (1, 2, 3)
     ]
 
 
@@ -235,10 +240,13 @@ def test_a_job_is_given_the_settings_that_it_reads_and_no_others():
     given = study()
     assert set(given.enrichment_settings("tumour")) == {"min_size", "max_size", "permutations"}
     assert "subtype" in given.enrichment_settings("subtype")
-    assert given.map_settings("survival") == {"hist": False, "epochs": 1}
+    assert given.map_settings("survival") == {"published": False, "epochs": 1}
     assert given.map_settings("response") == {"epochs": 1}
     assert set(given.outcome_settings("response")) == {"folds", "covariates", "penalties"}
-    assert given.map_scores("hospital", "survival")[1] == "results/maps/hospital/survival.hist.tsv"
+    assert (
+        given.map_scores("hospital", "survival")[1]
+        == "results/maps/hospital/survival.published.tsv"
+    )
     assert given.map_scores("hospital", "response") == []
 
 
@@ -273,7 +281,11 @@ def test_what_follows_is_asked_of_the_usable_slides_only():
     usable = whole.without({"C1", "S0"})
     assert usable.sections == ["A1", "A2", "B1"]
     assert "S0" not in usable.slide_patients()
-    assert usable.folds == [*("honest-1", "honest-2"), *(f"hist-{i}" for i in (1, 2, 3)), "all"]
+    assert usable.folds == [
+        *("patient_cv-1", "patient_cv-2"),
+        *(f"published-{i}" for i in (1, 2, 3)),
+        "all",
+    ]
     assert "results/expression/S0.h5ad" not in usable.targets()
     assert usable.targets()[-1] == "results/failed_slides.tsv"
     assert "results/failed_slides.tsv" not in study().targets()

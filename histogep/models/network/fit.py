@@ -34,7 +34,7 @@ def fit_network(
     record: dict[str, Any],
     settings: Mapping[str, Any],
     lattice: Lattice,
-    honest: Sequence[Mapping[str, Any]],
+    patient_cv: Sequence[Mapping[str, Any]],
     state: tuple[str | Path, Any] | None,
     device: str,
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame, list[float]]:
@@ -50,8 +50,8 @@ def fit_network(
         Of the model.
     lattice
         Lattice of the sections.
-    honest
-        For the fold `all`: the settings of this model in the honest folds, which fix its epoch.
+    patient_cv
+        For the fold `all`: the settings of this model in the patient_cv folds, which fix its epoch.
     state
         Folder of the checkpoints and the digest of code and settings, or None.
     device
@@ -65,7 +65,7 @@ def fit_network(
     options = training_settings(settings)
     # What "auto" was on this device is part of what was trained.
     options = replace(options, precision=precision_on(options.precision, device))
-    paper = record["protocol"] == "hist"
+    paper = record["protocol"] == "published"
     if record["task"] == "tumour":
         train, validation = _labelled(train), _labelled(validation)
     common = {
@@ -81,12 +81,12 @@ def fit_network(
     maps: list[tuple[np.ndarray, np.ndarray]] = []
     threshold = None
     if record["protocol"] == "all":
-        epochs = [int(other["best_epoch"]) for other in honest if other["best_epoch"]]
+        epochs = [int(other["best_epoch"]) for other in patient_cv if other["best_epoch"]]
         if epochs:
             stop_after = int(np.median(epochs))
-            scores = _mean_scores([other["scores"] for other in honest if other.get("scores")])
+            scores = _mean_scores([other["scores"] for other in patient_cv if other.get("scores")])
             fitted_on = [section.slide for section in train]
-        found = [other.get("threshold") for other in honest]
+        found = [other.get("threshold") for other in patient_cv]
         found = [value for value in found if value is not None]
         threshold = float(np.median(found)) if found else None
     elif not paper and not validation and 1 < len(patients) < MIN_TRAINING_PATIENTS:
@@ -151,7 +151,7 @@ def _train(
 
     `state` is the folder of the checkpoints and the digest of what all trainings of the job share.
     """
-    paper = record["protocol"] == "hist"
+    paper = record["protocol"] == "published"
     preparation = Preparation.fit(
         [section.tiles for section in train],
         blocks=train[0].blocks,
@@ -176,7 +176,7 @@ def _train(
         lattice=lattice,
         settings=options,
         seed=record["seed"],
-        whole_grid=record["hist_grid"] if paper else None,
+        whole_grid=record["published_grid"] if paper else None,
         stop_after=stop_after,
         checkpoint=_checkpoint(state, train, validation, stop_after),
         device=device,

@@ -174,7 +174,7 @@ class NetworkModel:
             target_mean=arrays["target.mean"],
             target_sd=arrays["target.sd"],
             task=settings["task"],
-            raw=settings["protocol"] == "hist",
+            raw=settings["protocol"] == "published",
             absent_tumour=bool(settings.get("absent_tumour")),
         )
 
@@ -182,7 +182,7 @@ class NetworkModel:
 def network_features(
     preparation: Preparation, tiles: Tiles, *, moments: SlideMoments | None = None
 ) -> np.ndarray:
-    """Return what an honest network reads, (n, c) float32: both views, each column at unit scale.
+    """Return what an patient_cv network reads, (n, c) float32: both views, each column at unit scale.
 
     `moments` as for `Preparation.transform`.
     """

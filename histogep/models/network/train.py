@@ -3,9 +3,9 @@
 `histogep.models.network.data` makes the batches, `histogep.models.network.losses` their loss, `histogep.models.network.epochs` scores
 the epochs and keeps the best, `histogep.models.network.checkpoints` keeps the state of training that is stopped.
 
-All sections stay on the device for the whole training. `honest`: only in-tissue spots count,
+All sections stay on the device for the whole training. `patient_cv`: only in-tissue spots count,
 targets are scaled by the training sections, and the epoch is chosen on validation patients.
-`hist`, the paper's protocol: the whole grid counts, empty background included, and the number of
+`published`, the paper's protocol: the whole grid counts, empty background included, and the number of
 epochs is fixed; the paper picks the best epoch on the section it tests, which is not repeated.
 """
 

@@ -1,4 +1,4 @@
-"""The map network in nested patient folds, and under the paper's protocol (torch).
+"""The spatial-map model in nested patient folds, and under the paper's protocol (torch).
 
 Honest: programmes, covariates and epoch come from the training patients of a fold. A network is
 trained on every inner fold; the epoch is that of the best held-out likelihood of all inner folds
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from histogep.outcome.known_outcomes import known_covariates
 from histogep.outcome.maps.network import EfronLoss, FileOrderLoss, LogisticLoss, MapNet
-from histogep.outcome.maps.scores import CLINICAL_MAPS, HIST, MAPS, MapScores
+from histogep.outcome.maps.scores import CLINICAL_MAPS, MAPS, PUBLISHED, MapScores
 from histogep.outcome.maps.slide_maps import Programmes, SlideMap, canvases
 from histogep.outcome.nested_cv import choose_and_fit, fill_and_scale, stratified
 from histogep.outcome.response import response_folds
@@ -339,7 +339,7 @@ def _standard(risk: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return (risk - risk[rows].mean()) / spread if spread > 1e-9 else np.zeros_like(risk)
 
 
-def hist_scores(
+def published_scores(
     cohort: Cohort,
     outcome: Outcome,
     *,
@@ -375,7 +375,7 @@ def hist_scores(
         drawn[-1] = 0
         draws.append(torch.as_tensor(drawn, device=cohort.device))
     names = [MAPS, CLINICAL_MAPS] if clinical.shape[1] else [MAPS]
-    scores = {HIST + name: np.zeros((1, len(draws), cohort.n)) for name in names}
+    scores = {PUBLISHED + name: np.zeros((1, len(draws), cohort.n)) for name in names}
     fold_of = np.zeros((1, cohort.n), int)
     for number, (train, test) in enumerate(stratified(outcome.event, folds, seed), start=1):
         fold_of[0, test] = number
@@ -391,7 +391,7 @@ def hist_scores(
                 once = np.ones((1, len(test)))
                 values = bootstrap_concordance(looks[1:, test], judged, once)[:, 0]
                 best = 1 + int(np.argmax(np.nan_to_num(values, nan=-1.0)))
-                scores[HIST + name][0, draw, test] = looks[best, test]
+                scores[PUBLISHED + name][0, draw, test] = looks[best, test]
     return MapScores(
         scores={name: values[:, 0] for name, values in scores.items()},
         shuffled={name: values[:, 1:] for name, values in scores.items()},
@@ -409,7 +409,7 @@ def score_cohort(
     seed: int,
     device: str = "cpu",
 ) -> tuple[MapScores, MapScores]:
-    """Return the scores of a cohort under the honest and, where asked for, the paper's protocol.
+    """Return the scores of a cohort under the patient_cv and, where asked for, the paper's protocol.
 
     Parameters
     ----------
@@ -437,7 +437,9 @@ def score_cohort(
         folds = response_folds(known.event, folds)
     log.info("%d slides of %d patients", len(cohort.maps), cohort.n)
     options = {"clinical": clinical, "folds": folds, "settings": settings, "seed": seed}
-    honest = nested_map_scores(cohort, known, penalties=outcome_settings["penalties"], **options)
-    if outcome == "survival" and settings["hist"]:
-        return honest, hist_scores(cohort, known, **options)
-    return honest, MapScores({}, {}, honest.fold)
+    patient_cv = nested_map_scores(
+        cohort, known, penalties=outcome_settings["penalties"], **options
+    )
+    if outcome == "survival" and settings["published"]:
+        return patient_cv, published_scores(cohort, known, **options)
+    return patient_cv, MapScores({}, {}, patient_cv.fold)

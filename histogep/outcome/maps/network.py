@@ -170,7 +170,7 @@ class FileOrderLoss:
     """The Cox loss of the paper's release: the risk set is the order in the file, never time.
 
     Censored patients come first and events last, an event's risk set is what stands above it, and
-    the risks are divided by their Euclidean norm. Kept for the `hist` card only.
+    the risks are divided by their Euclidean norm. Kept for the `published` card only.
     """
 
     def __init__(self, event: np.ndarray, *, device: str = "cpu"):

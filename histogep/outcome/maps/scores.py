@@ -1,4 +1,4 @@
-"""Out-of-fold scores of the map network as a table, and their rows beside the other models'.
+"""Out-of-fold scores of the spatial-map model as a table, and their rows beside the other models'.
 
 This module needs no torch: the network is trained in a job of its own, and its scores are evaluated
 like those of the other models, on the same patients and the same bootstrap draws.
@@ -19,7 +19,7 @@ from histogep.stats.discrimination import bootstrap_concordance, interval, permu
 
 MAPS, CLINICAL_MAPS = "maps", "clinical+maps"
 #: Prefix of the models of the paper's protocol.
-HIST = "hist "
+PUBLISHED = "published "
 _COLUMNS = ["model", "repeat", "draw", "patient", "fold", "score"]
 
 
@@ -143,16 +143,16 @@ def map_concordance(
         )
 
     for name, observed in maps.scores.items():
-        hist = name.startswith(HIST)
-        judge = _by_fold if hist else bootstrap_concordance
+        published = name.startswith(PUBLISHED)
+        judge = _by_fold if published else bootstrap_concordance
         values, nulls = [], []
         for repeat, scores in enumerate(observed):
-            extra = {"fold": maps.fold[repeat]} if hist else {}
+            extra = {"fold": maps.fold[repeat]} if published else {}
             values.append(judge(scores[None], pairs, weights, **extra)[0])
             nulls.append(judge(maps.shuffled[name][repeat], pairs, weights[:1], **extra)[:, 0])
         value, null = np.mean(values, axis=0), np.mean(nulls, axis=0)
-        row(name, value, null, "hist" if hist else "honest", len(observed))
-        label = name.replace("maps", "noise" if hist else "shuffled maps")
+        row(name, value, null, "published" if published else "patient_cv", len(observed))
+        label = name.replace("maps", "noise" if published else "shuffled maps")
         if len(null):
             low, high = interval(null)
             rows.append(
@@ -177,7 +177,7 @@ def map_concordance(
             beside = clinical[:shared].mean(axis=0)
             gain = np.mean(values[:shared], axis=0) - beside
             null = np.mean(nulls[:shared], axis=0) - beside[0]
-            row(f"{name} - clinical", gain, null, "honest", shared)
+            row(f"{name} - clinical", gain, null, "patient_cv", shared)
     return rows
 
 

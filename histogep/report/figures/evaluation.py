@@ -27,16 +27,16 @@ from histogep.stats.scores import pearson
 
 _MOST_SECTIONS = 6
 _TITLES = {
-    "honest": "honest: tissue only, new patients",
-    "hist": "hist: whole grid, new sections",
+    "patient_cv": "patient_cv: tissue only, new patients",
+    "published": "published: whole grid, new sections",
 }
 
 
 def plot_genes(evaluation: Evaluation) -> Figure:
     """Draw the held-out correlation of every gene beside its null and its ceiling, per card.
 
-    Violins over genes of every model, of the noise ceiling and of the null: under hist the outline's
-    score, under honest the 95 % bound of unrelated maps. The lines are medians.
+    Violins over genes of every model, of the noise ceiling and of the null: under published the outline's
+    score, under patient_cv the 95 % bound of unrelated maps. The lines are medians.
     """
     table = evaluation.genes
     protocols = [p for p in _TITLES if len(table) and (table["protocol"] == p).any()]
@@ -54,8 +54,8 @@ def plot_genes(evaluation: Evaluation) -> Figure:
             (model, part.loc[part["model"] == model, "pearson"], CATEGORY_COLOURS[i % 8])
             for i, model in enumerate(order)
         ]
-        name = "null,\n95 %\nbound" if protocol == "honest" else "null:\ntissue\noutline"
-        null = "null_upper" if protocol == "honest" else "null"
+        name = "null,\n95 %\nbound" if protocol == "patient_cv" else "null:\ntissue\noutline"
+        null = "null_upper" if protocol == "patient_cv" else "null"
         groups.append((name, reference[null], NULL_COLOUR))
         for place, (_, values, colour) in enumerate(groups):
             _violin(ax, place, values.dropna().to_numpy(), colour)
@@ -63,7 +63,7 @@ def plot_genes(evaluation: Evaluation) -> Figure:
         for label, _, _ in groups:
             flags = part.loc[part["model"] == label, "predictable"]
             told = f"{label}\n{int(flags.sum())} of {len(flags)}\npredictable"
-            labels.append(told if len(flags) and protocol == "honest" else label)
+            labels.append(told if len(flags) and protocol == "patient_cv" else label)
         ax.set_xticks(range(len(groups)), labels, fontsize=7 if len(groups) < 6 else 5.5)
         ax.axhline(0, color="#BBBBBB", lw=0.7, zorder=0)
         ax.set_title(_TITLES[protocol], fontsize=8)
@@ -81,15 +81,15 @@ def plot_maps(
     """
     fig = figure(width_mm=180, height_mm=115)
     genes = evaluation.genes
-    held_out = [s for s in sections if s.protocol == "honest" and s.model == evaluation.best]
+    held_out = [s for s in sections if s.protocol == "patient_cv" and s.model == evaluation.best]
     if evaluation.best is None or not held_out:
         return _say(fig, "No expression model was evaluated on held-out patients.")
     table = evaluation.sections
-    table = table[(table["protocol"] == "honest") & (table["model"] == evaluation.best)]
+    table = table[(table["protocol"] == "patient_cv") & (table["model"] == evaluation.best)]
     ranked_sections = table.sort_values(["pearson", "slide"])["slide"].tolist()
     slide = ranked_sections[len(ranked_sections) // 2]
     section = next(s for s in held_out if s.slide == slide).tissue
-    scores = genes[(genes["protocol"] == "honest") & (genes["model"] == evaluation.best)]
+    scores = genes[(genes["protocol"] == "patient_cv") & (genes["model"] == evaluation.best)]
     scores = scores[scores["gene"].isin(section.genes)].dropna(subset="pearson")
     ranked = scores.sort_values(["pearson", "gene"], ascending=[False, True])
     if ranked.empty:
@@ -125,17 +125,17 @@ def plot_tumour(
     sections: Sequence[HeldOut], measured: Mapping[str, Measured], tumour: pd.DataFrame
 ) -> Figure:
     """Draw labels and predicted tumour probability of held-out sections, and their ROC curves."""
-    maps = [s.tissue for s in sections if s.task == "tumour" and s.protocol == "honest"]
+    maps = [s.tissue for s in sections if s.task == "tumour" and s.protocol == "patient_cv"]
     absent = sorted({s.absent for s in maps if s.absent})
     maps = [s for s in maps if not s.absent]
     if not maps:
         told = "\n".join(absent) or "No tumour model was evaluated."
         return _say(figure(width_mm=180, height_mm=60), told)
-    honest = tumour[tumour["protocol"] == "honest"]
-    means = honest.groupby("model")["auroc"].mean().reindex(sorted({s.model for s in maps}))
+    patient_cv = tumour[tumour["protocol"] == "patient_cv"]
+    means = patient_cv.groupby("model")["auroc"].mean().reindex(sorted({s.model for s in maps}))
     model = means.index[means.fillna(-1).argmax()]
     maps = sorted((s for s in maps if s.model == model), key=lambda section: section.slide)
-    rows = honest[honest["model"] == model]
+    rows = patient_cv[patient_cv["model"] == model]
     area = rows.set_index("slide")["auroc"]
     shown = maps[:_MOST_SECTIONS]
     fig = figure(width_mm=max(110, 33 * len(shown) + 62), height_mm=82)

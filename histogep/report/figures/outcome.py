@@ -128,8 +128,8 @@ def forest(concordance: pd.DataFrame, cox: pd.DataFrame) -> Figure:
     y = np.arange(len(models))
     is_null = models["model"].str.contains("shuffled|noise").to_numpy()
     for at, row, null in zip(y, models.itertuples(), is_null, strict=True):
-        hist = getattr(row, "protocol", "honest") == "hist"
-        colour = NULL_COLOUR if null else CATEGORY_COLOURS[1 if hist else 0]
+        published = getattr(row, "protocol", "patient_cv") == "published"
+        colour = NULL_COLOUR if null else CATEGORY_COLOURS[1 if published else 0]
         left.plot([row.ci_low, row.ci_high], [at, at], color=colour, lw=1.5)
         left.plot(row.c_index, at, "o", color=colour, ms=4)
         if not null:

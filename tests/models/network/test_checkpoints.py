@@ -74,11 +74,13 @@ class Job:
     """One train_model job in processes of its own."""
 
     def __init__(self, study, folder, *, settings=SETTINGS, validation=1):
-        folds = {"honest": "patient", "hist": "section", "validation": validation}
+        folds = {"patient_cv": "patient", "published": "section", "validation": validation}
         table = split_folds(study.slides, study.patients, settings=folds, seed=1)
         folder.mkdir(exist_ok=True)
         write_tsv(table, folder / "folds.tsv")
-        write_tsv(pd.DataFrame({"gene": GENES, "main": True, "wide": True}), folder / "panel.tsv")
+        write_tsv(
+            pd.DataFrame({"gene": GENES, "main": True, "extended": True}), folder / "panel.tsv"
+        )
         self.folder, self.out = folder, folder / "model"
         self.out.mkdir(exist_ok=True)
         suffixes = {"weights": "safetensors", "settings": "json", "history": "tsv"}
@@ -89,10 +91,10 @@ class Job:
             "input": files | tables,
             "output": self.output,
             "params": {
-                "code": "0", "models": {"cmunet": settings}, "lattice": LATTICE, "hist_grid": [32, 32],
+                "code": "0", "models": {"cmunet": settings}, "lattice": LATTICE, "published_grid": [32, 32],
                 "seed": 3,
             },
-            "wildcards": {"model": "cmunet", "fold": "honest-1"},
+            "wildcards": {"model": "cmunet", "fold": "patient_cv-1"},
             "log": str(folder / "job.log"),
         }  # fmt: skip
 

@@ -29,7 +29,7 @@ from histogep.report.figures.outcome import forest, roc
 SETTINGS = {
     "components": 2, "channels": [6], "blocks": 1, "kernel": 3, "epochs": 24, "lr": 0.02,
     "weight_decay": 0.01, "inner_folds": 2, "repeats": 1, "shuffles": 3, "side": 64,
-    "hist": False, "noise_draws": 3,
+    "published": False, "noise_draws": 3,
 }  # fmt: skip
 OUTCOME = {"folds": 3, "penalties": [0.1, 1.0], "covariates": ["age"]}
 SIDE = 6
@@ -78,11 +78,11 @@ def planted(n=42, seed=0):
 def scored():
     table, maps = planted()
     options = {"settings": SETTINGS, "outcome_settings": OUTCOME, "seed": 1}
-    survival, hist = score_cohort(
-        table, maps, outcome="survival", **{**options, "settings": {**SETTINGS, "hist": True}}
+    survival, published = score_cohort(
+        table, maps, outcome="survival", **{**options, "settings": {**SETTINGS, "published": True}}
     )
     response, none = score_cohort(table, maps, outcome="response", **options)
-    return table, survival, hist, response, none
+    return table, survival, published, response, none
 
 
 def test_the_loss_is_lifelines_partial_log_likelihood():
@@ -173,9 +173,9 @@ def written(table, *scores, folder):
 
 
 def test_a_spatial_signal_is_found_that_patient_means_cannot_see(scored, tmp_path):
-    table, survival, hist, _, _ = scored
+    table, survival, published, _, _ = scored
     settings = {"repeats": 1, "shuffles": 10, "bootstraps": 200, "refits": 5, **OUTCOME}
-    paths = written(table, survival, hist, folder=tmp_path)
+    paths = written(table, survival, published, folder=tmp_path)
     result = fit_survival(table, settings=settings, seed=1, maps=paths)
     rows = result.concordance.set_index("model")
     assert rows.loc["maps", "c_index"] > 0.65
@@ -199,8 +199,8 @@ def test_a_spatial_signal_is_found_that_patient_means_cannot_see(scored, tmp_pat
 
 def test_the_gain_of_the_maps_is_that_in_the_folds_which_both_models_have(scored, tmp_path):
     """The network of one repeat beside a clinical model of three: the first one's folds count."""
-    table, survival, hist, _, _ = scored
-    paths = written(table, survival, hist, folder=tmp_path)
+    table, survival, published, _, _ = scored
+    paths = written(table, survival, published, folder=tmp_path)
     settings = {"shuffles": 3, "bootstraps": 200, "refits": 5, **OUTCOME}
     rows = [
         fit_survival(
@@ -218,25 +218,27 @@ def test_the_gain_of_the_maps_is_that_in_the_folds_which_both_models_have(scored
 
 
 def test_the_paper_s_protocol_stands_beside_noise_through_it(scored, tmp_path):
-    table, survival, hist, _, none = scored
+    table, survival, published, _, none = scored
     assert none.scores == {}  # a response has no such card
-    paths = written(table, survival, hist, folder=tmp_path)
+    paths = written(table, survival, published, folder=tmp_path)
     settings = {"repeats": 1, "shuffles": 10, "bootstraps": 200, "refits": 5, **OUTCOME}
     table_of = fit_survival(table, settings=settings, seed=1, maps=paths).concordance
     rows = table_of.set_index("model")
-    assert set(rows.index[rows["protocol"] == "hist"]) == {
-        "hist maps", "hist noise", "hist clinical+maps", "hist clinical+noise",
+    assert set(rows.index[rows["protocol"] == "published"]) == {
+        "published maps", "published noise", "published clinical+maps", "published clinical+noise",
     }  # fmt: skip
     # Picking the epoch on the test fold lifts what is there, and noise above one half.
-    assert rows.loc["hist maps", "c_index"] > rows.loc["maps", "c_index"]
-    assert rows.loc["hist noise", "c_index"] > 0.5
-    assert rows.loc["hist maps", "null"] == pytest.approx(rows.loc["hist noise", "c_index"])
-    fold, risk = hist.fold[0], hist.scores["hist maps"][0]
+    assert rows.loc["published maps", "c_index"] > rows.loc["maps", "c_index"]
+    assert rows.loc["published noise", "c_index"] > 0.5
+    assert rows.loc["published maps", "null"] == pytest.approx(
+        rows.loc["published noise", "c_index"]
+    )
+    fold, risk = published.fold[0], published.scores["published maps"][0]
     by_fold = [
         concordance_index(table["time"][fold == f], -risk[fold == f], table["event"][fold == f])
         for f in np.unique(fold)
     ]
-    assert rows.loc["hist maps", "c_index"] == pytest.approx(np.mean(by_fold))
+    assert rows.loc["published maps", "c_index"] == pytest.approx(np.mean(by_fold))
 
 
 def test_the_network_classifies_responders_too(scored, tmp_path):
@@ -349,7 +351,12 @@ def slides(tmp_path):
     paths = []
     for item in maps:
         obs = pd.DataFrame(
-            {"row": item.row, "col": item.col, "tumour": item.values[:, -1], "distant": False},
+            {
+                "row": item.row,
+                "col": item.col,
+                "tumour": item.values[:, -1],
+                "out_of_distribution": False,
+            },
             index=[f"{r}x{c}" for r, c in zip(item.row, item.col, strict=True)],
         )
         genes = [f"G{i}" for i in range(item.values.shape[1] - 1)]
@@ -388,12 +395,12 @@ def test_from_predicted_slides_to_rows_beside_the_other_models(
     run_script, slides, tmp_path, outcome
 ):
     table, maps, paths = slides
-    scores, hist = tmp_path / "maps.tsv", tmp_path / "maps.hist.tsv"
-    settings = {**SETTINGS, "epochs": 3, "shuffles": 3, "hist": True}
+    scores, published = tmp_path / "maps.tsv", tmp_path / "maps.published.tsv"
+    settings = {**SETTINGS, "epochs": 3, "shuffles": 3, "published": True}
     run_script(
         "train_map_net.py",
         input={"patients": tmp_path / "patients.parquet", "expression": paths},
-        output={"scores": scores, "hist": hist},
+        output={"scores": scores, "published": published},
         params={
             "slide_patients": {m.slide: m.patient for m in maps},
             "sample_types": ["01"], "maps": settings, "outcome_settings": OUTCOME, "seed": 1,
@@ -406,10 +413,12 @@ def test_from_predicted_slides_to_rows_beside_the_other_models(
     quick = {"repeats": 1, "bootstraps": 100, **OUTCOME}
     if outcome == "survival":
         result = fit_survival(
-            table, settings=quick | {"shuffles": 3}, seed=1, maps=[scores, hist]
+            table, settings=quick | {"shuffles": 3}, seed=1, maps=[scores, published]
         ).concordance
-        assert "hist noise" in set(result["model"])
+        assert "published noise" in set(result["model"])
     else:
         quick["permutations"] = 3
-        result = predict_response(table, settings=quick, seed=1, maps=[scores, hist]).performance
+        result = predict_response(
+            table, settings=quick, seed=1, maps=[scores, published]
+        ).performance
     assert {"maps", "clinical+maps"} <= set(result["model"])
