@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job_log(snakemake.log[0], snakemake) as log:
-    lattice = Lattice.from_settings(snakemake.params.lattice)
-    settings = snakemake.params.spots
+    lattice, settings = Lattice.from_settings(snakemake.params.lattice), snakemake.params.spots
     # Snakemake deletes the outputs of a job that fails, not what is beside its log.
     beside_log = Path(snakemake.log[0]).with_suffix(".png")
     try:

@@ -60,7 +60,7 @@ def simulate_study(
 
 def _called(fitted: FeatureDistance, values: np.ndarray) -> tuple[float, float]:
     judged = fitted.judge(fitted.measure(values))
-    return float(judged.out), float(judged.distant.mean())
+    return float(judged.out), float(judged.out_of_distribution.mean())
 
 
 def show_level(seed: int, studies: int, patients: list[int]) -> None:
@@ -190,7 +190,7 @@ def show_foreign(data: Path, n: int, seed: int) -> None:
         )
         for name, values in (features | noise).items():
             judged = fitted.judge(fitted.measure(values))
-            single = (judged.distance > 1).mean()
+            single = (judged.ood_score > 1).mean()
             print(f"{name}\t{single:.2f}\t{judged.median:.2f}\t{judged.out}", flush=True)
 
 
@@ -216,7 +216,7 @@ def show_study(study: Path, n: int) -> None:
     others = sorted(set(features) - set(training))
     judged = [fitted.judge(fitted.measure(features[name].values)) for name in others]
     out = sum(each.out for each in judged)
-    share = np.median([each.distant.mean() for each in judged])
+    share = np.median([each.out_of_distribution.mean() for each in judged])
     print(f"{out} of {len(others)} slides out; distant tiles of a slide (median): {share:.3f}")
     print("slide\tum read as 112\tmedian distance\tout")
     for name in others[:: max(1, len(others) // 3)][:3]:

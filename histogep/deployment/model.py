@@ -173,7 +173,7 @@ class DeployedModel:
         """
         # A value that is not a number would be written, and no later rule would check it.
         judged = self.distances.judge(measures)
-        others = {"the distance to training": np.minimum(judged.distance, 1.0)}
+        others = {"the distance to training": np.minimum(judged.ood_score, 1.0)}
         if "tumour" in self.settings["models"]:
             others["the tumour probability"] = tumour
         for name, values in others.items():
@@ -193,7 +193,7 @@ class DeployedModel:
             expression=expression,
             genes=self.genes.loc[panel, ["predictable", "half_width", "score"]],
             tumour=tumour,
-            ood_score=judged.distance,
+            ood_score=judged.ood_score,
             out_of_distribution=judged.out_of_distribution,
             uns={
                 "slide": features.slide,

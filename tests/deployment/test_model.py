@@ -124,9 +124,8 @@ def test_packing_twice_gives_the_same_folder(packed, tmp_path):
     package_model(tmp_path / "again", **arguments)
     names = sorted(path.name for path in folder.iterdir())
     assert names == [
-        "README.md", "expression.safetensors", "genes.tsv", "settings.json", "training_features.safetensors",
-        "training_images.parquet",
-        "tumour.safetensors", "extended.safetensors",
+        "README.md", "expression.safetensors", "extended.safetensors", "genes.tsv", "settings.json",
+        "training_features.safetensors", "training_images.parquet", "tumour.safetensors",
     ]  # fmt: skip
     for name in names:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name

@@ -404,7 +404,7 @@ def write_prediction(path, places, rng, **changes):
     data = ad.AnnData(
         values.astype(np.float32),
         obs=places.table[["row", "col"]].assign(
-            tumour=places.table["tumour"].astype(float), distant=False
+            tumour=places.table["tumour"].astype(float), out_of_distribution=False
         ),
         var=pd.DataFrame({"predictable": True}, index=MARKERS["gene"]),
         uns={"slide": "S", "lattice": VISIUM.to_settings()},
