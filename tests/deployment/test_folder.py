@@ -62,7 +62,7 @@ def predicted(folder, slide):
         said.expression,
         said.genes,
         said.tumour,
-        said.distance,
+        said.ood_score,
         said.out_of_distribution,
         extended,
         genes,
