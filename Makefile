@@ -43,11 +43,12 @@ small: $(INSTALLED)  ## Run the whole workflow on three tiny slides (.test/), in
 
 test: lint docs fast-test workflow-test  ## Everything that can fail: lint, documents, fast tests, whole workflows
 
-lint: $(TESTABLE)  ## ruff, snakefmt, borders between rooms, snakemake --lint
+lint: $(TESTABLE)  ## ruff, snakefmt, borders between rooms, types, snakemake --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/lint-imports > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+	$(BIN)/mypy --no-error-summary
 	$(BIN)/snakemake --lint
 
 docs: $(TESTABLE)  ## Build the documentation into site/; a broken link or name fails

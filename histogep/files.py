@@ -191,7 +191,7 @@ def readable(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: run snakemake again, which makes it") from error
-    except (OSError, ValueError, KeyError, *errors) as error:
+    except (OSError, ValueError, KeyError) + errors as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(_damaged(path, said)) from error
 

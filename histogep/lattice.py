@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Lattice:
         among them; empty for the tile alone.
     """
 
-    kind: Literal["visium", "st", "square"] = "visium"
+    kind: str = "visium"
     pitch_um: float = 100.0
     tile_um: float = 112.0
     context_um: tuple[float, ...] = ()
@@ -76,7 +76,11 @@ class Lattice:
 
     def to_settings(self) -> dict[str, Any]:
         """Return the plain dict that `from_settings` reads; context_um only where there is some."""
-        settings = {"kind": self.kind, "pitch_um": self.pitch_um, "tile_um": self.tile_um}
+        settings: dict[str, Any] = {
+            "kind": self.kind,
+            "pitch_um": self.pitch_um,
+            "tile_um": self.tile_um,
+        }
         return settings | ({"context_um": list(self.context_um)} if self.context_um else {})
 
     @property

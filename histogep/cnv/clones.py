@@ -166,7 +166,7 @@ def call_clones(
 
 def call_arms(
     profiles: LogRatios,
-    labels: Sequence[str],
+    labels: Sequence[str] | np.ndarray,
     *,
     min_z: float = 3.5,
     min_arm_genes: int = 15,
@@ -249,7 +249,7 @@ def call_arms(
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def measure_distances(profiles: LogRatios, labels: Sequence[str]) -> pd.DataFrame:
+def measure_distances(profiles: LogRatios, labels: Sequence[str] | np.ndarray) -> pd.DataFrame:
     """Return how far the clones of a slide, and the reference, lie from each other.
 
     Root mean square difference of their mean bins, each weighted by its genes.

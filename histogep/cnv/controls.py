@@ -35,7 +35,7 @@ _SPARE_AUTOSOMES = 4
 
 def run_controls(
     profiles: LogRatios,
-    labels: Sequence[str],
+    labels: Sequence[str] | np.ndarray,
     *,
     malignant: np.ndarray | None = None,
     guard_genes: int = 2000,

@@ -33,7 +33,7 @@ _FEWEST = 2
 
 def rank_markers(
     expression: Any,
-    groups: Sequence[str],
+    groups: Sequence[str] | np.ndarray,
     genes: Sequence[str],
     *,
     most: int = 50,

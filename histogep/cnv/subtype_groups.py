@@ -179,7 +179,7 @@ def _stabilities(
     from sklearn.metrics import adjusted_rand_score
 
     first = {k: hierarchy.fcluster(tree, k, criterion="maxclust") for k in numbers}
-    scores = {k: [] for k in numbers}
+    scores: dict[int, list[float]] = {k: [] for k in numbers}
     for _ in range(min(times, 100)):
         drawn = values[:, rng.integers(values.shape[1], size=values.shape[1])]
         again = hierarchy.linkage(drawn, "ward")

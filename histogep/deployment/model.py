@@ -139,7 +139,8 @@ class DeployedModel:
             if record and record["model"] not in said:
                 model = self.models[role]
                 said[record["model"]] = predict_tiles(model, tiles, device=device)[0]
-        expression = self.of_role(said, "expression")
+        record = self.settings["models"]["expression"]
+        expression = said[record["model"]][:, columns_of(record, "expression")]
         self.check_expression(expression, np.arange(len(expression)), slide=features.slide)
         tumour = self.of_role(said, "tumour")
         return self.told(

@@ -253,7 +253,8 @@ def feature_columns(blocks: Sequence[tuple[str, int]]) -> list[np.ndarray]:
     blocks
         (encoder name, number of columns) in the order of the columns.
     """
-    found, start = [], 0
+    found: list[np.ndarray] = []
+    start = 0
     for name, width in blocks:
         own = np.arange(start, start + int(width))
         texture = np.isin(own - start, TEXTURE) & (name == DESCRIPTORS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -53,7 +52,7 @@ def encode_on_gpu(
     """
     with ThreadPoolExecutor(threads) as reading:
         running: list[Callable[[], np.ndarray]] = []
-        for views in _in_order(partial(reading.submit, read), batches, ahead=threads + 1):
+        for views in _in_order(lambda rows: reading.submit(read, rows), batches, ahead=threads + 1):
             started = [start(view) for view in views]
             if running:
                 yield [finish() for finish in running]

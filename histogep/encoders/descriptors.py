@@ -169,7 +169,7 @@ def _cooccurrence(grey: np.ndarray) -> np.ndarray:
         (offset + levels[:, :-step] * GLCM_LEVELS + levels[:, step:]).ravel(),
         (offset + levels[:, :, :-step] * GLCM_LEVELS + levels[:, :, step:]).ravel(),
     ]
-    counts = sum(np.bincount(pair, minlength=n * GLCM_LEVELS**2) for pair in pairs)
+    counts = np.sum([np.bincount(pair, minlength=n * GLCM_LEVELS**2) for pair in pairs], axis=0)
     matrix = counts.reshape(n, GLCM_LEVELS, GLCM_LEVELS).astype(np.float64)
     matrix = matrix + matrix.transpose(0, 2, 1)
     matrix /= matrix.sum(axis=(1, 2), keepdims=True)

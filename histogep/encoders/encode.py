@@ -40,11 +40,25 @@ GPU_BATCH = 256
 class TileEncoder(Protocol):
     """What turns tiles into features: descriptors, or a network on some device."""
 
-    name: str
-    dim: int
-    sha256: str
-    input_px: int
-    precision: str
+    @property
+    def name(self) -> str:
+        """Name of the block of features."""
+
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the weights, or of the code of descriptors."""
+
+    @property
+    def input_px(self) -> int:
+        """Side in px of the tiles that `prepare` takes."""
+
+    @property
+    def precision(self) -> str:
+        """Numbers that the network computes in, such as "float32"."""
 
     def prepare(self, tiles: np.ndarray) -> Any:
         """Return what `start` takes of uint8 tiles (n, side, side, 3): work of reading threads."""

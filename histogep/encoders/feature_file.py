@@ -141,7 +141,7 @@ class FeatureWriter:
         row: np.ndarray,
         col: np.ndarray,
         coords: np.ndarray,
-        barcode: Sequence[str],
+        barcode: Sequence[str] | np.ndarray,
         blocks: Sequence[tuple[str, int]],
         lattice: dict[str, Any],
         encoders: Sequence[dict[str, Any]],
@@ -150,7 +150,7 @@ class FeatureWriter:
         self._complete = complete(path)
         self._n = len(row)
         self._width = sum(int(width) for _, width in blocks)
-        self._tables = {
+        self._tables: dict[str, np.ndarray] = {
             "coords": np.asarray(coords, np.int64).reshape(self._n, 2),
             "row": np.asarray(row, np.int32),
             "col": np.asarray(col, np.int32),

@@ -8,8 +8,10 @@ Their patches lie on a grid of their own, so each tile takes the patch that cove
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -142,7 +144,7 @@ def match_given(
     return row
 
 
-def _side_px(attributes: dict[str, object], corners: np.ndarray) -> tuple[float, str]:
+def _side_px(attributes: Mapping[str, Any], corners: np.ndarray) -> tuple[float, str]:
     """Return the side of a patch in level-0 px, and where this value comes from."""
     if "patch_size_level0" in attributes:
         return float(attributes["patch_size_level0"]), "attribute patch_size_level0"

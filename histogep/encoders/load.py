@@ -196,7 +196,7 @@ def _folder_spec(folder: Path, data: Mapping[str, Any], *, dim: int) -> EncoderS
         dim=dim,
         licence="see the folder",
         source=str(folder),
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
         input_px=width,
     )

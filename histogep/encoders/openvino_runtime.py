@@ -8,8 +8,10 @@ so for this process that package is hidden.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-sys.modules["openvino_telemetry"] = None
+modules: dict[str, Any] = sys.modules
+modules["openvino_telemetry"] = None
 
 import openvino  # noqa: E402
 

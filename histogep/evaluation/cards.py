@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,14 @@ def expression_cards(
     n_genes = len({g for s in scores for g, r in zip(s.genes, s.pearson, strict=True) if r == r})
     patient_cv = first.protocol == "patient_cv"
 
-    def row(metric: str, value: float, interval: tuple, null: float, ceiling: float, **rest):
+    def row(
+        metric: str,
+        value: float,
+        interval: tuple[float, float],
+        null: float,
+        ceiling: float,
+        **rest: float,
+    ) -> dict[str, Any]:
         return {
             "protocol": first.protocol,
             "task": "expression",
@@ -71,12 +78,13 @@ def expression_cards(
     pearson_null = shuffled if patient_cv else mean(table["tissue_mask_null"])
     interval = bootstrap_patients(table["pearson"].to_numpy(), patients, **options)
     overall = (mean(table["pearson"]), interval, pearson_null, mean(table["ceiling"]))
-    bounds = {
-        "null_upper": smooth_upper,
-        "ceiling_spatial": mean(table["ceiling_spatial"]),
-    }
     rows = [
-        row("pearson", *overall, **bounds),
+        row(
+            "pearson",
+            *overall,
+            null_upper=smooth_upper,
+            ceiling_spatial=mean(table["ceiling_spatial"]),
+        ),
         row(
             "pearson_patients",
             mean(of_patients["pearson"]),
@@ -92,7 +100,7 @@ def expression_cards(
     if first.model == "tissue_mask":
         return rows
     if patient_cv:
-        rows.append(row("pearson_within", *overall, **bounds))
+        rows.append(rows[0] | {"metric": "pearson_within"})
         level = level_score(scores, settings=settings, seed=seed)
         if level is not None:
             value, interval, null, upper, ceiling, n, n_level_genes = level
@@ -235,7 +243,7 @@ def level_score(
         return None
     rng = np.random.default_rng(seed)
 
-    def over_genes(pick) -> float:
+    def over_genes(pick: Callable[..., tuple[np.ndarray, np.ndarray]]) -> float:
         return mean(np.concatenate([pearson(*pick(*block)) for block in blocks]))
 
     value = over_genes(lambda rows, a, b: (a, b))
@@ -249,18 +257,21 @@ def level_score(
         for _ in range(int(settings["bootstraps"])):
             sample = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))
 
-            def pick(rows, a, b, sample=sample):
+            def pick(
+                rows: np.ndarray, a: np.ndarray, b: np.ndarray, sample: np.ndarray = sample
+            ) -> tuple[np.ndarray, np.ndarray]:
                 times = np.repeat(np.arange(len(rows)), sample[rows])
                 return a[times], b[times]
 
             drawn.append(over_genes(pick))
         drawn = np.array(drawn)[np.isfinite(drawn)]
         if len(drawn):
-            interval = tuple(float(x) for x in np.quantile(drawn, [0.025, 0.975]))
+            low, high = np.quantile(drawn, [0.025, 0.975])
+            interval = float(low), float(high)
     n_genes = sum(block[1].shape[1] for block in blocks)
     ceiling = _level_ceiling(scores, names, list(means["theirs"].columns), blocks_at)
     upper = float(np.quantile(null, 0.95))
-    return value, interval, mean(null), upper, ceiling, len(names), n_genes
+    return value, interval, mean(np.array(null)), upper, ceiling, len(names), n_genes
 
 
 def _level_ceiling(

@@ -397,5 +397,5 @@ def _difference(
 
 
 def _nothing(same: Mapping[str, str], reason: str) -> pd.DataFrame:
-    row = same | {"contrast": TUMOUR, "verdict": NOT_APPLICABLE, "note": reason}
+    row = {**same, "contrast": TUMOUR, "verdict": NOT_APPLICABLE, "note": reason}
     return pd.DataFrame([row]).reindex(columns=COLUMNS)

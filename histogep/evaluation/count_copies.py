@@ -9,7 +9,7 @@ included, resembles many spots about equally.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import anndata
@@ -108,7 +108,7 @@ def twin_share(one: Profiles, two: Profiles, *, seed: int = 0) -> float:
     return float(np.mean(best[:, 0] - best[:, 1] > TWIN_MARGIN))
 
 
-def _deviations(profiles: Profiles, shared: np.ndarray):
+def _deviations(profiles: Profiles, shared: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that gives the deviations of spots from their section's mean, of length 1."""
     values = profiles.values[:, shared]
     mean = np.asarray(values.mean(0)).ravel()

@@ -98,7 +98,7 @@ def _spots(model: Model, section: Section, device: str) -> anndata.AnnData:
 
 
 def _whole_grid(
-    model: Model, settings: Mapping[str, Any], section: Section, device: str
+    model: Any, settings: Mapping[str, Any], section: Section, device: str
 ) -> anndata.AnnData:
     """Return every position of the paper's grid; a linear model predicts 0 off the tissue."""
     shape = settings["published_grid"]

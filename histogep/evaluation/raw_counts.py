@@ -16,6 +16,7 @@ show; compared with such published scores these are conservative.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,7 +72,7 @@ def raw_table(
             "tissue_mask": np.ones((len(order), 1)),
             "depth": np.log1p(counts.library_sizes[order])[:, None],
         }
-        row = {"slide": section.slide, "patient": section.patient}
+        row: dict[str, Any] = {"slide": section.slide, "patient": section.patient}
         for name, values in candidates.items():
             row[name] = np.nan
             if values is not None:

@@ -213,10 +213,10 @@ def score_section(
         )
     else:
         permutation = permutation_null(scored.predicted, scored.truth, **options)
-        ranked = [
+        ranked, true_ranks = (
             pd.DataFrame(values).rank().to_numpy() for values in (scored.predicted, scored.truth)
-        ]
-        ranks = permutation_null(*ranked, **options)
+        )
+        ranks = permutation_null(ranked, true_ranks, **options)
         maps = scored.predicted, scored.truth
         order, draws = measured.order(scored), permutations * SPATIAL_DRAWS
         own = section_seed(seed, section.slide, section.model, "spatial")

@@ -588,7 +588,9 @@ def _blocks(path: Path, head: bytes, most: int, error: type[InputError]) -> Iter
 
 
 @contextlib.contextmanager
-def _unpacked(path: Path, head: bytes, most: int, error: type[InputError]) -> Iterator[IO[bytes]]:
+def _unpacked(
+    path: Path, head: bytes, most: int, error: type[InputError]
+) -> Iterator[IO[bytes] | gzip.GzipFile]:
     """Open a file, the content of a gzip file, or the one member of a zip archive."""
     if head.startswith(_GZIP):
         with gzip.open(path, "rb") as stream:

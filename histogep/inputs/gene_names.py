@@ -109,11 +109,11 @@ class Features:
             return self
         return Features(
             sparse.csr_matrix(self.counts[:, np.flatnonzero(chosen)]),
-            *(None if part is None else part[chosen] for part in self._parts()),
+            self.names[chosen],
+            self.ids[chosen],
+            None if self.kinds is None else self.kinds[chosen],
+            None if self.genomes is None else self.genomes[chosen],
         )
-
-    def _parts(self) -> tuple[np.ndarray | None, ...]:
-        return self.names, self.ids, self.kinds, self.genomes
 
 
 def keep_genes(
@@ -219,7 +219,7 @@ def gene_symbols(positions: str | Path | None) -> dict[str, str]:
     }
 
 
-def are_dates(names: Sequence[str]) -> np.ndarray:
+def are_dates(names: Sequence[str] | np.ndarray) -> np.ndarray:
     """Return which names a spreadsheet made of symbols: dates, or numbers for dates and ids.
 
     A five-digit number counts only among names that mostly are not numbers: Entrez ids are genes.
@@ -356,7 +356,7 @@ def _keep_one_genome(features: Features, source: str) -> Features:
     several = len(set(genomes) - {""}) > 1
     label = np.array(
         [
-            (p or q)[1] if p or q else (g if several else "") or s
+            match[1] if (match := p or q) else (g if several else "") or s
             for p, q, g, s in zip(prefixes, id_prefixes, genomes, species, strict=True)
         ],
         dtype=object,

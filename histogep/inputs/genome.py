@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -144,7 +145,7 @@ def locate_genes(
         raise InputError(_few_found(genes, positions, len(column)))
     found = positions.iloc[place[column].astype(int)].reset_index(drop=True)
     found = found[["chromosome", "start", "end"]].assign(
-        gene=[str(genes[c]) for c in column], column=column
+        gene=[str(genes[int(c)]) for c in column], column=column
     )
     found["arm"] = assign_arms(found, _arms_of(positions, genome))
     rank = {name: i for i, name in enumerate(order_chromosomes(found["chromosome"]))}
@@ -246,7 +247,8 @@ def order_arms(arms: Iterable[str]) -> list[str]:
 
 def _read_gtf(path: Path) -> pd.DataFrame:
     """Return the genes of a GTF; without `gene` lines, the span of each gene's other lines."""
-    genes, others = [], {}
+    genes: list[tuple[Any, ...]] = []
+    others: dict[tuple[str, str, str], tuple[int, int]] = {}
     for number, line in enumerate(read_lines(path, what="a GTF"), start=1):
         if line.startswith("#") or not line.strip():
             continue

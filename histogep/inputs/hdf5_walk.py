@@ -10,7 +10,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import h5py
 from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
@@ -40,6 +41,8 @@ _LINKS = {
 _EXTERNAL_FILES = 1 << 7
 #: Bytes of values that are read at once.
 _BLOCK = 2**26
+#: Takes a name within the file and what is wrong there.
+Refuse = Callable[[str, str], NoReturn]
 
 
 class Unsafe(Exception):
@@ -68,7 +71,7 @@ def _visit(file: h5py.File, n_bytes: int) -> list[h5py.Dataset]:
     seen, stack, n_objects = set(), [("", h5o.open(file.id, b"/"))], 0
     texts, found = [], []
 
-    def refuse(name: str, problem: str) -> None:
+    def refuse(name: str, problem: str) -> NoReturn:
         raise Unsafe(f"{name or '/'} {problem}")
 
     while stack:
@@ -141,14 +144,14 @@ def _header_says_external(group: h5g.GroupID, link: bytes) -> bool:
     return bool(h5o.get_info(group, link).hdr.mesg.present & _EXTERNAL_FILES)
 
 
-def _decode(name: bytes, group: str, refuse) -> str:
+def _decode(name: bytes, group: str, refuse: Refuse) -> str:
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError:
         refuse(group, f"holds a name that is not UTF-8 ({name!r}); {_REWRITE}")
 
 
-def _check_attributes(node, name: str, n_bytes: int, refuse) -> None:
+def _check_attributes(node: Any, name: str, n_bytes: int, refuse: Refuse) -> None:
     """Refuse attributes that refer to other files or are larger than the file."""
     for index in range(h5a.get_num_attrs(node)):
         attribute = h5a.open(node, index=index)
@@ -160,7 +163,7 @@ def _check_attributes(node, name: str, n_bytes: int, refuse) -> None:
             refuse(label, f"declares {size} bytes, more than the file has; it is damaged")
 
 
-def _declared_bytes(dataset: h5d.DatasetID, name: str, refuse) -> int:
+def _declared_bytes(dataset: h5d.DatasetID, name: str, refuse: Refuse) -> int:
     """Return the bytes of a dataset once read, after a look at where its values lie."""
     plan = dataset.get_create_plist()
     if plan.get_layout() == h5d.VIRTUAL:
@@ -224,7 +227,7 @@ def _is_text(kind: h5t.TypeID) -> bool:
     )
 
 
-def _check_text(node: h5d.DatasetID, name: str, n_bytes: int, refuse) -> None:
+def _check_text(node: h5d.DatasetID, name: str, n_bytes: int, refuse: Refuse) -> None:
     """Refuse strings or lists of varying length that together are longer than the file.
 
     Many entries may point to one long text, so that a small file unpacks to any size.
@@ -241,7 +244,7 @@ def _check_text(node: h5d.DatasetID, name: str, n_bytes: int, refuse) -> None:
             refuse(name, f"holds more text than the file's {n_bytes} bytes; it is damaged")
 
 
-def _length(values) -> int:
+def _length(values: Any) -> int:
     if isinstance(values, bytes | str):
         return len(values)
     if isinstance(values, dict):

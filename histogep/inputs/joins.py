@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def explain_names(given: Iterable[str], known: Iterable[str]) -> str:
     return f"{examples}; both files must be of the same section"
 
 
-def round_st_names(names: Iterable[str]) -> np.ndarray | None:
+def round_st_names(names: Sequence[str] | np.ndarray) -> np.ndarray | None:
     """Return names such as 9.98x13.02 as 10x13; None if they are not all of that kind.
 
     Places of legacy ST arrays are refined on the image; their names then are not whole.
@@ -95,8 +95,8 @@ def round_st_names(names: Iterable[str]) -> np.ndarray | None:
     InputError
         Two spots would have one name.
     """
-    found = [_ST_NAME.fullmatch(str(name)) for name in names]
-    if not found or not all(found):
+    found = [match for name in names if (match := _ST_NAME.fullmatch(str(name)))]
+    if not found or len(found) < len(names):
         return None
     rounded = np.array(
         [f"{round(float(match[1]))}x{round(float(match[2]))}" for match in found], dtype=object

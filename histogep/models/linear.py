@@ -48,12 +48,14 @@ def sum_sections(
     centres: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Sums:
     """Return the cross products of sections, about their own means or about given `centres`."""
-    total = None
+    total: Sums | None = None
     for x, y in zip(features, targets, strict=True):
         x_mean, y_mean = centres if centres is not None else (x.mean(0), y.mean(0))
         x, y = x - x_mean, y - y_mean
         part = Sums(x.T @ x, x.T @ y, len(x))
         total = part if total is None else total + part
+    if total is None:
+        raise ValueError("there is no section to sum over")
     return total
 
 

@@ -14,7 +14,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import linalg
@@ -66,7 +66,7 @@ class NeighbourModel(RidgeModel):
         cls, arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]
     ) -> NeighbourModel:
         """Rebuild a model from its arrays and its settings.json."""
-        model = super().from_arrays(arrays, settings)
+        model = cast("NeighbourModel", super().from_arrays(arrays, settings))
         model.rings = int(settings["choice"]["rings"])
         return model
 
@@ -149,8 +149,8 @@ def fit_neighbours(
     best = np.unravel_index(mean_scores.argmax(), mean_scores.shape)
     names, reach = shapes[best[0]]
     choice = {
-        "alpha": float(alphas[best[1]]),
-        "rank": int(ranks[best[2]]),
+        "alpha": float(alphas[int(best[1])]),
+        "rank": int(ranks[int(best[2])]),
         "reach": reach,
         "rings": rings,
         "encoders": names,

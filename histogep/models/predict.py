@@ -20,10 +20,17 @@ from histogep.models.weights import read_arrays
 
 
 class Model(Protocol):
-    """What every trained model can do (networks and ensembles take a `device` too)."""
+    """What every trained model can do; networks and ensembles take a `device` too."""
 
-    def predict(self, tiles: Tiles) -> tuple[np.ndarray, np.ndarray | None]:
+    def predict(
+        self, tiles: Tiles, *args: Any, **options: Any
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return predictions (n, t) float32 of ALL tiles of a slide, and its level if it has one."""
+
+    def add_to(
+        self, source: TileSource, add: Callable[..., None], *args: Any, **options: Any
+    ) -> None:
+        """Give these predictions piece by piece: indices of tiles and their values."""
 
 
 @dataclass
@@ -40,7 +47,7 @@ class EnsembleModel:
 
     def predict(self, tiles: Tiles, *, device: str = "cpu") -> tuple[np.ndarray, None]:
         """Return predictions (n, t) float32, log1p CP10k, and no level; tiles and device as above."""
-        total = 0.0
+        total: Any = 0.0
         for model, weight in self.members:
             values, _ = predict_tiles(model, tiles, device=device)
             total = total + np.float32(weight) * values
@@ -55,12 +62,11 @@ class EnsembleModel:
     ) -> None:
         """Give what each member adds to the predictions of a slide's tiles."""
         for model, weight in self.members:
-            add_predictions(
-                model,
-                source,
-                lambda tiles, values, weight=weight: add(tiles, np.float32(weight) * values),
-                device=device,
-            )
+
+            def weighted(tiles: np.ndarray, values: np.ndarray, weight: float = weight) -> None:
+                add(tiles, np.float32(weight) * values)
+
+            add_predictions(model, source, weighted, device=device)
 
     @classmethod
     def from_arrays(
@@ -97,6 +103,11 @@ class AbsentModel:
     def predict(self, tiles: Tiles) -> tuple[np.ndarray, None]:
         """Return NaN for all tiles, (n, t) float32, and no level."""
         return np.full((len(tiles.row), self.n_targets), np.nan, np.float32), None
+
+    def add_to(self, source: TileSource, add: Callable[[np.ndarray, np.ndarray], None]) -> None:
+        """Give NaN for all tiles."""
+        rows = np.arange(len(source))
+        add(rows, np.full((len(rows), self.n_targets), np.nan, np.float32))
 
     @classmethod
     def from_arrays(
@@ -164,7 +175,7 @@ def build_model(
     """Return the model whose arrays and settings are given."""
     if settings.get("absent"):
         return AbsentModel.from_arrays(arrays, settings)
-    kinds = {
+    kinds: dict[str, Any] = {
         "ridge": RidgeModel,
         "neighbours": TumourModel if settings["task"] == "tumour" else NeighbourModel,
         "ensemble": EnsembleModel,

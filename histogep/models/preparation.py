@@ -214,15 +214,15 @@ class Preparation:
 
     def to_arrays(self, prefix: str = "preparation") -> dict[str, np.ndarray]:
         """Return all that was fitted as named arrays, float64, for a safetensors file."""
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for name, block in self._blocks.items():
             stem = f"{prefix}.{name}"
             arrays |= {f"{stem}.mean": block.mean, f"{stem}.deviation": block.deviation}
             for view in VIEWS:
                 arrays[f"{stem}.{view}.centre"] = block.centre[view]
                 arrays[f"{stem}.{view}.spread"] = block.spread[view]
-                if block.components[view] is not None:
-                    arrays[f"{stem}.{view}.components"] = block.components[view]
+                if (components := block.components[view]) is not None:
+                    arrays[f"{stem}.{view}.components"] = components
         return {
             name: np.ascontiguousarray(array, dtype=np.float64) for name, array in arrays.items()
         }
@@ -271,7 +271,7 @@ def slide_moments(chunks: Callable[[], Iterator[np.ndarray]]) -> SlideMoments:
         n, total = n + len(part), total + part.sum(0, dtype=float)
     mean = total / n
     squares = sum(((part - mean) ** 2).sum(0) for part in chunks())
-    return SlideMoments(mean, np.sqrt(squares / n))
+    return SlideMoments(np.asarray(mean), np.sqrt(squares / n))
 
 
 def _moments(

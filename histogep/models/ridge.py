@@ -192,13 +192,13 @@ def fit_ridge(
         use = np.concatenate([columns[name] for name in names])
         part = Sums(slide_sums.features[np.ix_(use, use)], slide_sums.targets[use], slide_sums.n)
         for a in np.flatnonzero(shares[s]):
-            deviation[use] += shares[s, a] * solve(part, alphas[a])
+            deviation[use] += shares[s, a] * solve(part, alphas[int(a)])
 
     level = fit_level(views["whole"], targets, groups, alphas)
     best = np.unravel_index(scores.argmax(), scores.shape)
-    choice = {
-        "alpha": float(alphas[best[1]]),
-        "encoders": sets[best[0]],
+    choice: dict[str, Any] = {
+        "alpha": float(alphas[int(best[1])]),
+        "encoders": sets[int(best[0])],
         "score": float((shares * scores).sum()),
         **level.choice,
         "candidates": [
@@ -255,13 +255,13 @@ def fit_level(
     shrinkage = float(SHRINKAGES[shrink])
     return Level(
         parts={
-            "level": solve(sums, alphas[alpha]).astype(np.float32),
+            "level": solve(sums, alphas[int(alpha)]).astype(np.float32),
             "level_mean": feature_mean,
             "target_mean": target_mean,
             "shrinkage": shrinkage,
         },
         choice={
-            "level_alpha": float(alphas[alpha]),
+            "level_alpha": float(alphas[int(alpha)]),
             "level_shrinkage": shrinkage,
             "level_error": float(errors[alpha, shrink]),
         },

@@ -42,7 +42,7 @@ def tumour_threshold(probability: np.ndarray, label: np.ndarray) -> float | None
     return threshold
 
 
-def mean_over_groups(scores: Sequence[float], groups: Sequence[str]) -> float:
+def mean_over_groups(scores: Sequence[float] | np.ndarray, groups: Sequence[str]) -> float:
     """Return the mean over groups (patients) of the mean over their sections; NaN are left out."""
     scores = np.asarray(scores, float)
     means = [

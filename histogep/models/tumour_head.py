@@ -259,7 +259,7 @@ def fit_tumour(
         left_out = HeldOutMap(
             np.concatenate([np.einsum("nka,ka->n", held[i], shares) for i in judges]),
             np.concatenate([y[i] for i in judges]),
-            np.repeat([groups[i] for i in judges], [len(y[i]) for i in judges]),
+            np.repeat([groups[int(i)] for i in judges], [len(y[i]) for i in judges]),
         )
         slope, offset = platt(left_out.discriminant, left_out.label, left_out.patient)
         left_out.offset = offset
@@ -296,7 +296,7 @@ def fit_tumour(
         preparation=preparation,
         coefficients=coefficients,
         slope=slope,
-        intercept=offset + slope * centre,
+        intercept=float(offset + slope * centre),
         rings=rings,
         choice=choice,
     )
@@ -310,8 +310,12 @@ def tumour_features(
 
     `moments` as for `Preparation.transform`.
     """
-    options = {"rings": rings, "moments": moments}
-    return np.hstack([ring_features(preparation, tiles, view=view, **options) for view in VIEWS])
+    return np.hstack(
+        [
+            ring_features(preparation, tiles, view=view, rings=rings, moments=moments)
+            for view in VIEWS
+        ]
+    )
 
 
 def probability_of(log_odds: np.ndarray) -> np.ndarray:

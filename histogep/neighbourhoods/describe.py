@@ -443,7 +443,9 @@ def _measures(
     shared = {"partition": "patient", "null": "moved", "n_of": int(tumour.sum())}
     immune, stroma = (table["class"].to_numpy() == name for name in (IMMUNE, STROMA))
 
-    def row(name: str, value: float, null: np.ndarray, beside: str, n: int, note: str = ""):
+    def row(
+        name: str, value: float, null: np.ndarray, beside: str, n: int, note: str = ""
+    ) -> dict[str, Any]:
         return _row(name, value, null, of="tumour", beside=beside, n_beside=n, note=note, **shared)
 
     none = np.empty(0)

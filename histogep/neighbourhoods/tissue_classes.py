@@ -225,7 +225,7 @@ def score_programmes(
         wanted = lineages.loc[lineages["lineage"].isin(members), "gene"]
         columns = np.flatnonzero(genes.isin(wanted))
         chosen = values[:, columns]
-        chosen = chosen.toarray() if sparse.issparse(chosen) else np.asarray(chosen)
+        chosen = np.asarray(chosen.toarray() if hasattr(chosen, "toarray") else chosen)
         chosen = chosen.astype(np.float64)
         spread = chosen.std(axis=0) if n else np.zeros(len(columns))
         varies = spread > 1e-6

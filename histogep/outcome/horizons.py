@@ -51,7 +51,11 @@ def horizon_weights(
 
 
 def event_probability(
-    eta: np.ndarray, time: np.ndarray, event: np.ndarray, train: np.ndarray, months: np.ndarray
+    eta: np.ndarray,
+    time: np.ndarray,
+    event: np.ndarray,
+    train: np.ndarray,
+    months: np.ndarray | float,
 ) -> np.ndarray:
     """Return the chance of an event by each time, with Breslow's baseline of the training rows.
 

@@ -45,10 +45,11 @@ COMPOSITION = ("tumour_fraction", "heterogeneity", *BURDENS, *UNLIKE)
 class _Sums:
     """Running sums over the tiles of one patient, and the tiles until their quantiles are taken."""
 
-    tissue: np.ndarray
-    tumour: np.ndarray
-    tissue_scatter: np.ndarray
-    tumour_scatter: np.ndarray
+    n_genes: int
+    tissue: np.ndarray = field(init=False)
+    tumour: np.ndarray = field(init=False)
+    tissue_scatter: np.ndarray = field(init=False)
+    tumour_scatter: np.ndarray = field(init=False)
     tiles: int = 0
     tumour_tiles: int = 0
     out_of_distribution: float = 0.0
@@ -57,6 +58,10 @@ class _Sums:
     held: list[np.ndarray] = field(default_factory=list)
     held_tumour: list[np.ndarray] = field(default_factory=list)
     upper: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tissue", "tumour", "tissue_scatter", "tumour_scatter"):
+            setattr(self, name, np.zeros(self.n_genes))
 
     def close(self, *, quantile: float, min_tumour_tiles: int) -> None:
         """Take the upper quantile of every gene over all slides, and let the tiles go."""
@@ -192,9 +197,9 @@ def summarise_patients(
     for slide, patient in zip(slides, slide_patients, strict=True):
         of_patient.setdefault(patient, set()).add(images[slide])
     used = [number for number, slide in enumerate(slides) if slide not in left_out]
-    expression, slides, slide_patients = (
-        [values[number] for number in used] for values in (expression, slides, slide_patients)
-    )
+    expression = [expression[number] for number in used]
+    slides = [slides[number] for number in used]
+    slide_patients = [slide_patients[number] for number in used]
     genes, sums = _pool_tiles(
         expression,
         slides,
@@ -329,7 +334,7 @@ def _pool_tiles(
         values = values[:, predictable].astype(np.float64)
         if not np.isfinite(values).all():
             raise InputError(f"{path} holds predictions that are not numbers; predict it again")
-        part = sums.setdefault(str(patient), _Sums(*(np.zeros(len(names)) for _ in range(4))))
+        part = sums.setdefault(str(patient), _Sums(len(names)))
         probability = data.obs["tumour"].to_numpy(float)
         part.mapped &= bool(np.isfinite(probability).all())  # a model folder may have no tumour map
         tumour = probability >= threshold

@@ -136,7 +136,8 @@ def predict_response(
             "there is nothing to score a response with: no gene, signature or covariate"
         )
     image = image_blocks(table, neighbourhoods=settings["neighbourhoods"])
-    learner, warned = LogisticLearner(response), set()
+    learner = LogisticLearner(response)
+    warned: set[str] = set()
     repeats = [
         nested_scores(
             learner,

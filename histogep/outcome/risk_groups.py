@@ -58,7 +58,8 @@ def median_time(time: np.ndarray, event: np.ndarray) -> tuple[float, float, floa
     half = 0.5 + 1e-9
     bounds = qth_survival_times(half, fitted.confidence_interval_survival_function_)
     values = (qth_survival_time(half, fitted.survival_function_), *bounds.to_numpy()[0])
-    return tuple(float(value) if np.isfinite(value) else float("nan") for value in values)
+    median, low, high = (float(value) if np.isfinite(value) else float("nan") for value in values)
+    return median, low, high
 
 
 def follow_up(

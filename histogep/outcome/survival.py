@@ -154,7 +154,8 @@ def fit_survival(
         log.info("%d of %d genes with FDR below .05", (cox["fdr"] < 0.05).sum(), len(cox))
 
     components = max(1, min(settings["components"], int(event.sum()) // _EVENTS_PER_COMPONENT))
-    learner, warned, source = CoxLearner(time, event), set(), source_name(table)
+    learner, source = CoxLearner(time, event), source_name(table)
+    warned: set[str] = set()
     repeats = [
         nested_scores(
             learner,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -125,7 +126,8 @@ def _render_table(table: Table) -> str:
         f"{html.escape(str(table.headers.get(column, column)))}</th>"
         for column in frame
     )
-    lines, group = [], None
+    lines: list[str] = []
+    group = None
     for record in frame.to_dict("records"):
         cells = "".join(_cell(table, column, record[column], numeric[column]) for column in frame)
         new = table.group_by is not None and record[table.group_by] != group
@@ -145,7 +147,7 @@ def _paragraph(note: str) -> str:
     return "<p>" + re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(note)) + "</p>"
 
 
-def _cell(table: Table, column: str, value: object, numeric: bool) -> str:
+def _cell(table: Table, column: str, value: Any, numeric: bool) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return f'<td class="{"number " if numeric else ""}none">–</td>'
     text = html.escape(format_value(value, table.formats.get(column)))
@@ -162,7 +164,7 @@ def _cell(table: Table, column: str, value: object, numeric: bool) -> str:
     return f"<td{_class(kind)}{style}>{text}</td>"
 
 
-def format_value(value: object, form: str | Callable[[object], str] | None = None) -> str:
+def format_value(value: Any, form: str | Callable[[object], str] | None = None) -> str:
     """Return a value as a page shows it: by its format, else with three significant digits."""
     if callable(form):
         return form(value)
@@ -175,9 +177,9 @@ def format_value(value: object, form: str | Callable[[object], str] | None = Non
     if isinstance(value, int | np.integer):
         return f"{value:,}"
     if isinstance(value, float | np.floating):
-        if float(value).is_integer() and abs(value) < 1e6:
+        if float(value).is_integer() and abs(float(value)) < 1e6:
             return f"{int(value):,}"
-        if 1000 <= abs(value) < 1e6:
+        if 1000 <= abs(float(value)) < 1e6:
             return f"{value:,.0f}"
         return DEFAULT_FORMAT.format(value)
     return str(value)

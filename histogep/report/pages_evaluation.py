@@ -215,7 +215,7 @@ def _card_table(part: pd.DataFrame, heading: str, note: str) -> Table:
     if (shown["n_genes"] == 0).all():
         empty.append("n_genes")
     shown = shown.drop(columns=empty)
-    options = {
+    options: dict[str, Any] = {
         "formats": dict.fromkeys(
             ("value", "error", "null", "null_upper", "ceiling", "ceiling_spatial"), "{:.3f}"
         )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -122,8 +122,10 @@ def slide_composition(seed: int, slide: str) -> Composition:
     base = patient_composition(seed, patient_of(slide))
     jitter = stream(seed, "composition", slide).normal(size=4) * (0.02, 0.03, 0.04, 0.01)
     moved = np.array([base.tumour, base.clone_b, base.immune, base.fat]) + jitter
-    held = np.clip(moved, (0.3, 0.03, 0.0, 0.02), (0.7, 0.97, 1.0, 0.25)).tolist()
-    return Composition(*held, pattern=base.pattern)
+    tumour, clone_b, immune, fat = np.clip(
+        moved, (0.3, 0.03, 0.0, 0.02), (0.7, 0.97, 1.0, 0.25)
+    ).tolist()
+    return Composition(tumour, clone_b, immune, fat, pattern=base.pattern)
 
 
 def patient_composition(seed: int, patient: str) -> Composition:
@@ -319,7 +321,7 @@ def _latents(seed: int, patient: str) -> dict[str, float]:
     return {**dict(zip(_LATENTS, first, strict=True)), _PATTERN: float(pattern)}
 
 
-def _refuse(name: str) -> str:
+def _refuse(name: str) -> NoReturn:
     raise InputError(
         f"{name!r} is not the id of a simulated patient or slide, such as {WITH_SPOTS}01-1 or "
         f"{WITHOUT_SPOTS}12-1; make the sheets with `python -m histogep.simulate.cli`"

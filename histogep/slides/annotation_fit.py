@@ -25,7 +25,7 @@ _FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 0.5, 0.25, 0.125)
 
 
 def points_within(
-    polygons: Sequence[shapely.Polygon], points: np.ndarray
+    polygons: Sequence[shapely.Polygon] | np.ndarray, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which points lie in which polygons, including points on an edge.
 

@@ -221,7 +221,10 @@ def metadata_mpp(properties: Mapping[str, str]) -> tuple[dict[str, Estimate], li
             _add(
                 estimates,
                 "imaged volume",
-                *(1e3 * side / n for side, n in zip(sides, counts, strict=True)),
+                *(
+                    1e3 * side / n if side and n else None
+                    for side, n in zip(sides, counts, strict=True)
+                ),
             )
     resolution = [number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY"]
     if vendor == "generic-tiff" or not any(resolution):

@@ -83,7 +83,7 @@ def describe_slide(
         if orientation(picture) > 4:
             size = size[::-1]
         if tiff is None:
-            told, remarks, objective = density_mpp(start), [], None
+            told, remarks, objective = density_mpp(start), (), None
         else:
             told, remarks, objective = tiff.estimates, tiff.remarks, tiff.objective
         settled = settle_mpp(

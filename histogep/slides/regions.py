@@ -81,7 +81,7 @@ class Regions:
         where = f"slide {slide}: {self.path}"
         log.info(
             "%s: %.1f %% of the tissue is left; %d of %d included and %d of %d excluded areas lie on it",
-            *(where, 100 * n_after / max(1, n_before)),
+            *(where, 100 * n_after / max(1, int(n_before))),
             *(n for name in ("include", "exclude") for n in _counts(touching[name])),
         )
         for name, touched in touching.items():

@@ -191,7 +191,9 @@ def training_copy(pictures: Mapping[str, Keypoints], picture: Keypoints | None) 
     `pictures` has the keypoints of the training sections, `picture` those of the slide. A slide that
     looks like a serial section is named in the log, and counts as none.
     """
-    for section, known in pictures.items() if picture is not None else ():
+    if picture is None:
+        return ""
+    for section, known in pictures.items():
         verdict, detail, _ = judge_images(known, picture)
         if verdict:
             LOG.warning(

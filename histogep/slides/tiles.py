@@ -129,7 +129,8 @@ def spot_tiles(
 
 def no_tiles() -> pd.DataFrame:
     """Return the table of a slide that cannot be used: the columns of every other, without rows."""
-    kinds = dict.fromkeys(("row", "col"), np.int32) | dict.fromkeys(("x_px", "y_px"), np.float64)
+    kinds: dict[str, Any] = dict.fromkeys(("row", "col"), np.int32)
+    kinds |= dict.fromkeys(("x_px", "y_px"), np.float64)
     kinds |= dict.fromkeys(("tissue", "pen"), np.float32) | {"barcode": object}
     kinds |= dict.fromkeys(("blur", "tissue_fold"), np.float32)
     return pd.DataFrame({name: np.zeros(0, kind) for name, kind in kinds.items()})
@@ -227,7 +228,7 @@ def summarise_quality(
         "tissue_mm2": mask.tissue_mm2,
         "n_fragments": mask.n_fragments,
         "share_tissue": n_tissue / mask.mask.size,
-        "share_pen": n_pen / max(1, n_pen + n_tissue),
+        "share_pen": n_pen / max(1, int(n_pen + n_tissue)),
         "share_blurred": (tiles["blur"] < BLURRED).mean(),
         "share_folded": (tiles["tissue_fold"] > FOLDED).mean(),
         "median_sharpness": tiles["blur"].median(),

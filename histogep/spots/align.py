@@ -278,7 +278,7 @@ def put_on_smaller_image(raw: RawSection, slide: Slide) -> RawSection:
 
 def check_alignment(
     spots: anndata.AnnData, slide: Slide, mask: TissueMask, *, min_on_tissue: float
-):
+) -> None:
     """Raise a BadSlide if spots and slide cannot belong together.
 
     Spots lie outside the slide, they tell quite another pixel size, or too few are on its tissue.
@@ -368,7 +368,9 @@ def _pitch_differs(slide: str, mpp: float, estimate: float, pitch_um: float) -> 
 
 
 def collapse_symbols(
-    counts: sparse.spmatrix, genes: Sequence[str], gene_ids: Sequence[str]
+    counts: sparse.spmatrix,
+    genes: Sequence[str] | np.ndarray,
+    gene_ids: Sequence[str] | np.ndarray,
 ) -> tuple[sparse.csr_matrix, pd.DataFrame]:
     """Return counts with the columns of one symbol summed, and the genes: index symbol, gene_id.
 
@@ -506,7 +508,7 @@ def _better_turn(
         "turned by 270 degrees": (y_px, width - x_px),
     }
     found = {name: float(mask.contains(*place).mean()) for name, place in tries.items()}
-    name = max(found, key=found.get)
+    name = max(found, key=lambda tried: found[tried])
     return f" ({name} {found[name]:.0%} would)" if found[name] > share + _BETTER_SHARE else ""
 
 

@@ -83,7 +83,7 @@ def check_compressed(
         refuse(f"{len(data)} values but {len(indices)} indices")
     if len(indptr) != n_major + 1:
         refuse(f"{len(indptr) - 1} lines are marked, but it should have {n_major}")
-    steps = np.diff(indptr.astype(np.int64))
+    steps: np.ndarray = np.diff(indptr.astype(np.int64))
     if indptr[0] != 0 or int(indptr[-1]) != len(data) or (steps < 0).any():
         refuse(f"indptr does not run from 0 to its {len(data)} values")
     if len(indices) and (indices.min() < 0 or indices.max() >= n_minor):

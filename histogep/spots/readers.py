@@ -463,7 +463,8 @@ def _check_sparse_groups(file: h5py.File, path: Path) -> None:
         if len(shape) != 2 or shape.dtype.kind not in "iu":
             raise InputError(f"{path}: {name} is a sparse matrix without a shape")
         major, minor = (int(size) for size in (shape if form[:3] == "csr" else shape[::-1]))
-        check_compressed(*(group[part][()] for part in parts), major, minor, f"{path}: {name}")
+        data, indices, indptr = (group[part][()] for part in parts)
+        check_compressed(data, indices, indptr, major, minor, f"{path}: {name}")
 
     file.visititems(check)
 
@@ -487,7 +488,7 @@ def _describe(matrix: sparse.csr_matrix, var: pd.DataFrame) -> Features:
     if symbols is not None or (ids == "").mean() > 0.5:
         ids = np.where(by_id & ~are_ensembl(ids), index, ids).astype(object)
     kinds = None
-    for found in filter(lambda part: part is not None, (column([c]) for c in _TYPE_COLUMNS)):
+    for found in (part for c in _TYPE_COLUMNS if (part := column([c])) is not None):
         # A feature is a gene if all columns say so: CELLxGENE has the biotype in one, spike-ins in another.
         other = ~are_gene_types(found) & (found != "")
         kinds = found if kinds is None else np.where(other, found, kinds).astype(object)

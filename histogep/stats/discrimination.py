@@ -91,10 +91,11 @@ def _by_threshold(
     """Return the weight of positives, and of all, at or above each distinct score, highest first."""
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    return tuple(
+    positive, all_ = (
         np.cumsum(np.asarray(part, float)[:, order], axis=1)[:, last]
         for part in (positive_weight, weight)
     )
+    return positive, all_
 
 
 def bootstrap_weights(

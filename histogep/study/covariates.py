@@ -208,7 +208,7 @@ def response_number(text: str) -> float:
         return float("nan")
     # `complete response (CR)`
     if cell not in _RESPONSE and (short := re.fullmatch(r"(.*\S)\s*\((\w+)\)", cell)):
-        values = {_RESPONSE.get(short[1]), _RESPONSE.get(short[2])} - {None}
+        values = {_RESPONSE[part] for part in short.groups() if part in _RESPONSE}
         if len(values) == 1:
             return values.pop()
     if cell not in _RESPONSE:

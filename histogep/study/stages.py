@@ -120,10 +120,10 @@ class Stages:
 
 
 def plan_stages(
-    config: dict[str, Any],
+    config: Mapping[str, Any],
     slides: pd.DataFrame,
     patients: pd.DataFrame | None,
-    measured: dict[str, pd.DataFrame] | None = None,
+    measured: Mapping[str, pd.DataFrame] | None = None,
     *,
     applied_model: Mapping[str, Any] | None = None,
 ) -> Stages:
@@ -273,9 +273,10 @@ def plan_stages(
         known = _outcomes(members.loc[predicted], patients)
         ids = sorted(set(map(patient_of, members.loc[predicted, "patient"])))
         absent = [] if known is None else [name for name in ids if name not in known.index]
+        listed = [] if patients is None else list(patients.index)
         if known is not None and absent and len(absent) == len(ids):
             reason = f"the patients sheet names none of its {len(ids)} patients, such as {ids[0]}"
-            if hint := join_ids(ids, list(patients.index)).hint:
+            if hint := join_ids(ids, listed).hint:
                 reason += f"; {hint}"
             plan("patients", [], reason, cohort)
             unfit = unfit or reason
@@ -285,7 +286,7 @@ def plan_stages(
             reason = f"{len(known)} patients with slides to predict are in the patients sheet"
             note = ""
             if absent:
-                met = join_ids(ids, list(patients.index))
+                met = join_ids(ids, listed)
                 reason += f", {len(absent)} are not: {_some(absent)}"
                 reason += f" ({100 * met.share:.0f} % matched{f'; {met.hint}' if met.hint else ''})"
                 note = f"patients ({cohort}): not in the patients sheet: {_some(absent)}"

@@ -122,9 +122,7 @@ def _remedy(error: BaseException) -> str:
         )
     short = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
     if isinstance(error, OSError) and error.errno in short or "no space left" in said:
-        return (
-            f"{short.get(getattr(error, 'errno', None), 'the disk is full')}: make room, run again"
-        )
+        return f"{short.get(getattr(error, 'errno', 0), 'the disk is full')}: make room, run again"
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return "the results lie on a read-only disk: choose another folder with --directory"
     return ""

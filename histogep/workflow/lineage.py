@@ -493,7 +493,7 @@ def _read_table(path: Path) -> dict[str, Entry]:
     try:
         with open(path, newline="", encoding="utf-8") as handle:
             for row in csv.DictReader(handle, delimiter="\t"):
-                plain = {
+                plain: dict[str, Any] = {
                     k: v if kinds[k] == "str" else json.loads(v or "null") for k, v in row.items()
                 }
                 plain["inputs"] = {f: FileState(**state) for f, state in plain["inputs"].items()}

@@ -65,7 +65,7 @@ def check_gene_sets(files: StudyFiles) -> Iterator[Callable[[], Any]]:
     """Read every line of every collection of gene sets."""
     for path in files.gene_sets.values():
         if not files.made(path):
-            yield lambda path=path: read_gmt(path)
+            yield partial(read_gmt, path)
 
 
 def check_measured(files: StudyFiles) -> Iterator[Callable[[], Any]]:
@@ -73,13 +73,13 @@ def check_measured(files: StudyFiles) -> Iterator[Callable[[], Any]]:
     for cohort, path in files.measured.items():
         scale = files.settings["measured"][cohort]["scale"]
         if not files.made(path):
-            yield lambda path=path, scale=scale: read_expression(path, scale=scale)
+            yield partial(read_expression, path, scale=scale)
 
 
 def check_gene_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:
     """Read the positions of the genes."""
     if files.gene_positions and not files.made(files.gene_positions):
-        yield lambda: read_gene_positions(files.gene_positions)
+        yield partial(read_gene_positions, files.gene_positions)
 
 
 def check_positions(files: StudyFiles) -> Iterator[Callable[[], Any]]:

@@ -17,9 +17,10 @@ from histogep.models.network.predict import (
     network_features,
     run_on_grid,
 )
-from histogep.models.predict import build_model, read_model
+from histogep.models.predict import add_predictions, build_model, read_model
 from histogep.models.preparation import Preparation, Tiles
 from histogep.models.sections import grid_of
+from histogep.models.tile_source import TileSource
 
 torch.set_num_threads(1)
 LATTICE = Lattice("st")
@@ -217,3 +218,16 @@ def test_an_overlap_as_large_as_the_window_is_refused():
         run_on_grid(
             make_network(), tiles.values, grid, np.zeros(3, np.float32), window=64, overlap=64
         )
+
+
+def test_a_model_that_could_not_be_trained_says_nothing_of_any_tile_piece_by_piece_too():
+    model = build_model({}, {"absent": "no label", "genes": ["A", "B"]})
+    tiles = make_tiles((3, 4))
+    said = np.zeros((len(tiles.row), 2), np.float32)
+
+    def add(index, values):
+        said[index] += values
+
+    add_predictions(model, TileSource(tiles.features, tiles.row, tiles.col), add)
+    np.testing.assert_array_equal(said, model.predict(tiles)[0])
+    assert np.isnan(said).all()

@@ -55,7 +55,7 @@ class CMUNet(nn.Module):
             raise InputError(
                 f"kernel must be odd and blocks at least 0, not kernel {kernel} and blocks {blocks}"
             )
-        self.architecture = {
+        self.architecture: dict[str, Any] = {
             "n_inputs": int(n_inputs),
             "n_outputs": int(n_outputs),
             "channels": channels,

@@ -312,7 +312,8 @@ def _deepest(
     """Return what the bottleneck reads of the whole grid; neighbours meet amid their overlap."""
     rows, cols = grid.index.shape
     shape = (-(-rows // GRID_MULTIPLE), -(-cols // GRID_MULTIPLE))
-    whole, empty = None, {}
+    whole: Tensor | None = None
+    empty: dict[tuple[int, ...], Tensor] = {}
     for area in areas:
         index = grid.index[area]
         deep = empty.get(index.shape)

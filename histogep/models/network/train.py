@@ -200,8 +200,8 @@ def train_network(
         epochs = min(settings.epochs, stop_after or settings.epochs)
         n_before = len(progress.rows)
 
-        def keep() -> None:
-            if progress.finished:
+        def keep(checkpoint: Checkpoint) -> None:
+            if progress.finished and progress.best_weights is not None:
                 best = {f"best.{k}": v for k, v in progress.best_weights.items()}
                 checkpoint.save(best, progress.to_record())
             else:
@@ -249,8 +249,8 @@ def train_network(
                     progress.end_epoch(row, network, last=epochs)
                 told = stopped()
                 if checkpoint and (told or progress.finished or checkpoint.due):
-                    keep()
-                if told:
+                    keep(checkpoint)
+                if told and checkpoint:
                     LOG.info("SIGTERM: the state is in %s", checkpoint.path)
                     raise SystemExit(TERMINATED)
         network.load_state_dict(progress.best_weights)

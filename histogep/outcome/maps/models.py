@@ -365,6 +365,8 @@ def published_scores(
     MapScores
         Scores of the best epochs, to be judged fold by fold; `shuffled` holds the noise.
     """
+    if outcome.time is None:
+        raise ValueError("the published protocol ranks survival times: the outcome has none")
     pairs = survival_pairs(outcome.time, outcome.event).astype(float)
     everyone = np.arange(cohort.n)
     tiles = cohort.channels(everyone, components=settings["components"], seed=seed)

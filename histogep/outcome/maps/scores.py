@@ -167,7 +167,7 @@ def map_concordance(
                     "null": np.nan,
                 }
             )
-        if name == CLINICAL_MAPS and clinical is not None:
+        if name == CLINICAL_MAPS and clinical is not None and clinical_fold is not None:
             shared = min(len(values), len(clinical))
             if not np.array_equal(maps.fold[:shared], clinical_fold[:shared]):
                 raise InputError(

@@ -74,7 +74,7 @@ def plot_prediction(prediction: Prediction, *, n_genes: int = N_GENES) -> Figure
 
 
 def draw_cells(
-    axis,
+    axis: Axes,
     centres_mm: np.ndarray,
     values: np.ndarray,
     *,

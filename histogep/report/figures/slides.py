@@ -60,7 +60,7 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
         axes.scatter(x_mm[chosen], y_mm[chosen], s=size, c=colour, linewidths=0)
     axes.set(xlabel="mm", ylabel="mm", xlim=extent[:2], ylim=extent[2:])
     folded, n_pen = (tiles["tissue_fold"] > FOLDED).mean(), np.count_nonzero(mask.pen)
-    marked = n_pen / max(1, n_pen + np.count_nonzero(mask.mask))
+    marked = n_pen / max(1, int(n_pen + np.count_nonzero(mask.mask)))
     quality = f"{blurred.mean():.1%} of tiles blurred, {folded:.1%} folded, {marked:.1%} under pen"
     axes.set_title(f"{title}\n{quality}")
     axes.set_aspect("equal")
