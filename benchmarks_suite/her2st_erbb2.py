@@ -25,7 +25,7 @@ from histogep.cnv.reference import choose_spots
 from histogep.errors import InputError
 from histogep.files import read_tsv
 from histogep.inputs.genome import read_gene_positions
-from histogep.labels.tumour import infer_labels
+from histogep.labels.inferred import infer_labels
 from histogep.lattice import Lattice
 from histogep.spots.matrices import expression_of
 from histogep.spots.normalise import add_expression

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from histogep.cnv.clones import call_arms, call_clones
 from histogep.cnv.profiles import compare_genes
-from histogep.labels.tumour import map_texts
+from histogep.labels.annotated import map_texts
 from histogep.simulate.cohort import patient_id, slide_composition, stream
 from histogep.simulate.counts import Expression
 from histogep.simulate.files import (

@@ -295,7 +295,7 @@ def make_labels(folder: Path) -> Path:
 
 
 def read_label_table(path: Path) -> Any:
-    from histogep.labels.tumour import read_annotation
+    from histogep.labels.annotated import read_annotation
 
     labels = read_annotation(path)
     return len(labels), digest(labels)

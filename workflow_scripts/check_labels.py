@@ -9,7 +9,7 @@ import pandas as pd
 from histogep.files import files_of, read_tsv, write_tsv
 from histogep.inputs.genome import read_gene_positions
 from histogep.labels.agreement import compare_labels
-from histogep.labels.tumour import infer_labels
+from histogep.labels.inferred import infer_labels
 from histogep.report.pages import Table, write_page
 from histogep.spots.matrices import read_h5ad
 from histogep.workflow.job import job_log

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.evaluation.predictions import read_heldout, read_measured
+from histogep.evaluation.held_out import read_held_out
+from histogep.evaluation.measured import read_measured
 from histogep.evaluation.scorecards import COLUMNS, evaluate
 from histogep.files import read_json, read_tsv, write_tsv
 from histogep.report.figures.evaluation import plot_genes, plot_maps, plot_tumour
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 with job_log(snakemake.log[0], snakemake) as log:
     settings, output = snakemake.params.evaluation, snakemake.output
-    sections = read_heldout(snakemake.input.predictions)
+    sections = read_held_out(snakemake.input.predictions)
     measured = read_measured(snakemake.input.spots, sections)
     folds = read_tsv(snakemake.input.folds, dtype=str, keep_default_na=False)
     evaluation = evaluate(sections, measured, folds, settings=settings, seed=snakemake.params.seed)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from histogep.files import read_tsv, write_tsv
 from histogep.inputs.genome import read_gene_positions
-from histogep.labels import tumour
+from histogep.labels import annotated, inferred
 from histogep.report import style
 from histogep.report.figures.spots import draw_labels
 from histogep.slides.rejected import refuse_failed_spots
@@ -20,14 +20,14 @@ with job_log(snakemake.log[0], snakemake) as log:
     annotation = snakemake.input.get("labels")
     positions = snakemake.input.get("gene_positions")
     if annotation:
-        labels = tumour.label_annotated(spots, annotation, snakemake.params.labels)
+        labels = annotated.label_annotated(spots, annotation, snakemake.params.labels)
     else:
-        labels = tumour.infer_labels(
+        labels = inferred.infer_labels(
             spots,
             read_tsv(snakemake.input.markers, dtype=str),
             positions=read_gene_positions(positions) if positions else None,
             cnv=snakemake.params.cnv,
         )
-    write_tsv(labels[list(tumour.COLUMNS)], snakemake.output.labels)
+    write_tsv(labels[list(annotated.COLUMNS)], snakemake.output.labels)
     style.save(draw_labels(spots, labels), snakemake.output.map)
     log.info("%s: %s", labels["source"].iloc[0], labels["label"].value_counts().to_dict())

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from histogep.evaluation.held_out import predict_held_out
+from histogep.evaluation.predictions import predict_held_out
 from histogep.files import complete, read_tsv
 from histogep.models.devices import choose_device, needs_torch
 from histogep.models.folds import fold_roles

@@ -12,6 +12,7 @@ from histogep.report import style
 from histogep.report.figures.slides import draw_failure, draw_tiles
 from histogep.slides import tiles
 from histogep.slides.geojson import write_outlines
+from histogep.slides.quality import measure_quality, summarise_quality
 from histogep.slides.reader import Slide
 from histogep.slides.regions import read_regions
 from histogep.slides.rejected import record_failure, refuse_failed_spots
@@ -36,9 +37,9 @@ with job_log(snakemake.log[0], snakemake) as log:
                 table = tiles.spot_tiles(slide, mask, lattice=lattice, spots=spots)
             else:
                 table = tiles.lattice_tiles(slide, mask, lattice=lattice, settings=settings)
-            measured = tiles.measure_quality(slide, table, tile_um=lattice.tile_um)
+            measured = measure_quality(slide, table, tile_um=lattice.tile_um)
             table[["blur", "tissue_fold"]] = measured[["blur", "tissue_fold"]]
-            quality = tiles.summarise_quality(slide, mask, table, lattice=lattice)
+            quality = summarise_quality(slide, mask, table, lattice=lattice)
             keypoints = {name: find_keypoints(slide, mask, table, tile_um=lattice.tile_um)}
         pieces = "1 piece" if mask.n_fragments == 1 else f"{mask.n_fragments} pieces"
         title = f"{name}: {mask.tissue_mm2:.1f} mm² tissue, {pieces}"

@@ -22,8 +22,7 @@ import pandas as pd
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import sparse
 
-from histogep.evaluation.copies import similar_ids
-from histogep.evaluation.count_copies import read_profiles, similar_counts, twin_share
+from histogep.evaluation.copies import read_profiles, similar_counts, similar_ids, twin_share
 from histogep.slides.same_tissue import (
     KEYPOINTS,
     Keypoints,

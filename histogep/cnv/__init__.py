@@ -12,6 +12,5 @@ __all__ = [
     "profiles",
     "reference",
     "slide",
-    "subtype_groups",
     "subtypes",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histogep.evaluation.predictions import HeldOut
+from histogep.evaluation.held_out import HeldOut
 from histogep.evaluation.section_scores import SectionScore, card_null, mean
 from histogep.stats.ceiling import ceiling_of_halves
 from histogep.stats.conformal import half_widths, held_out_coverage

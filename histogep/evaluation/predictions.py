@@ -1,340 +1,111 @@
-"""Held-out predictions as the evaluation reads them, joined to measurements by barcode."""
+"""Predict the sections that a fold holds out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
-import pandas as pd
-from scipy import sparse
 
+from histogep.deployment.folder import check_features
 from histogep.errors import InputError
+from histogep.evaluation.held_out import join_tables, table_of_section
 from histogep.lattice import Lattice
-from histogep.models.sections import TASKS
-from histogep.spots.matrices import expression_of, read_h5ad
-from histogep.stats.nulls import map_motions, spatial_basis
-
-PROTOCOLS = ("patient_cv", "published")
-#: Most that a truth stored with predictions may differ from the counts' own log1p CP10k.
-_TOLERANCE = 1e-3
+from histogep.models.predict import Model, Plain, predict_tiles
+from histogep.models.sections import Section, grid_of, read_sections
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """One section as one model, which never saw it, predicts it.
+def predict_held_out(
+    model: Model,
+    settings: Mapping[str, Any],
+    test: Mapping[str, str],
+    features: Sequence[str | Path],
+    spots: Sequence[str | Path],
+    labels: Sequence[str | Path],
+    *,
+    device: str = "cpu",
+) -> anndata.AnnData:
+    """Return the table of results/predictions for the test sections of a fold.
 
-    Attributes
-    ----------
-    protocol, fold, model, task
-        Where the prediction comes from.
-    slide, patient
-        Section that was predicted.
-    genes
-        Columns of `predicted` and `truth` ("tumour" for the tumour map).
-    barcode, row, col, in_tissue
-        The positions: the in-tissue spots (patient_cv) or the whole grid (published).
-    predicted, truth
-        Positions by genes: log1p CP10k; or probability and 0/1, NaN where the label is unknown.
-    threshold
-        Probability from which a spot is called tumour, chosen inside the fold; None if it was not.
-    absent
-        Why the fold has no tumour map: its predictions are NaN. Empty where it has one.
-    """
-
-    protocol: str
-    fold: str
-    model: str
-    task: str
-    slide: str
-    patient: str
-    genes: tuple[str, ...]
-    barcode: np.ndarray
-    row: np.ndarray
-    col: np.ndarray
-    in_tissue: np.ndarray
-    predicted: np.ndarray
-    truth: np.ndarray
-    threshold: float | None = None
-    absent: str = ""
-
-    def instead(self, model: str, predicted: np.ndarray) -> HeldOut:
-        """Return the same section with another model's values in place of the predictions."""
-        return replace(self, model=model, predicted=np.asarray(predicted, np.float32))
-
-    @property
-    def tissue(self) -> HeldOut:
-        """The section without its background positions."""
-        return self if self.in_tissue.all() else self.cells(self.in_tissue)
-
-    def cells(self, keep: np.ndarray) -> HeldOut:
-        """Return the section with some of its positions only."""
-        names = ("barcode", "row", "col", "in_tissue", "predicted", "truth")
-        return replace(self, **{name: getattr(self, name)[keep] for name in names})
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The counts of one section, of the genes that any model predicts.
-
-    Attributes
-    ----------
-    slide
-        Section that was measured.
-    barcode, row, col
-        The spots.
-    genes
-        Columns of `counts`; genes the section lacks are columns of zeros.
-    counts
-        Raw counts, CSR.
-    library_sizes
-        Counts of all genes per spot.
-    expression
-        log1p CP10k of `genes`, dense float32.
-    lattice
-        How the spots lie.
-    """
-
-    slide: str
-    barcode: pd.Index
-    row: np.ndarray
-    col: np.ndarray
-    genes: pd.Index
-    counts: sparse.csr_matrix
-    library_sizes: np.ndarray
-    expression: np.ndarray
-    lattice: Lattice
-
-    @cached_property
-    def basis(self) -> np.ndarray:
-        """Harmonics of the section's shape, for the spectral null."""
-        centres = self.lattice.centres_um(self.row, self.col)
-        return spatial_basis(*centres, self.lattice.neighbours(self.row, self.col))
-
-    @cached_property
-    def motions(self) -> np.ndarray:
-        """Rows of the spots after turns and after shifts, for the nulls that move a map."""
-        return map_motions(*self.lattice.centres_um(self.row, self.col))
-
-    def motions_of(self, order: np.ndarray) -> np.ndarray:
-        """Return the motions of the same spots in another order, each of them once."""
-        place = np.empty(len(order), np.int32)
-        place[order] = np.arange(len(order))
-        return place[self.motions[..., order]]
-
-    def columns(self, genes: Sequence[str]) -> np.ndarray:
-        """Return the places of genes in `counts` and `expression`."""
-        return self.genes.get_indexer(pd.Index(genes))
-
-    def order(self, section: HeldOut) -> np.ndarray:
-        """Return the row of each in-tissue position of a prediction, found by barcode."""
-        barcode = section.barcode[section.in_tissue]
-        place = self.barcode.get_indexer(pd.Index(barcode))
-        if (place < 0).any():
-            raise InputError(
-                f"{(place < 0).sum()} spots that {section.model} predicts in fold {section.fold} "
-                f"are not among the spots of section {self.slide} (first: "
-                f"{barcode[place < 0][0]}): run predict_fold again"
-            )
-        return place
-
-
-def read_heldout(paths: Iterable[str | Path]) -> list[HeldOut]:
-    """Return the held-out sections of prediction files (one file per fold and model).
+    X is the prediction (log1p CP10k, not cut; or probability), layers["truth"] the measurement
+    (NaN where a tumour label is unknown), layers["level"] the slide's level (linear models of
+    expression), uns["threshold"] the tumour threshold chosen inside the fold, where one was. A model
+    of both tasks has the tumour as its last column, a model that could not be trained NaN and
+    uns["absent"], the reason. `patient_cv` folds have the in-tissue spots; `published` folds the whole grid,
+    whose background has truth 0.
 
     Parameters
     ----------
-    paths
-        results/predictions/{study}/{fold}/{model}.h5ad.
+    model, settings
+        As `histogep.models.predict.read_model` gives them.
+    test
+        {slide: patient} of the sections to predict; other sections' files are not opened.
+    features, spots, labels
+        Files over all sections.
+    device
+        "cpu" or "cuda".
 
     Raises
     ------
     InputError
-        For a file without truth or provenance, non-finite predictions, or a section that one model
-        predicts twice under one protocol (it would count twice).
+        No test section, or one that the model was trained on.
     """
-    sections: list[HeldOut] = []
-    for path in paths:
-        sections += _read_one(Path(path))
-    seen: dict[tuple[str, str, str, str], str] = {}
-    for section in sections:
-        key = (section.protocol, section.model, section.task, section.slide)
-        if key in seen:
-            raise InputError(
-                f"section {section.slide} is predicted by {section.model} in the folds {seen[key]} "
-                f"and {section.fold}: under protocol {section.protocol} it may be tested once"
-            )
-        seen[key] = section.fold
-    return sections
-
-
-def read_measured(paths: Iterable[str | Path], sections: Sequence[HeldOut]) -> dict[str, Measured]:
-    """Return slide -> counts of every gene that any expression model predicts.
-
-    Parameters
-    ----------
-    paths
-        results/spots/{slide}.h5ad of every section of the study.
-    sections
-        Held-out predictions; they say which genes are needed, and each must have its counts.
-
-    Raises
-    ------
-    InputError
-        For predictions of a section without counts.
-    """
-    names = {gene for s in sections if s.task == "expression" for gene in s.genes}
-    genes = pd.Index(sorted(names), dtype=object)
-    measured = {}
-    for path in paths:
-        spots = read_h5ad(path)
-        slide = str(spots.uns.get("slide", Path(path).stem))
-        known = spots.var_names.get_indexer(genes)
-        present = np.flatnonzero(known >= 0)
-        pick = sparse.csr_matrix(
-            (np.ones(len(present)), (known[present], present)), shape=(spots.n_vars, len(genes))
-        )
-        counts = sparse.csr_matrix(spots.X)
-        measured[slide] = Measured(
-            slide=slide,
-            barcode=pd.Index(spots.obs_names.astype(str)),
-            row=spots.obs["row"].to_numpy(np.int32),
-            col=spots.obs["col"].to_numpy(np.int32),
-            genes=genes,
-            counts=sparse.csr_matrix(counts @ pick),
-            library_sizes=np.asarray(counts.sum(1), float).ravel(),
-            expression=(expression_of(spots) @ pick).toarray().astype(np.float32),
-            lattice=_lattice(spots.uns, path),
-        )
-    missing = sorted({section.slide for section in sections} - set(measured))
-    if missing:
-        raise InputError(f"there are predictions but no counts of the sections {missing}")
-    return measured
-
-
-def check_truth(section: HeldOut, measured: Measured) -> None:
-    """Refuse predictions whose truth is not what the counts say, or that leave spots out.
-
-    Raises
-    ------
-    InputError
-        Naming the section, the fold and the gene.
-    """
-    if section.task != "expression":
-        return
-    n_predicted = int(section.in_tissue.sum())
-    if n_predicted != len(measured.barcode):
+    if not test:
+        raise InputError(f"fold {settings['fold']} holds out no section: nothing to predict")
+    seen = set(settings["train_slides"] + settings["validation_slides"]) & set(test)
+    if seen:
         raise InputError(
-            f"{section.model} predicts {n_predicted} of the {len(measured.barcode)} spots of "
-            f"section {section.slide} in fold {section.fold}; a score must rest on all of them: "
-            "run predict_fold again"
+            f"the model of {settings['fold']} was trained on its test sections "
+            f"{', '.join(sorted(seen))}: the folds changed, train it again"
         )
-    ours = measured.expression[measured.order(section)][:, measured.columns(section.genes)]
-    off = np.abs(section.truth[section.in_tissue] - ours).max(0, initial=0)
-    if off.max(initial=0) > _TOLERANCE:
-        gene = section.genes[int(off.argmax())]
-        raise InputError(
-            f"the truth of section {section.slide} in results/predictions/.../{section.fold}/"
-            f"{section.model}.h5ad differs from the log1p CP10k of its counts (gene {gene}, by up "
-            f"to {off.max():.3g}): spots or genes were mixed up; run predict_fold again"
+    tables = []
+    for slide, patient in test.items():
+        (section,) = read_sections(
+            {slide: patient},
+            features,
+            spots,
+            labels,
+            task=settings["task"],
+            genes=settings["genes"],
+            lattice=settings["lattice"],
         )
+        check_features(section, settings)
+        if settings["protocol"] == "published":
+            tables.append(_whole_grid(model, settings, section, device))
+        else:
+            tables.append(_spots(model, section, device))
+    return join_tables(tables, settings)
 
 
-def training_mean(
-    section: HeldOut, measured: Mapping[str, Measured], folds: pd.DataFrame
-) -> np.ndarray:
-    """Return the mean of each gene over the fold's training sections, laid on the tissue.
-
-    A baseline that does not look at the image. Sections count alike; background positions get 0,
-    which is their measured value.
-
-    Parameters
-    ----------
-    section
-        A held-out section.
-    measured
-        Counts of all sections.
-    folds
-        The folds table; sections that train or validate are averaged.
-    """
-    table = folds[(folds["fold"] == section.fold) & folds["role"].isin(["train", "validation"])]
-    if table.empty:
-        raise InputError(f"the folds table has no training section for the fold {section.fold}")
-    means = [
-        measured[slide].expression[:, measured[slide].columns(section.genes)].mean(0)
-        for slide in table["slide"].astype(str)
-    ]
-    return np.where(section.in_tissue[:, None], np.mean(means, axis=0), 0.0)
+def _spots(model: Model, section: Section, device: str) -> anndata.AnnData:
+    values, level = predict_tiles(model, section.tiles, device=device)
+    layers = {"truth": section.targets}
+    if level is not None:
+        layers["level"] = np.broadcast_to(level, values.shape).copy()
+    return table_of_section(
+        section, values, layers, section.barcode, section.row, section.col, section.barcode != ""
+    )
 
 
-def _read_one(path: Path) -> list[HeldOut]:
-    table = read_h5ad(path)
-    told = {key: str(table.uns.get(key, "")) for key in ("protocol", "fold", "model", "task")}
-    if told["protocol"] not in PROTOCOLS or told["task"] not in TASKS:
-        raise InputError(
-            f"{path} says protocol {told['protocol']!r} and task {told['task']!r} in its uns: "
-            "expected patient_cv or published, expression, tumour or both; run predict_fold again"
-        )
-    if "truth" not in table.layers:
-        raise InputError(f"{path} has no layer `truth`: run predict_fold again")
-    predicted, truth = _dense(table.X), _dense(table.layers["truth"])
-    names = tuple(table.var_names.astype(str))
-    absent = str(table.uns.get("absent", ""))
-    # Of a model of both tasks the tumour is the last column.
-    columns = {told["task"]: slice(None)}
-    if told["task"] == "both":
-        columns = {"expression": slice(None, -1), "tumour": slice(-1, None)}
-    unknown = ~np.isfinite(predicted)
-    if "tumour" in columns and absent:
-        unknown[:, columns["tumour"]] = False
-    if "expression" in columns:
-        unknown[:, columns["expression"]] |= ~np.isfinite(truth[:, columns["expression"]])
-    if unknown.any():
-        cell, gene = np.argwhere(unknown)[0]
-        raise InputError(
-            f"{path} has no finite number for {table.var_names[gene]} at position "
-            f"{table.obs_names[cell]} ({unknown.sum()} such values): train {told['model']} again"
-        )
-    obs = table.obs
-    owner = obs["slide"].astype(str).to_numpy(object)
-    threshold = table.uns.get("threshold")
-    sections = []
-    for slide in dict.fromkeys(owner):
-        rows = np.flatnonzero(owner == slide)
-        for task, part in columns.items():
-            tumour = task == "tumour"
-            sections.append(
-                HeldOut(
-                    **told | {"task": task},
-                    slide=slide,
-                    patient=str(obs["patient"].iloc[rows[0]]),
-                    genes=names[part],
-                    barcode=obs["barcode"].astype(str).to_numpy(object)[rows],
-                    row=obs["row"].to_numpy(np.int32)[rows],
-                    col=obs["col"].to_numpy(np.int32)[rows],
-                    in_tissue=obs["in_tissue"].to_numpy(bool)[rows],
-                    predicted=predicted[rows, part],
-                    truth=truth[rows, part],
-                    threshold=float(threshold) if tumour and threshold is not None else None,
-                    absent=absent if tumour else "",
-                )
-            )
-    return sections
-
-
-def _dense(matrix: Any) -> np.ndarray:
-    return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, np.float32)
-
-
-def _lattice(uns: Mapping[str, Any], path: str | Path) -> Lattice:
-    if "lattice" not in uns:
-        raise InputError(f"{path} lacks its lattice (uns['lattice']): run align_spots again")
-    settings = uns["lattice"]
-    return Lattice(
-        kind=str(settings["kind"]),
-        pitch_um=float(settings["pitch_um"]),
-        tile_um=float(settings["tile_um"]),
+def _whole_grid(
+    model: Any, settings: Mapping[str, Any], section: Section, device: str
+) -> anndata.AnnData:
+    """Return every position of the paper's grid; a linear model predicts 0 off the tissue."""
+    shape = settings["published_grid"]
+    if isinstance(model, Plain):
+        lattice = Lattice.from_settings(settings["lattice"])
+        grid = grid_of(section.row, section.col, lattice, shape=shape)
+        values = grid.lay(predict_tiles(model, section.tiles)[0])
+    else:
+        values, grid = model.predict_grid(section.tiles, section.white, shape, device=device)
+    tissue = grid.tissue.ravel()
+    barcode = np.full(tissue.size, "", object)
+    barcode[tissue] = section.barcode[grid.index.ravel()[tissue]]
+    row, col = (axis.ravel().astype(np.int32) for axis in np.indices(grid.index.shape))
+    n_targets = values.shape[-1]
+    layers = {"truth": grid.lay(section.targets).reshape(-1, n_targets)}
+    return table_of_section(
+        section, values.reshape(-1, n_targets), layers, barcode, row, col, tissue
     )

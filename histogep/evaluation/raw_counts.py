@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from histogep.evaluation.predictions import HeldOut, Measured
+from histogep.evaluation.held_out import HeldOut
+from histogep.evaluation.measured import Measured
 from histogep.stats.scores import pearson
 
 #: Penalty on standardised columns, per spot.

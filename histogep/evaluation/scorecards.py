@@ -17,7 +17,8 @@ from histogep.evaluation.cards import (
     raw_cards,
     tumour_cards,
 )
-from histogep.evaluation.predictions import HeldOut, Measured, check_truth
+from histogep.evaluation.held_out import HeldOut
+from histogep.evaluation.measured import Measured, check_truth
 from histogep.evaluation.raw_counts import raw_table
 from histogep.evaluation.registration import registration_scores
 from histogep.evaluation.section_scores import (

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from histogep.evaluation.predictions import HeldOut, Measured, training_mean
+from histogep.evaluation.held_out import HeldOut
+from histogep.evaluation.measured import Measured, training_mean
 from histogep.stats.ceiling import KNOWN, Ceiling, noise_ceiling
 from histogep.stats.nulls import (
     moved_null,

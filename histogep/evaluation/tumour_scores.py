@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
-from histogep.evaluation.predictions import HeldOut, Measured
+from histogep.evaluation.held_out import HeldOut
+from histogep.evaluation.measured import Measured
 from histogep.evaluation.section_scores import SPATIAL_DRAWS, section_seed
 from histogep.stats.nulls import map_motions, moved_null, spatial_basis, spectral_null
 from histogep.stats.scores import auroc, average_precision, dice

@@ -8,7 +8,6 @@ __all__ = [
     "genome",
     "hdf5_guard",
     "hdf5_walk",
-    "ids",
     "joins",
     "patient_joins",
     "resources",

@@ -1,4 +1,4 @@
-"""Refuse ids and paths that the names of results, or Snakemake, could not tell apart.
+"""Ids of slides, patients and cohorts: which are valid, the same, or cannot be told apart.
 
 An id becomes part of file names: `results/slides/ID.json` beside the folder `results/slides/ID`.
 Ids from which no unique file name can be made are refused here, before any work starts.
@@ -15,6 +15,11 @@ import pandas as pd
 
 from histogep.errors import InputError
 
+#: A valid id: no slash, no space, nothing that a shell or a file system interprets.
+ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_ID = re.compile(f"^{ID_PATTERN}$")
+#: Ids that other readers of the results would take for a missing value.
+_MISSING = {"na", "nan", "null", "none"}
 #: What follows an id and a point in the names of results; a test holds it against the rules.
 SUFFIXES = frozenset(
     {
@@ -29,6 +34,37 @@ _REPEATS = re.compile(r"(.+?)\1{19,}$", re.DOTALL)
 _SHOWN = 80
 #: What a formula begins with in Excel and similar programs, at once or after white space.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def bad_ids(sheet: pd.DataFrame, column: str) -> list[str]:
+    """Return one line for each invalid id of a column; `sheet` has the column `line`."""
+    rule = "letters, digits, '.', '_' and '-', at most 64, the first a letter or digit"
+    problems = []
+    for line, name in zip(sheet["line"], sheet[column], strict=True):
+        if not name:
+            problems.append(f"line {line}: no {column}")
+        elif not _ID.match(name) or ".." in name or name.endswith("\n"):
+            problems.append(f"line {line}: {column} {name!r} is not an id ({rule}, without '..')")
+        elif name.lower() in _MISSING:
+            problems.append(
+                f"line {line}: {column} {name!r} would be read as a missing value; rename it"
+            )
+    return problems
+
+
+def repeated_ids(sheet: pd.DataFrame, column: str) -> list[str]:
+    """Return one line for each id that appears twice, whatever its case.
+
+    File systems may not tell them apart.
+    """
+    lowered = sheet[column].str.lower()
+    return [
+        f"{column} {' and '.join(map(repr, rows[column].unique()))} appears on lines "
+        f"{', '.join(map(str, rows['line']))}"
+        + (", differing in case only" if rows[column].nunique() > 1 else "")
+        for name, rows in sheet.groupby(lowered, sort=True)
+        if name and len(rows) > 1
+    ]
 
 
 def refused_name(name: str) -> str:

@@ -27,7 +27,7 @@ def compare_labels(
     Parameters
     ----------
     annotated, inferred
-        Tables of `histogep.labels.tumour`, of the same spots in the same order.
+        Tables of `histogep.labels.annotated` and `histogep.labels.inferred`, of the same spots in the same order.
     depth
         Counts of each spot.
     slide

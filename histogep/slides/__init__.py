@@ -8,6 +8,7 @@ __all__ = [
     "pictures",
     "pixel_size",
     "prepare",
+    "quality",
     "reader",
     "regions",
     "rejected",

@@ -20,7 +20,7 @@ import pandas as pd
 from histogep.errors import InputError, suggestion
 from histogep.inputs.barcodes import patient_of
 from histogep.inputs.delimited import Delimited, decimal_numbers
-from histogep.inputs.ids import bad_ids, repeated_ids
+from histogep.inputs.sheet_ids import bad_ids, repeated_ids
 from histogep.inputs.units import DAYS_PER_MONTH, DAYS_PER_YEAR, age_problem, time_problem
 from histogep.inputs.workbooks import open_table
 from histogep.problems import refuse_file

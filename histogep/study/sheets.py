@@ -11,8 +11,14 @@ import pandas as pd
 from histogep.errors import InputError, suggestion
 from histogep.inputs.barcodes import patient_key, patient_of
 from histogep.inputs.delimited import lay_out, read_bytes
-from histogep.inputs.ids import ID_PATTERN, bad_ids, repeated_ids
-from histogep.inputs.sheet_ids import clashing_names, refused_path, refused_paths
+from histogep.inputs.sheet_ids import (
+    ID_PATTERN,
+    bad_ids,
+    clashing_names,
+    refused_path,
+    refused_paths,
+    repeated_ids,
+)
 from histogep.problems import refuse_file
 from histogep.study.clinical import PATIENT_COLUMNS, read_own_patients
 

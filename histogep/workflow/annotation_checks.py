@@ -47,6 +47,6 @@ def _read(path: Path, column: str, texts: Mapping[str, Sequence[str]]) -> None:
 
         read_regions(path)
         return
-    from histogep.labels.tumour import map_texts, read_label_texts
+    from histogep.labels.annotated import map_texts, read_label_texts
 
     map_texts(pd.Series(sorted(read_label_texts(path)), dtype=object), texts, path=path)

@@ -14,10 +14,11 @@ from histogep.evaluation.copies import (
     compare_sections,
     id_parts,
     notices,
+    read_profiles,
     require_no_copies,
+    similar_counts,
     similar_ids,
 )
-from histogep.evaluation.count_copies import read_profiles, similar_counts
 from histogep.slides.same_tissue import (
     Keypoints,
     compare_images,

@@ -10,7 +10,8 @@ from scipy import sparse, stats
 
 from histogep.errors import InputError
 from histogep.evaluation.cards import tumour_cards
-from histogep.evaluation.predictions import HeldOut, Measured, check_truth, read_heldout
+from histogep.evaluation.held_out import HeldOut, read_held_out
+from histogep.evaluation.measured import Measured, check_truth
 from histogep.evaluation.scorecards import COLUMNS, evaluate
 from histogep.evaluation.tumour_scores import tumour_table
 from histogep.lattice import Lattice
@@ -391,7 +392,7 @@ def test_a_file_without_truth_or_provenance_is_refused(tmp_path):
     table = anndata.AnnData(np.zeros((3, 2), np.float32))
     table.write_h5ad(tmp_path / "net.h5ad")
     with pytest.raises(InputError, match="protocol"):
-        read_heldout([tmp_path / "net.h5ad"])
+        read_held_out([tmp_path / "net.h5ad"])
     table.uns |= {
         "protocol": "patient_cv",
         "task": "expression",
@@ -400,4 +401,4 @@ def test_a_file_without_truth_or_provenance_is_refused(tmp_path):
     }
     table.write_h5ad(tmp_path / "net.h5ad")
     with pytest.raises(InputError, match="truth"):
-        read_heldout([tmp_path / "net.h5ad"])
+        read_held_out([tmp_path / "net.h5ad"])

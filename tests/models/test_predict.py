@@ -228,6 +228,6 @@ def test_a_model_that_could_not_be_trained_says_nothing_of_any_tile_piece_by_pie
     def add(index, values):
         said[index] += values
 
-    add_predictions(model, TileSource(tiles.features, tiles.row, tiles.col), add)
+    add_predictions(model, TileSource(tiles.values, tiles.row, tiles.col), add)
     np.testing.assert_array_equal(said, model.predict(tiles)[0])
     assert np.isnan(said).all()

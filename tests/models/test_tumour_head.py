@@ -192,7 +192,7 @@ def test_the_threshold_has_the_best_dice_and_is_the_lowest_of_equals():
 
 def test_it_needs_no_torch():
     code = (
-        "import sys, histogep.models.tumour_head, histogep.models.fit, histogep.evaluation.held_out, "
+        "import sys, histogep.models.tumour_head, histogep.models.fit, histogep.evaluation.predictions, "
         "histogep.deployment.streaming, histogep.deployment.pack; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

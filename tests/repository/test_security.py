@@ -24,7 +24,7 @@ from snakemake.common.configfile import load_configfile
 from histogep.encoders.weights import read_weights
 from histogep.errors import InputError
 from histogep.inputs import workbooks
-from histogep.labels import tumour
+from histogep.labels import annotated
 from histogep.report import pages
 from histogep.slides import prepare, regions
 from histogep.study import settings
@@ -222,7 +222,7 @@ def test_hostile_geojson_is_refused(tmp_path, text, quick):
     with pytest.raises(InputError, match=r"a\.geojson"):
         regions.read_regions(path)
     with pytest.raises(InputError, match=r"a\.geojson"):
-        tumour.read_polygons(None, path)
+        annotated.read_polygons(None, path)
 
 
 @pytest.mark.parametrize("attack", ["external", "laughs"])

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 
 from histogep.errors import InputError
 from histogep.evaluation.cards import tumour_cards
-from histogep.evaluation.predictions import read_heldout
+from histogep.evaluation.held_out import read_held_out
 from histogep.evaluation.tumour_scores import tumour_table
 from histogep.files import read_json, read_tsv, write_json, write_tsv
 from histogep.models.predict import read_model
@@ -364,7 +364,7 @@ def test_one_network_learns_both_tasks(study, train, predict):
     table = predict("both", "patient_cv-1", output)
     assert list(table.var_names) == [*GENES[:N_MAIN], "tumour"]
     path = study.folder / "patient_cv-1" / "both.h5ad"
-    sections = read_heldout([path])
+    sections = read_held_out([path])
     assert {(s.slide, s.task) for s in sections} == {
         (slide, task) for slide in ("S0", "S1") for task in ("expression", "tumour")
     }
@@ -399,7 +399,7 @@ def test_undetermined_labels_are_a_listed_outcome_and_all_else_goes_on(
     table = predict(model, "patient_cv-1", output)
     assert np.isnan(table[:, "tumour"].X).all()
     assert np.isfinite(table.X[:, :-1]).all()
-    sections = read_heldout([study.folder / f"patient_cv-1/{model}.h5ad"])
+    sections = read_held_out([study.folder / f"patient_cv-1/{model}.h5ad"])
     maps = [section for section in sections if section.task == "tumour"]
     assert all("no tumour map can be learned" in section.absent for section in maps)
     rows = tumour_table(sections, {}, permutations=20, seed=0)

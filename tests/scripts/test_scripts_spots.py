@@ -9,7 +9,7 @@ from PIL import Image
 
 from histogep.errors import BadSlide, InputError
 from histogep.files import read_tsv, write_json
-from histogep.labels import tumour
+from histogep.labels import annotated
 from histogep.slides.prepare import describe_slide
 from histogep.slides.rejected import refuse_failed_spots
 
@@ -96,7 +96,7 @@ def test_a_real_section_is_aligned_labelled_and_drawn(
         params={"labels": LABELS, "cnv": {}},
     )
     labels = read_tsv(tmp_path / "A1.tsv", keep_default_na=False)
-    assert tuple(labels.columns) == tumour.COLUMNS
+    assert tuple(labels.columns) == annotated.COLUMNS
     assert labels["barcode"].tolist() == spots.obs_names.tolist()
     assert (labels["label"] == "malignant").sum() == 302
     with Image.open(tmp_path / "map.png") as picture:

@@ -4,42 +4,13 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import pyvips
-from scipy import ndimage
 
 from histogep.errors import InputError
 from histogep.lattice import Lattice
-from histogep.report.figures.slides import draw_tiles
-from histogep.slides.reader import Slide
-from histogep.slides.tiles import (
-    lattice_tiles,
-    measure_quality,
-    spot_tiles,
-    summarise_quality,
-)
+from histogep.slides.tiles import lattice_tiles, spot_tiles
 from histogep.slides.tissue import TissueMask
 
 LATTICE = Lattice("visium", 100, 112)
-
-
-@pytest.fixture
-def made(tmp_path):
-    """A slide of 4 x 3 mm at 2 um per px, tissue on two rectangles, the second sharp by half."""
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 255, (1500, 2000, 3), dtype=np.uint8)
-    blurred = ndimage.gaussian_filter(noise.astype(float), (6, 6, 0)).astype(np.uint8)
-    noise[:, 1000:] = blurred[:, 1000:]
-    path = tmp_path / "slide.tiff"
-    pyvips.Image.new_from_array(noise).tiffsave(str(path), tile=True, compression="deflate")
-    slide = Slide(slide="S1", image=path, mpp=2.0, width_px=2000, height_px=1500)
-    tissue = np.zeros((375, 500), bool)
-    tissue[50:150, 50:200] = tissue[200:350, 300:450] = True
-    pen = np.zeros_like(tissue)
-    pen[50:150, 50:100] = True
-    rgb = np.full((375, 500, 3), 230, np.uint8)
-    masks = tissue & ~pen, pen
-    # The overview of 375 x 500 mask pixels is every second of them (histogep.slides.tissue).
-    return slide, TissueMask(*masks, rgb[::2, ::2].copy(), 8.0, (4.0, 4.0), 2)
 
 
 def _tiles(made, **settings):
@@ -119,62 +90,3 @@ def test_spots_of_another_lattice_are_refused(made, tmp_path):
     (tmp_path / "cut.h5ad").write_bytes(path.read_bytes()[:-3000])
     with pytest.raises(InputError, match="align_spots"):
         spot_tiles(*made, lattice=LATTICE, spots=tmp_path / "cut.h5ad")
-
-
-def test_sharpness_tells_focus_from_blur(made):
-    slide, _ = made
-    tiles = pd.DataFrame({"x_px": [300.0, 1700.0], "y_px": [300.0, 1100.0]})
-    sharp, blurred = measure_quality(slide, tiles, tile_um=112)["blur"]
-    assert sharp > 100 * blurred
-    assert blurred < 20
-
-
-def test_a_fold_is_tissue_that_light_goes_through_twice(tmp_path):
-    """At 1 um per px: tissue, a fold of it 60 um wide, nuclei as dark as the fold, and glass."""
-    rng = np.random.default_rng(0)
-    passed = np.array([0.75, 0.5, 0.68]) * np.ones((600, 900, 1)) + rng.normal(
-        0, 0.02, (600, 900, 1)
-    )
-    passed[:, 300:360] **= 2
-    nuclei = rng.integers(5, 580, (60, 2))
-    for y, x in nuclei:
-        passed[y : y + 5, x // 3 : x // 3 + 5] = 0.2
-    passed[:, 700:] = 0.95
-    path = tmp_path / "slide.tiff"
-    pixels = (passed * 255).clip(0, 255).astype(np.uint8)
-    pyvips.Image.new_from_array(pixels).tiffsave(str(path), tile=True, compression="deflate")
-    slide = Slide(slide="S1", image=path, mpp=1.0, width_px=900, height_px=600)
-    tiles = pd.DataFrame(
-        {"x_px": [100.0, 330, 360, 600, 800], "y_px": [300.0] * 5}, index=[3, 1, 4, 0, 2]
-    )
-    quality = measure_quality(slide, tiles, tile_um=112)
-    assert list(quality.index) == list(tiles.index)
-    plain, folded, half, clean, glass = quality["tissue_fold"]
-    assert folded == pytest.approx(60 / 112, abs=0.12)
-    assert half == pytest.approx(56 / 112, abs=0.08)
-    assert max(plain, clean, glass) < 0.03
-
-
-def test_quality_and_overview(made):
-    slide, mask = made
-    tiles = _tiles(made)
-    tiles["blur"] = np.where(np.arange(len(tiles)) % 4 == 0, 5.0, 500.0).astype(np.float32)
-    tiles["tissue_fold"] = np.where(np.arange(len(tiles)) % 2 == 0, 0.5, 0.1).astype(np.float32)
-    quality = summarise_quality(slide, mask, tiles, lattice=LATTICE)
-    values = dict(zip(quality["metric"], quality["value"], strict=True))
-    assert values["n_tiles"] == len(tiles)
-    assert values["n_positions"] == len(LATTICE.cover(4000, 3000)[0])
-    assert values["n_fragments"] == 2
-    assert values["tissue_mm2"] == pytest.approx((100 * 100 + 150 * 150) * 64e-6)
-    assert values["share_pen"] == pytest.approx(5000 / 37500)
-    assert values["share_blurred"] == pytest.approx(0.25, abs=0.02)
-    assert values["share_folded"] == pytest.approx(0.5, abs=0.02)
-    axes = draw_tiles(mask, tiles, title="S1").axes[0]
-    blurred = f"{values['share_blurred']:.1%} of tiles blurred"
-    title = f"S1\n{blurred}, {values['share_folded']:.1%} folded, 13.3% under pen"
-    assert axes.get_title(loc="left") == title
-    sharp, blurred = (c.get_offsets() for c in axes.collections[-2:])
-    assert len(sharp) + len(blurred) == len(tiles)
-    # In mm: x_px / 4 px per mask px * 8 um.
-    expected = tiles[["x_px", "y_px"]].to_numpy()[tiles["blur"] < 20] * 2 / 1000
-    np.testing.assert_allclose(blurred, expected)

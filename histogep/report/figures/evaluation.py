@@ -11,7 +11,8 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from histogep.evaluation.predictions import HeldOut, Measured
+from histogep.evaluation.held_out import HeldOut
+from histogep.evaluation.measured import Measured
 from histogep.evaluation.scorecards import Evaluation
 from histogep.evaluation.tumour_scores import known_cells
 from histogep.report.style import (

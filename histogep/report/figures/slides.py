@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from histogep.report.style import as_drawn, figure
-from histogep.slides.tiles import BLURRED, FOLDED
+from histogep.slides.quality import BLURRED, FOLDED
 from histogep.slides.tissue import TissueMask
 
 _OUTLINE, _TILE, _BLURRED, _PEN = "#009E73", "#0072B2", "#D55E00", "#F0E442"
