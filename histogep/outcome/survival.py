@@ -17,7 +17,7 @@ from histogep.outcome.known_outcomes import known_covariates, with_outcome
 from histogep.outcome.maps.scores import MapScores, map_concordance, read_map_scores
 from histogep.outcome.multivariable import Multivariable, fit_multivariable
 from histogep.outcome.nested_cv import NestedScores, nested_scores, refit_bootstrap
-from histogep.outcome.patients import GENE, image_blocks, image_columns, source_name
+from histogep.outcome.patients import CLINICAL, GENE, image_blocks, image_columns, source_name
 from histogep.outcome.risk_groups import above_median, compare_halves, concordance, follow_up
 from histogep.stats.cox import scan_genes
 from histogep.stats.discrimination import (
@@ -41,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "shuffles": 50,
     "refits": 50,
     "bootstraps": 1000,
-    "covariates": ["age", "sex", "stage"],
+    "covariates": list(CLINICAL),
     "horizons": [36, 60],
     "gene_scale": "normal_scores",
     "neighbourhoods": False,

@@ -19,6 +19,7 @@ from histogep.simulate.cohort import Composition, stream
 from histogep.simulate.counts import Expression, simulate_counts, write_10x_h5
 from histogep.simulate.image import MPP, paint_slide, slide_size_px
 from histogep.simulate.tissue import CLONE_A, CLONE_B, COMPARTMENTS, Tissue, grow_tissue
+from histogep.slides.pictures import save_pyramid
 
 #: Settings of `simulation` and their defaults; rows and columns are those of the lattice.
 DEFAULTS: dict[str, float] = {
@@ -221,17 +222,7 @@ def write_pyramid(
                     handle.write(np.ascontiguousarray(band).data)
             # Both tell pyvips nothing of the file's name, so that the same image is the same bytes.
             source = pyvips.Image.rawload(str(raw), width, height, 3, access="sequential")
-            source.copy(interpretation="srgb", xres=1000 / MPP, yres=1000 / MPP).tiffsave(
-                str(temporary),
-                tile=True,
-                tile_width=256,
-                tile_height=256,
-                pyramid=True,
-                compression="jpeg",
-                Q=90,
-                bigtiff=True,
-                resunit="cm",
-            )
+            save_pyramid(source, temporary, mpp=MPP)
             if hires is not None:
                 whole = pyvips.Image.rawload(str(raw), width, height, 3, access="sequential")
                 small = whole.copy(interpretation="srgb").thumbnail_image(HIRES_PX, height=HIRES_PX)

@@ -103,6 +103,25 @@ def orientation(picture: pyvips.Image) -> int:
     return picture.get("orientation") if "orientation" in picture.get_fields() else 1
 
 
+def save_pyramid(picture: pyvips.Image, path: str | Path, *, mpp: float) -> None:
+    """Save a picture as a tiled, pyramidal TIFF that states its pixel size, without other metadata.
+
+    The same picture is the same bytes. What is read from a file in order passes through once.
+    """
+    picture.copy(interpretation="srgb", xres=1000 / mpp, yres=1000 / mpp).tiffsave(
+        str(path),
+        tile=True,
+        tile_width=256,
+        tile_height=256,
+        pyramid=True,
+        compression="jpeg",
+        Q=90,
+        bigtiff=True,
+        resunit="cm",
+        keep="none",
+    )
+
+
 def write_pyramid(
     slide: str, source: Path, tiff: TiffImage | None, path: Path, *, mpp: float
 ) -> None:
@@ -136,18 +155,7 @@ def write_pyramid(
             picture = picture.copy_memory() if _is_small(picture) else _on_disk(picture)
             picture = picture.autorot()
         with complete(path) as temporary:
-            picture.copy(interpretation="srgb", xres=1000 / mpp, yres=1000 / mpp).tiffsave(
-                str(temporary),
-                tile=True,
-                tile_width=256,
-                tile_height=256,
-                pyramid=True,
-                compression="jpeg",
-                Q=90,
-                bigtiff=True,
-                resunit="cm",
-                keep="none",
-            )
+            save_pyramid(picture, temporary, mpp=mpp)
     except pyvips.Error as error:
         if _UNSUPPORTED.search(str(error)):
             raise BadSlide(
