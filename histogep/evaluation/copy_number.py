@@ -92,7 +92,7 @@ def read_held_out(
     Parameters
     ----------
     weights, settings
-        The extended ridge of an patient_cv fold (results/models/{study}/{fold}/{model}/).
+        The extended ridge of a patient_cv fold (results/models/{study}/{fold}/{model}/).
     folds
         The folds table.
     features, spots, labels, cnv

@@ -1,9 +1,10 @@
-"""Prepare a tile's raw features for a model: two views, reduced and evenly weighted.
+"""Prepare a tile's raw features for a model: standardised in two ways, reduced, evenly weighted.
 
-The `slide` view is standardised within each slide, so that staining and scanner drop out: it shows
-how a tile differs from the rest of its slide. The `whole` view is standardised with the training
-tiles' mean and deviation, so it keeps differences between slides. Wide blocks are reduced by
-principal components, fitted on the training tiles of each view; narrow ones (stain and texture
+Slide-standardised features (`slide`) are standardised within each slide, so that staining and
+scanner drop out: they show how a tile differs from the rest of its slide. Cohort-standardised
+features (`whole`, their name in model folders) are standardised with the training tiles' mean and
+deviation, so they keep differences between slides. Wide blocks are reduced by
+principal components, fitted on the training tiles for each of the two; narrow ones (stain and texture
 descriptors) are kept as they are, beside the mean over each tile's neighbours on the lattice.
 Numpy and scipy only: no torch.
 """
@@ -20,6 +21,7 @@ from scipy import linalg
 from histogep.errors import InputError
 from histogep.lattice import Lattice
 
+#: Slide-standardised and cohort-standardised, as arrays of a model folder are named.
 VIEWS = ("slide", "whole")
 #: Standardised features are limited to this many deviations, so that no single tile tips a model.
 LIMIT = 6.0
@@ -162,7 +164,7 @@ class Preparation:
         Parameters
         ----------
         tiles
-            Every tile of the slide: the slide view is relative to them.
+            Every tile of the slide: slide-standardised features are relative to them.
         view
             "slide" or "whole".
         names

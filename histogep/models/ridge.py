@@ -46,9 +46,9 @@ class RidgeModel:
     preparation
         Feature preparation fitted on the training slides.
     deviation, level
-        Coefficients, (p, g) float32, of the slide view and of the whole view.
+        Coefficients, (p, g) float32, of the slide-standardised and of the cohort-standardised features.
     level_mean
-        Training mean (over sections) of the whole view, (p,), and of the targets, (g,).
+        Training mean (over sections) of the cohort-standardised features, (p,), and of the targets, (g,).
     target_mean
         Training mean over sections of the targets, (g,).
     shrinkage
@@ -244,7 +244,7 @@ def fit_level(
     Parameters
     ----------
     features
-        The whole view of each section, (n, p).
+        The cohort-standardised features of each section, (n, p).
     targets, groups, alphas
         As for `fit_ridge`.
     """

@@ -2,7 +2,7 @@
 
 Ridge regression of the labels (a linear discriminant with a shrunken covariance; Hastie, Tibshirani
 and Friedman, The Elements of Statistical Learning, 2nd ed., sections 4.2 and 4.3) on the features
-that `histogep.models.neighbours` reads, in two views: relative to the slide, and on the scale of the
+that `histogep.models.neighbours` reads, standardised twice: within the slide, and on the scale of the
 training tiles, which recognises a slide that is tumour throughout. Encoders, views, reach and
 penalty are weighted by cross-validation over training patients. The scores of the patients left out
 also turn the discriminant into a probability (Platt, 1999) and choose the threshold. Numpy only: no

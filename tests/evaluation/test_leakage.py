@@ -46,7 +46,7 @@ def gene_scores(slide):
 
 
 def clean_study():
-    """Return what the jobs of an patient_cv study write, made by the jobs' own functions."""
+    """Return what the jobs of a patient_cv study write, made by the jobs' own functions."""
     folds = split_folds(
         SLIDES,
         PATIENTS,

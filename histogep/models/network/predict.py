@@ -182,7 +182,7 @@ class NetworkModel:
 def network_features(
     preparation: Preparation, tiles: Tiles, *, moments: SlideMoments | None = None
 ) -> np.ndarray:
-    """Return what an patient_cv network reads, (n, c) float32: both views, each column at unit scale.
+    """Return what a patient_cv network reads, (n, c) float32: slide- and cohort-standardised, each column at unit scale.
 
     `moments` as for `Preparation.transform`.
     """
