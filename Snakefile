@@ -35,6 +35,11 @@ if workflow.is_main_process:
         print(line, file=sys.stderr)
 
 
+onstart:
+    # What this process has read, for its jobs.
+    write_resolved(STUDY, GIVEN)
+
+
 onsuccess:
     record_run()
 

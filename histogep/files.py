@@ -13,11 +13,13 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from histogep.errors import InputError
+
+# Jobs without tables, and the parsing of the workflow, need the rest of this module alone.
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Errors of renaming to a name that is taken, where folders are concerned.
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
@@ -154,6 +156,8 @@ def read_tsv(path: str | Path, **options: Any) -> pd.DataFrame:
     InputError
         The file is empty or its last line has no end: it was cut short.
     """
+    import pandas as pd
+
     with open(path, "rb") as handle:
         handle.seek(0, os.SEEK_END)
         handle.seek(max(0, handle.tell() - 1))
@@ -271,6 +275,8 @@ def read_parquet(path: str | Path) -> pd.DataFrame:
     InputError
         The file is absent or damaged.
     """
+    import pandas as pd
+
     with readable(path):
         return pd.read_parquet(path)
 

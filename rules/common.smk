@@ -8,13 +8,13 @@ import re
 from inspect import signature
 from pathlib import Path
 
-from histogep.study import sheets
 from histogep.errors import InputError
+from histogep.inputs.sheet_ids import ID_PATTERN
 from histogep.workflow.lineage import record_run
 from histogep.workflow.code import code_digest
 from histogep.inputs.resources import digest_resource
+from histogep.workflow.resolved import Given, open_study, write_resolved
 from histogep.workflow.study import Study
-from histogep.workflow.study_reading import read_study
 from snakemake.exceptions import WorkflowError
 
 # Of this Snakefile, also where another one uses it as a module.
@@ -29,12 +29,8 @@ if not (config or workflow.config_settings.configfiles):
 
 
 try:
-    STUDY = read_study(
-        config,
-        configfiles=workflow.config_settings.configfiles,
-        repository=REPOSITORY,
-        main_process=workflow.is_main_process,
-    )
+    GIVEN = Given(config, workflow.config_settings.configfiles, REPOSITORY)
+    STUDY = open_study(GIVEN, main_process=workflow.is_main_process)
     if workflow.is_main_process:
         STUDY.stages
 except InputError as error:
@@ -55,7 +51,7 @@ def one_of(names):
 wildcard_constraints:
     # Not the ids themselves: Snakemake carries a constraint in every file name of every job, and
     # the names of thousands of slides there make a plan take minutes. `Study.row` checks the id.
-    slide=sheets.ID_PATTERN,
+    slide=ID_PATTERN,
     cohort=one_of(STUDY.cohorts),
     study=one_of([STUDY.name]),
     fold=one_of(STUDY.folds),

@@ -10,10 +10,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from histogep.errors import InputError
+
+# The parsing of the workflow needs the pattern alone.
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: A valid id: no slash, no space, nothing that a shell or a file system interprets.
 ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"

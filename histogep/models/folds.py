@@ -8,12 +8,15 @@ and there is no validation. `all` trains on every section, for the model that is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from histogep.errors import InputError
+
+# Each parsing of the workflow asks for the names of the folds, which are no table.
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("protocol", "fold", "slide", "patient", "role")
 ROLES = ("train", "validation", "test")
@@ -86,6 +89,8 @@ def split_folds(
         protocol, fold, slide, patient, role (train, validation or test); each fold lists every
         section once.
     """
+    import pandas as pd
+
     sections, patients = [str(s) for s in sections], [str(p) for p in patients]
     if len(sections) != len(patients):
         raise ValueError("sections and patients differ in length")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from histogep.errors import InputError
 from histogep.inputs.barcodes import patient_key, patient_of
 from histogep.inputs.patient_joins import join_ids
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Fewest patients for which a model of an outcome is fitted.
 MIN_PATIENTS = 10
@@ -244,7 +245,7 @@ def plan_stages(
     activity = config.get("enrichment", {}).get("activity", False)
     excluded: set[str] = set()
     if config.get("summary", {}).get("training_patients", "exclude") == "exclude":
-        excluded = set(map(patient_key, trained_on(slides.loc[sections], applied_model)))
+        excluded = set(map(patient_key, trained_on(slides.loc[sections, "patient"], applied_model)))
     for cohort, members in slides.groupby("cohort"):
         predicted = members.index.intersection(to_predict)
         reason = "references.gene_positions is given"
@@ -330,21 +331,21 @@ def plan_stages(
     return Stages(tuple(planned))
 
 
-def trained_on(sections: pd.DataFrame, applied_model: Mapping[str, Any] | None) -> list[str]:
+def trained_on(patients: Iterable[str], applied_model: Mapping[str, Any] | None) -> list[str]:
     """Return the patients that a study's model was fitted or chosen on, sorted.
 
     Parameters
     ----------
-    sections
-        Rows of the slide sheet that the study trains on.
+    patients
+        Those of the sections that the study trains on.
     applied_model
         The settings of the model folder that is applied instead; None where none is.
     """
-    patients = set(map(patient_of, sections["patient"]))
+    seen = set(map(patient_of, patients))
     for model in ({} if applied_model is None else applied_model["models"]).values():
         for role in ("train", "validation"):
-            patients |= {patient_of(str(name)) for name in model.get(f"{role}_patients", ())}
-    return sorted(patients)
+            seen |= {patient_of(str(name)) for name in model.get(f"{role}_patients", ())}
+    return sorted(seen)
 
 
 def _refuse_other_ids(slides: pd.DataFrame, patients: pd.DataFrame) -> None:

@@ -6,6 +6,7 @@ __all__ = [
     "job",
     "lineage",
     "records",
+    "resolved",
     "software",
     "study",
     "study_checks",

@@ -7,10 +7,13 @@ import re
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from histogep.workflow.code import ROOT
+
+# At the end of every job, with tables or without.
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: What a package is imported as, when not by its own name.
 _IMPORTED_AS = {
@@ -28,6 +31,8 @@ def installed_versions() -> pd.DataFrame:
     A package that is not installed in the running environment (each conda environment holds
     only its own) has the version "not installed".
     """
+    import pandas as pd
+
     rows = [("python", platform.python_version())]
     rows += [(name, _version(name)) for name in _required()]
     return pd.DataFrame(rows, columns=["package", "version"])

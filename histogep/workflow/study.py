@@ -7,21 +7,20 @@ of which some slides cannot be used is `study.without(slides)`, which answers fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from histogep.errors import InputError
 from histogep.inputs.barcodes import patient_key
-from histogep.models.folds import fold_names
-from histogep.simulate.cohort import slide_composition
-from histogep.slides.rejected import failed_slides
 from histogep.study import encoder_choices
 from histogep.study.stages import Stages, plan_stages, trained_on
+
+# Every job of a cluster parses the workflow twice: what reads tables is imported where a job needs it.
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Where the table of slides that cannot be used is written.
 FAILED_SLIDES = "results/failed_slides.tsv"
@@ -54,9 +53,28 @@ class References:
     model: str | None = None
 
 
+@dataclass(frozen=True)
+class Sheets:
+    """The tables of a study.
+
+    Attributes
+    ----------
+    slides
+        The slide sheet (`histogep.study.sheets.read_slides`).
+    patients
+        The clinical table, if there is one.
+    measured_patients
+        Cohort with measured expression -> the rows of its clinical table that have a sample.
+    """
+
+    slides: pd.DataFrame
+    patients: pd.DataFrame | None = None
+    measured_patients: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A study, and what each of its jobs reads.
+    """A study, and what each of its jobs reads; made of its tables by `Study.of_sheets`.
 
     Parameters
     ----------
@@ -65,46 +83,62 @@ class Study:
     references
         Where the files lie that the settings name.
     slides
-        The slide sheet (`histogep.study.sheets.read_slides`).
-    patients
-        The clinical table, if there is one.
-    measured_patients
-        Cohort with measured expression -> the rows of its clinical table that have a sample.
+        Slide -> its row in the slide sheet, in the order of their ids.
+    sheets
+        Returns the tables, which are read again where the study comes from its file
+        (`histogep.workflow.resolved`).
     applied
         The settings of the model folder that `model` names, where it names one.
     warnings
         What the readers of the files warned of.
     left_out
         Slides that are no longer in `slides`, since they cannot be used.
+    planned
+        The stages, where they have been planned already.
     """
 
     settings: Mapping[str, Any]
     references: References
-    slides: pd.DataFrame
-    patients: pd.DataFrame | None = None
-    measured_patients: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    slides: Mapping[str, Mapping[str, Any]]
+    sheets: Callable[[], Sheets] = field(repr=False)
     applied: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     left_out: frozenset[str] = frozenset()
+    planned: Stages | None = None
     _smaller: dict[frozenset[str], Study] = field(default_factory=dict, repr=False)
     _usable: dict[tuple[str, int, int], Study] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_sheets(
+        cls, settings: Mapping[str, Any], references: References, sheets: Sheets, **more: Any
+    ) -> Study:
+        """Return the study of these tables; `more` are parameters of the class."""
+        return cls(settings, references, sheets.slides.to_dict("index"), lambda: sheets, **more)
 
     # ---------------------------------------------------------------- which slides, which stages
 
     def without(self, failed: Iterable[str]) -> Study:
         """Return the study of the other slides; the same one whenever the same slides are left out."""
-        failed = frozenset(failed) & frozenset(self.slides.index)
+        failed = frozenset(self.slides).intersection(failed)
         if not failed:
             return self
         if failed not in self._smaller:
-            others = self.slides.loc[~self.slides.index.isin(failed)]
-            self._smaller[failed] = replace(
-                self, slides=others, left_out=self.left_out | failed, _smaller={}, _usable={}
+            sheets = self.sheets()
+            others = sheets.slides.loc[~sheets.slides.index.isin(failed)]
+            self._smaller[failed] = Study.of_sheets(
+                self.settings,
+                self.references,
+                replace(sheets, slides=others),
+                applied=self.applied,
+                warnings=self.warnings,
+                left_out=self.left_out | failed,
             )
         return self._smaller[failed]
 
     def of_usable_slides(self, listed: str | Path) -> Study:
         """Return the study without the slides that a table such as `FAILED_SLIDES` lists."""
+        from histogep.slides.rejected import failed_slides
+
         # Asked for every job of a plan: the table is read again only where it is another one.
         state = Path(listed).stat()
         key = str(listed), state.st_mtime_ns, state.st_size
@@ -121,12 +155,15 @@ class Study:
         InputError
             When nothing can run (`histogep.study.stages.plan_stages`).
         """
+        if self.planned is not None:
+            return self.planned
+        sheets = self.sheets()
         try:
             return plan_stages(
                 self.settings,
-                self.slides,
-                self.patients,
-                self.measured_patients,
+                sheets.slides,
+                sheets.patients,
+                sheets.measured_patients,
                 applied_model=self.applied,
             )
         except InputError as error:
@@ -150,27 +187,29 @@ class Study:
         """The slides with spots that a model is trained on; none where a model is applied."""
         if self.settings["model"] is not None:
             return []
-        return list(self.slides.index[self.slides["counts"] != ""])
+        return [slide for slide, row in self.slides.items() if row["counts"] != ""]
 
     @cached_property
     def annotated(self) -> list[str]:
         """The sections that somebody annotated."""
-        return [slide for slide in self.sections if self._rows[slide]["labels"]]
+        return [slide for slide in self.sections if self.slides[slide]["labels"]]
 
     @cached_property
     def predicted(self) -> list[str]:
         """The slides without spots, whose expression is predicted."""
-        return [slide for slide in self.slides.index if slide not in self._with_spots]
+        return [slide for slide in self.slides if slide not in self._with_spots]
 
     @cached_property
     def cohorts(self) -> list[str]:
         """All cohorts, of slides and of measured expression."""
-        return sorted({*self.slides["cohort"], *self.references.measured})
+        return sorted({*self._members, *self.references.measured})
 
     @cached_property
     def folds(self) -> list[str]:
         """The ids of the folds."""
-        patients = {self._rows[section]["patient"] for section in self.sections}
+        from histogep.models.folds import fold_names
+
+        patients = {self.slides[section]["patient"] for section in self.sections}
         return fold_names(
             n_patients=len(patients),
             n_sections=len(self.sections),
@@ -193,8 +232,11 @@ class Study:
         return self.applied["digest"] if self.applied else None
 
     @cached_property
-    def _rows(self) -> dict[str, dict[str, Any]]:
-        return self.slides.to_dict("index")
+    def _members(self) -> dict[str, list[str]]:
+        members: dict[str, list[str]] = {}
+        for slide, row in self.slides.items():
+            members.setdefault(row["cohort"], []).append(slide)
+        return members
 
     @cached_property
     def _with_spots(self) -> frozenset[str]:
@@ -215,10 +257,10 @@ class Study:
 
     # ---------------------------------------------------------------- one slide
 
-    def row(self, slide: str) -> dict[str, Any]:
+    def row(self, slide: str) -> Mapping[str, Any]:
         """Return the row of a slide in the slide sheet."""
         try:
-            return self._rows[slide]
+            return self.slides[slide]
         except KeyError:
             raise InputError(f"the slide sheet has no slide {slide}") from None
 
@@ -244,6 +286,8 @@ class Study:
 
     def composition(self, slide: str) -> dict[str, Any]:
         """Return what the simulated tissue consists of."""
+        from histogep.simulate.cohort import slide_composition
+
         return slide_composition(self.settings["seed"], slide).to_settings()
 
     def places(self, slide: str) -> dict[str, str]:
@@ -326,16 +370,16 @@ class Study:
                 "cohort": row["cohort"],
                 "role": "section" if slide in self._with_spots else "slide",
             }
-            for slide, row in self._rows.items()
+            for slide, row in self.slides.items()
         }
 
     def slide_patients(self) -> dict[str, str]:
         """Return the patient of every slide."""
-        return self._patients(self.slides.index)
+        return self._patients(self.slides)
 
     def slide_files(self, pattern: str) -> list[str]:
         """Return a file of every slide; {slide} stands for its id in `pattern`."""
-        return _files(pattern, self.slides.index)
+        return _files(pattern, self.slides)
 
     def section_patients(self) -> dict[str, str]:
         """Return the patient of every section."""
@@ -356,7 +400,7 @@ class Study:
     def predicted_rows(self) -> dict[str, dict[str, str]]:
         """Return patient and cohort of every slide without spots."""
         return {
-            slide: {name: self._rows[slide][name] for name in ("patient", "cohort")}
+            slide: {name: self.slides[slide][name] for name in ("patient", "cohort")}
             for slide in self.predicted
         }
 
@@ -451,7 +495,7 @@ class Study:
 
     def cohort_slides(self, cohort: str, *, spots: bool | None = None) -> list[str]:
         """Return the slides of a cohort with (True), without (False) or whatever (None) spots."""
-        members = self.slides.index[self.slides["cohort"] == cohort]
+        members = self._members.get(cohort, [])
         return [s for s in members if spots is None or (s in self._with_spots) == spots]
 
     def cohort_patients(self, cohort: str) -> dict[str, str]:
@@ -507,7 +551,7 @@ class Study:
         """Return the patients that the model of the predicted slides of a cohort was trained on."""
         if cohort in self.references.measured:
             return []
-        return trained_on(self.slides.loc[self.sections], self.applied)
+        return trained_on(self.section_patients().values(), self.applied)
 
     def measured_scale(self, cohort: str) -> str | None:
         """Return the scale of the measured expression of a cohort; None for predicted slides."""
@@ -544,7 +588,7 @@ class Study:
         if self.settings["summary"]["training_patients"] == "keep":
             return slides
         seen = set(map(patient_key, self.training_patients(cohort)))
-        return [s for s in slides if patient_key(self._rows[s]["patient"]) not in seen]
+        return [s for s in slides if patient_key(self.slides[s]["patient"]) not in seen]
 
     def activity_patients(self, cohort: str) -> dict[str, str]:
         """Return the patients of the slides whose gene sets are mapped.
@@ -609,7 +653,7 @@ class Study:
         return {key: self.settings[section][key] for key in keys}
 
     def _patients(self, slides: Iterable[str]) -> dict[str, str]:
-        return {slide: self._rows[slide]["patient"] for slide in slides}
+        return {slide: self.slides[slide]["patient"] for slide in slides}
 
 
 def _files(pattern: str, slides: Iterable[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from histogep.errors import InputError
 from histogep.problems import Problems
 from histogep.study import clinical, encoder_choices, model_choices, settings, sheets
 from histogep.workflow import study_checks
-from histogep.workflow.study import References, Study
+from histogep.workflow.study import References, Sheets, Study
 
 SCHEMA = "config/schemas/config.schema.yaml"
 #: Where the simulated study lies, which the workflow makes itself.
@@ -55,17 +54,17 @@ def read_study(
     # What the readers warn of is printed once, by the process that plans.
     with study_checks.collected_warnings() as warnings:
         tables = _tables(complete, references, problems, main_process=main_process)
-    study = Study(complete, references, **tables, warnings=tuple(warnings))
     if references.model is None:
-        return study
+        return Study.of_sheets(complete, references, tables, warnings=tuple(warnings))
     from histogep.deployment.folder import declared_settings, read_settings  # of such a study only
 
     # Its files are compared with their digest once, not again in every job.
     applied = (read_settings if main_process else declared_settings)(references.model)
     # A model that is applied brings its lattice and the precision of its features.
     encoders = encoder_choices.applied_encoders(applied, complete["encoders"])
-    brought = {"encoders": encoders, "lattice": applied["lattice"]}
-    return dataclasses.replace(study, settings={**complete, **brought}, applied=applied)
+    complete |= {"encoders": encoders, "lattice": applied["lattice"]}
+    given = {"applied": applied, "warnings": tuple(warnings)}
+    return Study.of_sheets(complete, references, tables, **given)
 
 
 def _complete(
@@ -126,7 +125,7 @@ def _tables(
     problems: Problems,
     *,
     main_process: bool,
-) -> dict[str, Any]:
+) -> Sheets:
     """Return the slide sheet and the clinical tables; refuse all that is wrong so far."""
     columns = complete["columns"]
 
@@ -182,4 +181,4 @@ def _tables(
     problems.refuse()
     sheets.check_given_features(slides, complete["encoders"])
     study_checks.check_columns(columns, slides, patients, *clinical_tables)
-    return {"slides": slides, "patients": patients, "measured_patients": measured}
+    return Sheets(slides, patients, measured)

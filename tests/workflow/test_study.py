@@ -7,7 +7,7 @@ import pytest
 
 from histogep.errors import InputError
 from histogep.files import files_of, write_tsv
-from histogep.workflow.study import References, Study
+from histogep.workflow.study import References, Sheets, Study
 
 SETTINGS = {
     "study": "s",
@@ -78,7 +78,8 @@ def study(*rows, files=REFERENCES, applied=None, **settings):
             *(section("C1", "C"), slide("T1", "A")),
             *(slide(f"S{i}", f"H{i}") for i in range(n)),
         ]
-    return Study(SETTINGS | settings, files, sheet(*rows), patients=patients, applied=applied)
+    tables = Sheets(sheet(*rows), patients)
+    return Study.of_sheets(SETTINGS | settings, files, tables, applied=applied)
 
 
 # ---------------------------------------------------------------- one slide
@@ -296,8 +297,8 @@ def test_what_follows_is_asked_of_the_usable_slides_only():
 
 
 def test_a_study_without_slides_has_none_to_check():
-    bulk = study(slide("S1", "H1"), on_bad_slide="skip").slides.iloc[:0]
-    given = Study(SETTINGS | {"on_bad_slide": "skip"}, REFERENCES, bulk)
+    bulk = study(slide("S1", "H1"), on_bad_slide="skip").sheets().slides.iloc[:0]
+    given = Study.of_sheets(SETTINGS | {"on_bad_slide": "skip"}, REFERENCES, Sheets(bulk))
     assert not given.skips_bad_slides
     assert given.failures() == []
 
