@@ -3,6 +3,7 @@
 __all__ = [
     "annotation_checks",
     "code",
+    "costs",
     "job",
     "lineage",
     "records",
