@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import yaml
 
 from histogep.errors import InputError
 from histogep.workflow.study_reading import read_study
@@ -31,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 def read(folder, *, main_process=True, **config):
     files = [folder / "study.yaml"]
     return read_study(
-        {"study": "s", **config}, configfiles=files, repository=ROOT, main_process=main_process
+        {"study": "s"} | config, configfiles=files, repository=ROOT, main_process=main_process
     )
 
 
@@ -56,6 +57,58 @@ def test_all_that_is_wrong_stands_in_one_message(folder):
         read(folder, **given, references={"gene_sets": {"g": "sets.gmt"}})
     assert "patients: nobody.tsv does not exist" in str(caught.value)
     assert "sets.gmt" in str(caught.value)
+
+
+GOOD = ("A1\tA\tc\ta.svs\t\tcounts", "B1\tB\tc\tb.svs\t\tcounts2")
+
+
+@pytest.mark.parametrize(
+    ("rows", "extra", "complaints"),
+    [
+        ((*GOOD, "Z\tp\tc\tnone.svs\t\t"), "", ["line 4: image none.svs does not exist"]),
+        ((*GOOD, "a1\tp\tc\ta.svs\t\t"), "", ["appears on lines"]),
+        ((*GOOD, "../x\tp\tc\ta.svs\t\t"), "", ["is not an id"]),
+        ((*GOOD, "Z\t\tc\ta.svs\t\tcounts"), "", ["no patient"]),
+        ((*GOOD, "Z\tp\tc\tb.jpg\t\t"), "", ["carries no pixel size"]),
+        (
+            ("../x\tp\tc\ta.svs\t\t", "Z\tp\tc\tnone.svs\t\t"),
+            "",
+            ["2 problems", "line 2", "line 3"],
+        ),
+        (GOOD, "tisue: {}\n", ["did you mean 'tissue'"]),
+        (GOOD, "seed: 1\nseed: 2\n", ["keep one of them"]),
+        (GOOD[:1], "", ["at least 2"]),
+        ((*GOOD, "Z\tp3\tc\ta.svs\t\t"), "", ["is given to patients A, p3"]),
+        (
+            GOOD,
+            "models: {ridge: {task: tumour}, extended: {task: both}}\n",
+            [
+                "models.ridge: kind ridge cannot learn task tumour; set kind to cmunet",
+                "models.extended: kind ridge cannot learn task both",
+            ],
+        ),
+        (GOOD, "study: sections\n", ["study is 'sections', but results/genes/sections holds"]),
+    ],
+    ids=[
+        *("missing", "repeated", "escape", "patient", "mpp", "all at once", "key", "twice"),
+        *("one patient", "leak", "models", "reserved"),
+    ],
+)
+def test_bad_input_is_refused_before_any_job(folder, rows, extra, complaints):
+    """As Snakemake does it, which prints the message and no traceback (tests/runs)."""
+    header = "slide\tpatient\tcohort\timage\tmpp\tcounts\n"
+    (folder / "slides.tsv").write_text(header + "".join(f"{row}\n" for row in rows))
+    for name in ("a.svs", "b.svs", "b.jpg"):
+        (folder / name).touch()
+    for name in ("counts", "counts2"):
+        (folder / name).mkdir()
+    given = "" if extra.startswith("study:") else "study: s\n"
+    (folder / "study.yaml").write_text(f"{given}slides: slides.tsv\n{extra}")
+    config = yaml.safe_load((folder / "study.yaml").read_text())
+    with pytest.raises(InputError) as caught:
+        _ = read(folder, **config).stages
+    for complaint in complaints:
+        assert complaint in str(caught.value)
 
 
 def test_a_job_trusts_what_the_process_that_planned_it_has_read(folder):
