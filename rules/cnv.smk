@@ -79,6 +79,7 @@ rule subtype_tumours:
         code=code_of("subtype_tumours.py"),
         patients=usable(Study.cohort_patients),
         cnv=SETTINGS["cnv"],
+        sample_types=SETTINGS["summary"]["sample_types"],
         seed=SETTINGS["seed"],
     message:
         "Tumour subtypes of cohort {wildcards.cohort}"

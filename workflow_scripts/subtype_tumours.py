@@ -21,6 +21,7 @@ with job_log(snakemake.log[0], snakemake):
         read_profile(path, slide=slide, patient=patient)
         for path, (slide, patient) in zip(paths, patients.items(), strict=True)
     ]
+    settings["sample_types"] = snakemake.params.sample_types
     subtypes = subtype_cohort(profiles, seed=snakemake.params.seed, **settings)
     write_tsv(subtypes.spots, snakemake.output.subtypes)
     write_tsv(subtypes.patients, snakemake.output.patients)

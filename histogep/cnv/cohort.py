@@ -11,6 +11,7 @@ import pandas as pd
 
 from histogep.cnv.clones import REFERENCE, UNASSIGNED
 from histogep.cnv.slide import plain_lattice
+from histogep.inputs.barcodes import patient_of
 from histogep.lattice import Lattice
 from histogep.spots.matrices import read_h5ad
 
@@ -25,7 +26,7 @@ class SlideProfile:
     Attributes
     ----------
     slide, patient
-        Ids.
+        Ids; of a TCGA barcode the patient's part, as in the table of patients.
     measured
         Whether the expression was measured.
     name
@@ -96,7 +97,7 @@ def read_profile(path: str | Path, *, slide: str, patient: str) -> SlideProfile:
         heterogeneity = {name: float(value) for name, value in result.uns["heterogeneity"].items()}
     return SlideProfile(
         slide=slide,
-        patient=patient,
+        patient=patient_of(patient),
         measured=bool(result.uns["measured"]),
         name=str(result.uns["name"]),
         refused=refused,

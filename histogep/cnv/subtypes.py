@@ -17,6 +17,7 @@ from histogep.cnv.controls import COPY_NUMBER, EXPRESSION_SUBTYPE, FAIL, PASS
 from histogep.cnv.marker_genes import COLUMNS as MARKER_MEASURES
 from histogep.cnv.marker_genes import rank_markers
 from histogep.cnv.reference import RANKED
+from histogep.inputs.barcodes import PRIMARY, leave_out
 from histogep.inputs.genome import order_arms
 
 #: Said of a slide whose reference the labels did not choose.
@@ -79,6 +80,7 @@ def subtype_cohort(
     min_silhouette: float = 0.15,
     min_stability_subtypes: float = 0.6,
     permutations: int = 199,
+    sample_types: Sequence[str] = PRIMARY,
     seed: int = 0,
 ) -> Subtypes:
     """Return the subtypes of a cohort's clones, their number found from the data; it may be 1.
@@ -103,6 +105,10 @@ def subtype_cohort(
         Least silhouette, and least adjusted Rand index, of more than one subtype.
     permutations
         Number of shuffled cohorts, and of draws of the arms.
+    sample_types
+        TCGA sample types that describe their patient, as for
+        `histogep.outcome.patients.summarise_patients`. Clones of other slides are grouped too, but
+        are not in the row of the patient.
     seed
         Seed of both.
     """
@@ -151,7 +157,7 @@ def subtype_cohort(
     controls = controls.reset_index(drop=True).infer_objects()
     markers = _markers(used, clones)
     spots = _spots(used, clones)
-    patients = _patients(profiles, spots, sorted(set(clones["subtype"])))
+    patients = _patients(profiles, spots, sorted(set(clones["subtype"])), sample_types)
     if name != COPY_NUMBER:
         patients = patients.rename(
             columns={"cnv_burden": "expression_burden", "ithcna": "ithprofile"}
@@ -259,14 +265,36 @@ def _spots(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[SUBTYPE_COLUMNS]
 
 
+def _describing(profiles: Sequence[SlideProfile], sample_types: Sequence[str]) -> set[str]:
+    """Return the slides that describe their patient.
+
+    Not those of another type of tissue, nor frozen sections beside a diagnostic slide
+    (`histogep.inputs.barcodes.leave_out`). Strength and heterogeneity of measured and of predicted
+    profiles do not compare, so the two are not averaged: of a patient who has both the predicted
+    slides count, as in the table of patients.
+    """
+    slides, patients = [p.slide for p in profiles], [p.patient for p in profiles]
+    left_out = leave_out(slides, patients, sample_types=sample_types)
+    kept = [p for p in profiles if p.slide not in left_out]
+    predicted = {p.patient for p in kept if not p.measured}
+    return {p.slide for p in kept if not (p.measured and p.patient in predicted)}
+
+
 def _patients(
-    profiles: Sequence[SlideProfile], spots: pd.DataFrame, subtypes: list[str]
+    profiles: Sequence[SlideProfile],
+    spots: pd.DataFrame,
+    subtypes: list[str],
+    sample_types: Sequence[str],
 ) -> pd.DataFrame:
     """Return one row per patient, in the order of first appearance."""
     burden: dict[str, list[np.ndarray]] = {}
     unlike: dict[str, list[list[float]]] = {}
+    describing = _describing(profiles, sample_types)
+    spots = spots[spots["slide"].isin(describing)]
     for profile in profiles:
         scores = burden.setdefault(profile.patient, [])
+        if profile.slide not in describing:
+            continue
         if profile.heterogeneity:
             own = [profile.heterogeneity[name] for name in HETEROGENEITY]
             unlike.setdefault(profile.patient, []).append(own)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -314,6 +316,45 @@ def test_subtypes_of_a_cohort(cohort, genome):
     assert "s1 clone 0" in " ".join(
         label.get_text() for label in subtype_figure(subtypes, cohort="c").axes[0].get_yticklabels()
     )
+
+
+def test_only_slides_that_describe_their_patient_are_in_its_row(cohort):
+    """A frozen section or normal tissue beside the diagnostic slide is nobody's tumour."""
+    one, two, other, last, _ = cohort
+    diagnostic = replace(one, slide="TCGA-AA-0001-01Z-00-DX1", patient="TCGA-AA-0001")
+    rest = [replace(p, patient=p.slide) for p in (other, last)]
+    alone = subtype_cohort([diagnostic, *rest]).patients.set_index("patient").loc["TCGA-AA-0001"]
+    for slide in ("TCGA-AA-0001-11A-01-TS1", "TCGA-AA-0001-01A-01-TS1"):
+        beside = replace(two, slide=slide, patient="TCGA-AA-0001")
+        found = subtype_cohort([diagnostic, beside, *rest])
+        assert slide in set(found.spots["slide"])
+        row = found.patients.set_index("patient").loc["TCGA-AA-0001"]
+        columns = ["n_tumour_spots", "cnv_burden", "ithcna", "ithgex", "name"]
+        pd.testing.assert_series_equal(row[columns], alone[columns])
+    metastasis = replace(one, slide="TCGA-AA-0002-06A-00-DX1", patient="TCGA-AA-0002")
+    counted = [
+        subtype_cohort([metastasis, *rest], sample_types=types).patients.set_index("patient")
+        for types in (("01",), ("06",))
+    ]
+    assert [table.loc["TCGA-AA-0002", "n_tumour_spots"] > 0 for table in counted] == [False, True]
+
+
+def test_measured_and_predicted_slides_of_a_patient_are_not_averaged(cohort):
+    one, two, other, last, _ = cohort
+    rest = [replace(p, patient=p.slide) for p in (other, last)]
+    measured = replace(two, measured=True, name="CNV")
+    alone = subtype_cohort([one, *rest]).patients.set_index("patient").loc["p1"]
+    both = subtype_cohort([one, measured, *rest]).patients.set_index("patient").loc["p1"]
+    columns = ["n_tumour_spots", "cnv_burden", "ithcna", "ithgex"]
+    pd.testing.assert_series_equal(both[columns], alone[columns])
+
+
+def test_a_barcode_in_the_slide_sheet_is_its_patient(genome, section, tmp_path):
+    """The table of patients goes by the patient's part, and would find no profile."""
+    result, _, _ = _slide(genome, section)
+    write_profile(result, tmp_path / "s1.h5ad")
+    profile = read_profile(tmp_path / "s1.h5ad", slide="s1", patient="TCGA-3C-AALI-01Z-00-DX1")
+    assert profile.patient == "TCGA-3C-AALI"
 
 
 def test_spots_lie_on_their_places_in_the_colours_of_their_subtypes(cohort):

@@ -155,7 +155,13 @@ def test_ranked_spots_stand_in_for_labels_and_all_say_so(run_script, genome, tmp
         "subtype_tumours.py",
         input={"cnv": [shutil.copyfile(tmp_path / "out/s1.cnv", tmp_path / "s1.h5ad")]},
         output=outputs | _pages(tmp_path),
-        params={"code": "", "patients": {"s1": "p1"}, "cnv": SETTINGS, "seed": 1},
+        params={
+            "code": "",
+            "patients": {"s1": "p1"},
+            "cnv": SETTINGS,
+            "sample_types": ["01"],
+            "seed": 1,
+        },
         wildcards={"cohort": "c"},
     )
     controls = pd.read_csv(outputs["controls"], sep="\t")
@@ -204,6 +210,7 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
             "code": "",
             "patients": {"s1": "p1", "s2": "p2"},
             "cnv": SETTINGS,
+            "sample_types": ["01"],
             "seed": 1,
         },
         wildcards={"cohort": "c"},
