@@ -48,7 +48,7 @@ class Signature:
     aliases
         Older symbol of a gene under which a table may list it.
     min_coverage
-        Share of the genes that must be there for a score.
+        Share of the genes, and of the sum of their weights, that must be there for a score.
     """
 
     name: str
@@ -133,7 +133,9 @@ def score_signatures(
         genes = tuple(signature.weights)
         found = signature.columns(values.columns, genes)
         coverage = len(found) / len(genes)
-        scored = bool(found) and coverage >= signature.min_coverage
+        # By weight too: without its large positive weights a mean would be turned round.
+        weight = sum(signature.weights[gene] for gene in found) / sum(signature.weights.values())
+        scored = bool(found) and min(coverage, weight) >= signature.min_coverage
         missing = [gene for gene in genes if gene not in found]
         rows.append(
             {
@@ -150,11 +152,12 @@ def score_signatures(
             scores[name] = _score(values, signature, found, linear)
         else:
             log.info(
-                "signature %s is not scored: %d of its %d genes are there, below a share of %g "
-                "(missing: %s)",
+                "signature %s is not scored: %d of its %d genes with %.0f %% of its weight are there, "
+                "below a share of %g (missing: %s)",
                 name,
                 len(found),
                 len(genes),
+                100 * weight,
                 signature.min_coverage,
                 ", ".join(missing),
             )
@@ -194,6 +197,8 @@ def _signature(name: str, entry: object) -> Signature:
     formula = entry.get("formula")
     if formula not in FORMULAS:
         raise ValueError(f"formula {formula!r} is none of {', '.join(FORMULAS)}")
+    if formula == "geometric-mean" and entry.get("subtract"):
+        raise ValueError("subtract belongs to a mean or weighted-mean of log values")
     weighted = formula == "weighted-mean"
     if weighted != ("weights" in entry) or weighted == ("genes" in entry):
         raise ValueError("weights belong to a weighted-mean, genes to the other formulas")

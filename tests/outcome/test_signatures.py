@@ -121,3 +121,30 @@ def test_cytolytic_activity_in_patients_under_immunotherapy(
     assert {"cytolytic", "t_cell_inflamed", "ifn_gamma", "chemokine"} <= set(scores)
     auroc = roc_auc_score(response[known] == "R", scores["cytolytic"])
     assert low < auroc < high
+
+
+def test_without_its_large_weights_a_signature_is_not_turned_round(tmp_path, caplog):
+    """Weights of either sign: what is left after a gene is lost may sum to less than nothing."""
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "signatures:\n"
+        "  risk: {formula: weighted-mean, min_coverage: 0.5, weights: {A: 1.0, B: -0.6, C: -0.3, D: 0.2}}\n"
+    )
+    own = read_signatures(path)
+    table = pd.DataFrame({"A": [0.0, 1, 2], "B": [2.0, 1, 0], "C": [2.0, 1, 0], "D": [1.0, 1, 1]})
+    scores, _ = score_signatures(table, own)
+    assert scores["risk"].is_monotonic_increasing
+    caplog.set_level("INFO")
+    scores, coverage = score_signatures(table.drop(columns="A"), own)
+    assert not coverage["scored"][0]
+    assert scores.empty or "risk" not in scores
+    assert "3 of its 4 genes with -233 % of its weight" in caplog.text
+
+
+def test_what_a_formula_does_not_do_is_refused(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "signatures:\n  x: {formula: geometric-mean, genes: [A, B], subtract: [C], min_coverage: 0.5}\n"
+    )
+    with pytest.raises(InputError, match="x: subtract belongs to a mean or weighted-mean"):
+        read_signatures(path)
