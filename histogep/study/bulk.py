@@ -6,6 +6,7 @@ the matrices of cBioPortal and UCSC Xena.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from histogep.errors import InputError
+from histogep.inputs.barcodes import patient_key
 from histogep.inputs.delimited import Delimited, lay_out, read_bytes
 from histogep.inputs.gene_names import are_dates, are_ensembl, split_bar, strip_version
 from histogep.inputs.sheet_ids import refuse_formulas
@@ -56,6 +58,8 @@ _NO_GENE = ("N_unmapped", "N_multimapping", "N_noFeature", "N_ambiguous", "__")
 _COMMON = {"TP53", "EGFR", "GAPDH", "ACTB", "CD8A", "MYC", "STAT1", "PTEN", "KRAS", "CD4", "BRCA1"}
 _MISSING = ("", "NA", "NaN", "nan", "N/A", "n/a", "#N/A", "null", "NULL", "None", "'--", "-", "na")
 _MAX_BYTES = 4 << 30
+#: Fewest genes by whose values a sample is judged: a handful of rounded ones may well agree.
+_MANY_GENES = 20
 #: Scale -> (conversion to the log scale that is analysed, from there to linear values or None).
 SCALES: dict[str, tuple[Callable | None, Callable | None]] = {
     "log2_tpm": (None, lambda x: np.exp2(x) - 0.001),
@@ -131,8 +135,9 @@ def read_expression(
     Raises
     ------
     InputError
-        Cells that are not numbers; values that do not fit the scale; a GCT file with more or fewer
-        rows than it declares.
+        Cells that are not numbers; values that do not fit the scale; a sample with one value for
+        every gene; two patients with the same values; a GCT file with more or fewer rows than it
+        declares.
     """
     layout = _lay_out(path)
     table = layout.table
@@ -171,10 +176,48 @@ def read_expression(
     if values.empty:
         raise InputError(f"{path} holds no gene that was measured in every patient")
     refuse_formulas(map(str, values.columns), path)
+    _refuse_failed(values, path, scale=scale)
+    _refuse_copies(values, path)
     if problem := scale_problem(values, scale=scale, scales=list(SCALES)):
         raise InputError(f"{path} {problem}")
     to_log = SCALES[scale][0]
     return values if to_log is None else to_log(values)
+
+
+def _refuse_failed(values: pd.DataFrame, path: str | Path, *, scale: str) -> None:
+    """Refuse samples that have one value for every gene: nothing was measured in them.
+
+    Scaled to its depth a sample without counts has no expression, and with it no gene of the cohort
+    could be compared.
+    """
+    flat = (values.max(axis=1) == values.min(axis=1)).to_numpy()
+    # A handful of genes may well be silent, but their shares of no counts are no numbers.
+    if values.shape[1] < _MANY_GENES:
+        flat &= (values.max(axis=1) == 0).to_numpy() & (scale == "counts")
+    if flat.any():
+        failed = [f"{name} ({value:g})" for name, value in values.iloc[flat, 0].items()]
+        raise InputError(
+            f"{path}: every gene has the same value in {len(failed)} samples: "
+            f"{', '.join(failed[:5])}; nothing was measured there: leave these samples out"
+        )
+
+
+def _refuse_copies(values: pd.DataFrame, path: str | Path) -> None:
+    """Refuse two patients with one profile: what is learnt from one would be tested on the other."""
+    if values.shape[1] < _MANY_GENES:
+        return
+    first: dict[str, str] = {}
+    pairs = []
+    for sample, row in zip(values.index.astype(str), values.to_numpy(np.float64), strict=True):
+        known = first.setdefault(hashlib.sha256(row.tobytes()).hexdigest(), sample)
+        if patient_key(known) != patient_key(sample):
+            pairs.append(f"{known} and {sample}")
+    if pairs:
+        raise InputError(
+            f"{path}: {len(pairs)} pairs of patients have the same values in all "
+            f"{values.shape[1]} genes: {', '.join(pairs[:5])}. One sample under two patients is both "
+            "learnt from and tested on: correct the patient, or leave one of the two out"
+        )
 
 
 def _lay_out(path: str | Path, *, n_lines: int | None = None) -> _Layout:

@@ -270,3 +270,36 @@ def test_counts_are_scaled_to_their_depth(tmp_path):
     table = read_expression(path, scale="counts")
     np.testing.assert_allclose(table.loc["A"], table.loc["B"])
     assert table.loc["A", "X"] == np.log2(250_001)
+
+
+@pytest.mark.parametrize("scale", ["counts", "linear", "log2", "log1p"])
+def test_a_sample_without_any_value_is_refused(tmp_path, scale):
+    """Scaled to their depth no counts are no numbers, and with them no gene would be tested."""
+    path = tmp_path / "bulk.tsv"
+    table = pd.DataFrame(bulk_values(scale), index=[f"S{i}" for i in range(40)])
+    table.columns = [f"G{i}" for i in range(60)]
+    table.loc["S7"] = 0
+    table.T.rename_axis("gene").to_csv(path, sep="\t")
+    with pytest.raises(
+        InputError, match=r"same value in 1 samples: S7 \(0\); nothing was measured"
+    ):
+        read_expression(path, scale=scale)
+
+
+def test_a_small_panel_may_be_silent_but_counts_need_a_depth(tmp_path):
+    path = tmp_path / "bulk.tsv"
+    path.write_text("gene\tA\tB\nX\t0\t10\nY\t0\t30\n")
+    with pytest.raises(InputError, match=r"samples: A \(0\)"):
+        read_expression(path, scale="counts")
+
+
+def test_one_profile_under_two_patients_is_refused(shared_data, tmp_path):
+    table = pd.read_csv(shared_data / "icb/ICB_small_Hugo_expr.csv.gz", index_col=0)
+    path = tmp_path / "expression.csv"
+    table.assign(Pt99=table["Pt4"]).to_csv(path)
+    with pytest.raises(InputError, match="Pt4 and Pt99.*both learnt from and tested on"):
+        read_expression(path, scale="log2_tpm")
+    # Two samples of one patient may be one file twice: they are averaged.
+    twice = table.rename(columns={"Pt4": "TCGA-A1-A0SB-01A"})
+    twice.assign(**{"TCGA-A1-A0SB-01B": twice["TCGA-A1-A0SB-01A"]}).to_csv(path)
+    assert len(read_expression(path, scale="log2_tpm")) == 28

@@ -111,6 +111,18 @@ def test_patients_of_both_cohorts_do_not_train(planted):
     assert (row["n_shared"], row["n_train"]) == (100, 60)
     alone = transfer_response({"a": renamed, "b": tables["noise"]}, settings=QUICK, seed=1)
     assert alone.performance["n_shared"].tolist() == [0, 0]
+    # Measured expression has no images, but its own ranks, on whatever scale.
+    measured = renamed.drop(columns="images").assign(source="measured")
+    genes = [name for name in measured if name.startswith("gene:")]
+    measured[genes] = np.exp(measured[genes])
+    table = tables["noise"].assign(source="measured")
+    found = transfer_response({"a": measured, "b": table}, settings=QUICK, seed=1)
+    row = found.performance.iloc[0]
+    assert (row["n_shared"], row["n_train"]) == (100, 60)
+    assert row["auroc"] == pytest.approx(apart.performance.iloc[0]["auroc"], abs=0.1)
+    # A predicted cohort is compared by images alone: predictions of two patients may be alike.
+    mixed = transfer_response({"a": measured, "b": tables["noise"]}, settings=QUICK, seed=1)
+    assert mixed.performance["n_shared"].tolist() == [0, 0]
 
 
 def test_immunotherapy_cohorts_are_carried_over(shared_data, request):
