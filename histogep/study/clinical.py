@@ -611,7 +611,11 @@ def _stages(columns: pd.DataFrame, path: str | Path) -> np.ndarray:
 
 
 def _one_row_each(sheet: pd.DataFrame, path: str | Path) -> pd.DataFrame:
-    """Return one row per patient: the first value that is known in each column."""
+    """Return one row per patient, whatever the order of the rows.
+
+    Outcomes that differ are refused. The lowest age counts, and a sex or stage that differs between
+    rows (several diagnoses or tumours) is missing.
+    """
     repeated = sheet["patient"].duplicated(keep=False)
     if not repeated.any():
         return sheet
@@ -621,8 +625,19 @@ def _one_row_each(sheet: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     if len(differ):
         raise InputError(f"{path}: several rows with different outcomes: {', '.join(differ[:10])}")
     blank = sheet.mask(sheet == "")
-    first = blank.groupby("patient", sort=False).first().reset_index()
+    by_patient = blank.groupby("patient", sort=False)
+    first = by_patient.first().reset_index()
+    if "age" in first:  # at the first of several diagnoses
+        first["age"] = by_patient["age"].min().to_numpy()
     for name in ("sex", "stage"):
-        if name in first:
-            first[name] = first[name].fillna("")
+        if name not in first:
+            continue
+        meant = blank[name].map(sex_number, na_action="ignore") if name == "sex" else blank[name]
+        several = (meant.groupby(blank["patient"], sort=False).nunique() > 1).to_numpy()
+        if several.any():
+            log.warning(
+                "%s: %d patients have rows of different %s, which counts as missing: %s",
+                *(path, several.sum(), name, ", ".join(first["patient"][several][:10])),
+            )
+        first[name] = first[name].mask(several).fillna("")
     return first[list(sheet)]

@@ -581,3 +581,29 @@ def test_a_formula_without_a_value_and_a_far_cell_are_refused(tmp_path):
         book.save(tmp_path / "far.xlsx")
         with pytest.raises(InputError, match=r"far\.xlsx, line 1048576: a cell in column 16384"):
             read_clinical(tmp_path / "far.xlsx")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_of_a_case_that_differ_do_not_count_by_their_order(tmp_path, caplog, turned):
+    """Several diagnoses of a case, as in the GDC's table: no row is the patient's by being first."""
+    head = "case_submitter_id\tvital_status\tdays_to_death\tdays_to_last_follow_up\t"
+    head += "age_at_index\tgender\tajcc_pathologic_stage\n"
+    rows = [
+        "TCGA-AA-0001\tDead\t100\t90\t60\tmale\tStage IIA\n",
+        "TCGA-AA-0001\tDead\t100\t90\t58\tM\tStage IV\n",
+        "TCGA-AA-0002\tAlive\t'--\t500\t70\tfemale\tStage IIA\n",
+        "TCGA-AA-0002\tAlive\t'--\t600\t70\tmale\tStage IIB\n",
+        "TCGA-AA-0003\tAlive\t'--\t400\t71\tfemale\t'--\n",
+        "TCGA-AA-0003\tAlive\t'--\t400\t71\t'--\tStage I\n",
+    ]
+    path = tmp_path / "clinical.tsv"
+    path.write_text(head + "".join(rows[::-1] if turned else rows))
+    table = read_clinical(path)
+    assert table["age"].tolist() == [58, 70, 71]
+    assert [sex_number(sex) for sex in table["sex"].iloc[[0, 2]]] == [1, 0]
+    assert table["sex"].iloc[1] == ""
+    assert table["stage"].tolist() == ["", "II", "I"]
+    assert "1 patients have rows of different stage, which counts as missing: TCGA-AA-0001" in (
+        caplog.text
+    )
+    assert "rows of different sex, which counts as missing: TCGA-AA-0002" in caplog.text
