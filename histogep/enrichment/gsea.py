@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from histogep.enrichment.patient_permutation import (
     against_permuted_patients,
     not_tested,
+    out_of_reach,
     outcome_statistic,
     subtype_labels,
     welch_t,
@@ -233,8 +234,9 @@ def enrich_contrast(
     Returns
     -------
     ranking, gsea, title, reason
-        `reason` says why there is nothing to rank, or which collections have no set left among
-        the ranked genes; empty otherwise.
+        `reason` says why there is nothing to rank, which collections have no set left among the
+        ranked genes, and of which no single set can be significant with so few permutations; empty
+        otherwise.
     """
     settings = DEFAULTS | settings
     patients, subtype = sources.get("patients"), settings.pop("subtype")
@@ -269,6 +271,9 @@ def enrich_contrast(
         permutations=permutations,
         seed=seed,
     )
+    if said := out_of_reach(gsea, permutations):
+        log.warning("contrast %s: %s", contrast, said)
+        reason = "; ".join(filter(None, (reason, said)))
     return ranking, gsea, title, reason
 
 

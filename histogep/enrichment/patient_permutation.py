@@ -238,6 +238,32 @@ def against_permuted_patients(
     return table[[*gsea.columns, *COLUMNS]].reset_index(drop=True)
 
 
+def out_of_reach(gsea: pd.DataFrame, permutations: int) -> str:
+    """Say of which collections a single set cannot be significant, whatever its score; "" of none.
+
+    The smallest p of so many permutations, times the number of sets, is the least `fdr_patients`
+    of a set that is alone in reaching it.
+
+    Parameters
+    ----------
+    gsea
+        Sets that were tested.
+    permutations
+        Rankings under permuted patients.
+    """
+    said = []
+    for collection, n in gsea.groupby("collection", sort=False).size().items():
+        if n / (1 + permutations) < LEVEL:
+            continue
+        least = int(np.floor(n / (1 + permutations) / LEVEL)) + 1
+        said.append(
+            f"{collection}: of {n} sets at least {least} must beat all {permutations} permutations of "
+            "the patients for any to be significant; set enrichment.patient_permutations to "
+            f"{round(n / LEVEL)} or more, or give fewer sets"
+        )
+    return "; ".join(said)
+
+
 def not_tested(gsea: pd.DataFrame) -> pd.DataFrame:
     """Return the table with empty columns of the patient permutation."""
     return gsea.assign(**dict.fromkeys(COLUMNS, None))

@@ -47,7 +47,7 @@ def cohort(n=24, seed=1, hazard=1.8):
     )
 
 
-def enriched(table, folder, contrast="survival", *, permutations=300, subtype=None):
+def enriched(table, folder, contrast="survival", *, permutations=300, subtype=None, gene_sets=SETS):
     """Return gsea of a contrast, its ranking made as fit_survival and predict_response do."""
     sources = {"patients": table}
     if contrast == "survival":
@@ -61,7 +61,7 @@ def enriched(table, folder, contrast="survival", *, permutations=300, subtype=No
     ranking, gsea, title, reason = enrich_contrast(
         contrast,
         sources,
-        SETS,
+        gene_sets,
         settings={"permutations": 200, "patient_permutations": permutations, "subtype": subtype},
         gene_scale="normal_scores",
         seed=1,
@@ -132,6 +132,24 @@ def test_the_planted_set_holds_against_permuted_patients(tmp_path):
     assert gsea.loc["HAZARD", "p_patients"] >= 1 / 301  # never zero
     assert not gsea.loc[["OTHER", "NOISE"], "significant"].any()
     assert (gsea["n_patients"] == 24).all()
+
+
+def test_too_few_permutations_for_the_number_of_sets_are_told(tmp_path, caplog):
+    """The best set of a large collection cannot be significant, however strong: say so."""
+    rng = np.random.default_rng(3)
+    genes = [f"G{i:03d}" for i in range(40, N_GENES)]
+    many = {f"R{i:02d}": list(rng.choice(genes, 8, replace=False)) for i in range(19)}
+    sets = {"many": SETS["planted"] | many}  # 22 sets
+    gsea, _, reason = enriched(cohort(), tmp_path, permutations=99, gene_sets=sets)
+    best = gsea.set_index("gene_set").loc["HAZARD"]
+    assert best["p_patients"] == 0.01
+    assert not best["significant"]
+    assert "many: of 22 sets at least 5 must beat all 99 permutations" in reason
+    assert "set enrichment.patient_permutations to 440 or more" in reason
+    assert reason in caplog.text
+    gsea, _, reason = enriched(cohort(), tmp_path, permutations=440, gene_sets=sets)
+    assert reason == ""
+    assert gsea.set_index("gene_set").loc["HAZARD", "significant"]
 
 
 def test_permuted_outcomes_give_no_hits_where_permuted_genes_do(tmp_path):
