@@ -104,6 +104,11 @@ class Lattice:
         """Area in um2 of the tissue that one position stands for."""
         return self.pitch_um * self.row_um
 
+    @property
+    def spot_um(self) -> float:
+        """Diameter in um of a spot where no file says it: 55 of 100 um of Visium, a bin all of it."""
+        return self.pitch_um * {"visium": 0.55, "st": 0.5, "square": 1.0}[self.kind]
+
     def centres_um(self, row: np.ndarray, col: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the centres (x, y) in um of positions; (0, 0) lies half a pitch from the origin.
 

@@ -10,6 +10,7 @@ rule predict_slide:
         slide="results/slides/{slide}.json",
         features="results/features/{slide}.h5",
         keypoints="results/keypoints/{slide}.parquet",
+        thumbnail="results/tiles/{slide}.thumbnail.jpg",
         model=STUDY.model_folder,
     output:
         expression="results/expression/{slide}.h5ad",

@@ -44,6 +44,7 @@ rule tile_slide:
         outlines="results/tiles/{slide}.geojson",
         quality="results/tiles/{slide}.quality.tsv",
         keypoints="results/keypoints/{slide}.parquet",
+        thumbnail="results/tiles/{slide}.thumbnail.jpg",
         overview=report(
             "results/tiles/{slide}.png",
             caption="../report/tiles.rst",

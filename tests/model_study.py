@@ -13,6 +13,7 @@ from scipy import ndimage, sparse
 from histogep.encoders.feature_file import Features, tile_attributes, write_features
 from histogep.files import write_tsv
 from histogep.slides.same_tissue import Keypoints
+from histogep.slides.thumbnail import spatial_entry
 from histogep.spots.normalise import add_expression
 
 LATTICE = {"kind": "visium", "pitch_um": 100.0, "tile_um": 112.0}
@@ -93,6 +94,12 @@ def make_study(folder: Path, *, patients=("P", "P", "Q", "R", "S"), seed: int = 
         )
         var = pd.DataFrame(index=[*GENES, "BULK"])
         section = anndata.AnnData(sparse.csr_matrix(counts), obs=obs, var=var)
+        section.obsm["spatial"] = features.coords[kept] + 112.0
+        picture = rng.integers(0, 255, (180, 180, 3), dtype=np.uint8)
+        section.uns = {
+            "lattice": dict(LATTICE),
+            "spatial": spatial_entry(picture, slide=slide, width_px=9000, spot_px=110.0),
+        }
         add_expression(section).write_h5ad(study.files["spots"][i])
         tumour = fields[kept, 0]
         label = np.where(tumour > 0.2, "malignant", "non-malignant").astype(object)

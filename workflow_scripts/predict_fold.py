@@ -7,6 +7,7 @@ from histogep.files import complete, read_tsv
 from histogep.models.devices import choose_device, needs_torch
 from histogep.models.folds import fold_roles
 from histogep.models.predict import read_model
+from histogep.spots.places import place_on_slides
 from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ with job_log(snakemake.log[0], snakemake) as log:
         files.labels,
         device=choose_device(needs_torch(settings), **granted),
     )
+    place_on_slides(table, files.spots)
     with complete(snakemake.output.predictions) as temporary:
-        table.write_h5ad(temporary)
+        table.write_h5ad(temporary, compression="gzip")
     log.info("%d cells of %d sections, %d targets", table.n_obs, len(roles["test"]), table.n_vars)

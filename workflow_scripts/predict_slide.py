@@ -12,6 +12,7 @@ from histogep.report.style import save
 from histogep.slides.geojson import write_tiles
 from histogep.slides.rejected import refuse_failed
 from histogep.slides.same_tissue import read_keypoints
+from histogep.slides.thumbnail import read_thumbnail
 from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ with job_log(snakemake.log[0], snakemake) as log:
     refuse_failed(record)
     picture = read_keypoints(files.keypoints).get(record["slide"])
     options = {"device": device, "image": record["sha256"], "picture": picture}
+    options["thumbnail"] = read_thumbnail(files.thumbnail)
     with predict_into(output.expression, files.features, model, **options) as prediction:
         slide = prediction.features.slide
         if slide != record["slide"]:

@@ -17,6 +17,7 @@ from histogep.slides.reader import Slide
 from histogep.slides.regions import read_regions
 from histogep.slides.rejected import record_failure, refuse_failed_spots
 from histogep.slides.same_tissue import find_keypoints, write_keypoints
+from histogep.slides.thumbnail import THUMBNAIL_PX, read_picture, write_thumbnail
 from histogep.slides.tissue import tissue_mask
 from histogep.workflow.job import job_log
 
@@ -41,6 +42,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             table[["blur", "tissue_fold"]] = measured[["blur", "tissue_fold"]]
             quality = summarise_quality(slide, mask, table, lattice=lattice)
             keypoints = {name: find_keypoints(slide, mask, table, tile_um=lattice.tile_um)}
+            thumbnail = read_picture(slide, THUMBNAIL_PX)
         pieces = "1 piece" if mask.n_fragments == 1 else f"{mask.n_fragments} pieces"
         title = f"{name}: {mask.tissue_mm2:.1f} mm² tissue, {pieces}"
         overview = draw_tiles(mask, table, title=title)
@@ -49,7 +51,7 @@ with job_log(snakemake.log[0], snakemake) as log:
         mask = None  # drawing takes the most memory of all
     except BadSlide as error:
         skip = snakemake.config.get("on_bad_slide") == "skip"
-        table, keypoints = tiles.no_tiles(), {}
+        table, keypoints, thumbnail = tiles.no_tiles(), {}, np.full((1, 1, 3), 255, np.uint8)
         table.attrs["failed"] = failed = record_failure(error, rule="tile_slide", skip=skip)
         write_outlines(outlines, name=name, mask=np.zeros((1, 1), bool), px_per_px=(1.0, 1.0))
         quality = pd.DataFrame({"metric": ["n_tiles"], "value": [0.0]})
@@ -58,4 +60,5 @@ with job_log(snakemake.log[0], snakemake) as log:
         table.to_parquet(temporary, index=False)
     write_tsv(quality, snakemake.output.quality)
     write_keypoints(keypoints, snakemake.output.keypoints)
+    write_thumbnail(thumbnail, snakemake.output.thumbnail)
     style.save(overview, snakemake.output.overview)

@@ -44,6 +44,7 @@ from histogep.encoders.feature_file import Features
 from histogep.errors import InputError
 from histogep.files import complete, read_labels, read_tsv
 from histogep.lattice import Lattice
+from histogep.slides.thumbnail import smaller_entry
 from histogep.spots.matrices import expression_of, read_h5ad
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def profile_slide(
     measured: bool,
     ranked: np.ndarray | None = None,
     spatial: np.ndarray | None = None,
+    picture: Mapping[str, Any] | None = None,
     genes: list[str],
     gene_ids: list[str] | None = None,
     agreement: pd.DataFrame | None = None,
@@ -105,6 +107,8 @@ def profile_slide(
         "low", "high" or "" for each spot, as `choose_spots` takes it.
     spatial
         Level-0 pixels (x, y) of the spots.
+    picture
+        `uns["spatial"]` of the slide's spots or tiles: its image, of which a smaller one is kept.
     genes, gene_ids
         Symbols of the columns, and their Ensembl ids if they are known.
     agreement
@@ -122,7 +126,7 @@ def profile_slide(
         there is no profile, or ""), reference ("labels", "ranked" or "prediction": what chose the
         reference), n_reference, n_tumour, genes_per_chromosome, controls, clone_numbers, clone_genes
         (arm of each gene, its mean log1p CP10k in the reference and its mean log ratio in each
-        clone), clone_distances, clone_tree (Newick), heterogeneity
+        clone), spatial (`histogep.slides.thumbnail.spatial_entry`), clone_distances, clone_tree (Newick), heterogeneity
         (`histogep.cnv.heterogeneity.measure_heterogeneity`), lattice. The table of arms (columns
         `ARM_COLUMNS`). And the genes that are higher in a clone than in the slide's other clones
         (columns `MARKER_COLUMNS`; empty with one clone). Of an expression subtype both tables have
@@ -152,7 +156,8 @@ def profile_slide(
         )
     except InputError as error:
         log.warning("slide %s: no copy number: %s", slide, error)
-        refused = _refused(obs, str(error), slide, measured, rule, spatial, lattice)
+        refused = _refused(obs, str(error), slide, measured, rule)
+        _place(refused, spatial, lattice, picture)
         tables = (pd.DataFrame(columns=columns) for columns in (ARM_COLUMNS, MARKER_COLUMNS))
         return refused, *(_name_table(table, refused.uns["name"]) for table in tables)
     neighbours = lattice.neighbours(obs["row"].to_numpy(), obs["col"].to_numpy())
@@ -205,7 +210,7 @@ def profile_slide(
         "clone_tree": join_clones(distances),
         "heterogeneity": measure_heterogeneity(expression, profiles.values, malignant, seed=seed),
     }
-    _place(result, spatial, lattice)
+    _place(result, spatial, lattice, picture)
     return (
         result,
         _name_table(arms[ARM_COLUMNS[:-1]], name),
@@ -245,6 +250,7 @@ def measured_slide(
         settings=settings,
         measured=True,
         spatial=section.obsm["spatial"],
+        picture=section.uns["spatial"],
         genes=section.var_names.tolist(),
         gene_ids=ids,
         seed=seed,
@@ -302,6 +308,7 @@ def predicted_slide(
         settings=settings,
         measured=False,
         spatial=tiles.obsm["spatial"],
+        picture=tiles.uns["spatial"],
         genes=list(genes),
         agreement=None if agreement is None else read_tsv(agreement),
         seed=seed,
@@ -377,8 +384,6 @@ def _refused(
     slide: str,
     measured: bool,
     rule: str,
-    spatial: np.ndarray | None,
-    lattice: Lattice,
 ) -> anndata.AnnData:
     """Return the file of a slide that allows no profile."""
     obs = obs.assign(cnv_score=np.float32(np.nan), clone=UNASSIGNED)
@@ -393,7 +398,6 @@ def _refused(
         "n_reference": int(obs["reference"].sum()),
         "n_tumour": int(obs["malignant"].sum()),
     }
-    _place(result, spatial, lattice)
     return result
 
 
@@ -412,10 +416,17 @@ def _record(
     }
 
 
-def _place(result: anndata.AnnData, spatial: np.ndarray | None, lattice: Lattice) -> None:
+def _place(
+    result: anndata.AnnData,
+    spatial: np.ndarray | None,
+    lattice: Lattice,
+    picture: Mapping[str, Any] | None,
+) -> None:
     result.uns["lattice"] = lattice.to_settings()
     if spatial is not None:
         result.obsm["spatial"] = np.asarray(spatial, np.float64)
+    if picture is not None:
+        result.uns["spatial"] = smaller_entry(picture)
     for name, value in list(result.uns.items()):
         if isinstance(value, pd.DataFrame):
             result.uns[name] = value.set_axis(value.index.astype(str))

@@ -20,10 +20,12 @@ from histogep.deployment.folder import check_features, columns_of
 from histogep.deployment.model import DeployedModel, Prediction
 from histogep.encoders.feature_file import open_features
 from histogep.files import complete
+from histogep.lattice import Lattice
 from histogep.models.predict import add_predictions
 from histogep.models.tile_source import TileSource, runs
 from histogep.models.tumour_head import probability_of
 from histogep.slides.same_tissue import Keypoints
+from histogep.slides.thumbnail import spatial_entry
 
 #: Rows of the table that are in memory at a time.
 ROWS = 4096
@@ -37,6 +39,7 @@ def predict_into(
     *,
     image: str = "",
     picture: Keypoints | None = None,
+    thumbnail: np.ndarray,
     device: str = "cpu",
 ) -> Iterator[Prediction]:
     """Write results/expression/{slide}.h5ad; yield the prediction, with its expression in the file.
@@ -53,6 +56,8 @@ def predict_into(
         SHA-256 of the slide's image: shows whether the model was trained on it, and is kept.
     picture
         Keypoints of the slide's image: show whether the model was trained on a changed copy of it.
+    thumbnail
+        The slide as a small image, uint8 RGB, which squidpy draws under the tiles.
     device
         "cpu" or "cuda".
 
@@ -81,6 +86,12 @@ def predict_into(
                 measures=measures,
                 image=image,
                 picture=picture,
+            )
+            prediction.uns["spatial"] = spatial_entry(
+                thumbnail,
+                slide=slide.slide,
+                width_px=slide.attributes["level0_width"],
+                spot_px=Lattice.from_settings(slide.lattice).spot_um / prediction.uns["mpp"],
             )
             _write_rest(file, prediction)
             yield prediction
@@ -128,4 +139,6 @@ def _write_rest(file: h5py.File, prediction: Prediction) -> None:
     for name in ("obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns"):
         value = getattr(rest, name)
         frame = isinstance(value, pd.DataFrame)
-        anndata.io.write_elem(file, name, value if frame else dict(value))
+        # The image of the slide is half as large with gzip; tables are small.
+        options = {"dataset_kwargs": {"compression": "gzip"}} if name == "uns" else {}
+        anndata.io.write_elem(file, name, value if frame else dict(value), **options)

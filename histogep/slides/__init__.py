@@ -15,6 +15,7 @@ __all__ = [
     "same_file",
     "same_tissue",
     "sources",
+    "thumbnail",
     "tiff",
     "tiles",
     "tissue",

@@ -5,6 +5,7 @@ __all__ = [
     "matrices",
     "normalise",
     "panel",
+    "places",
     "quality",
     "readers",
     "space_ranger",

@@ -20,6 +20,7 @@ from scipy import sparse
 from histogep.errors import BadSlide, InputError
 from histogep.lattice import KINDS, Lattice
 from histogep.slides.reader import Slide
+from histogep.slides.thumbnail import HIRES_PX, read_picture, spatial_entry
 from histogep.slides.tissue import TissueMask
 from histogep.spots.matrices import wrong_counts
 from histogep.spots.normalise import add_expression
@@ -32,10 +33,6 @@ _MOST_MPP_RATIO = 1.4
 #: What goes with a kind of lattice, as a remedy says it.
 _USUAL_PITCH = {"visium": " and pitch_um to 100", "st": " and pitch_um to 200"}
 
-#: Longest side in px of the image kept in `uns["spatial"]`.
-HIRES_PX = 1000
-#: Diameter of a spot as a share of the pitch, where the file does not tell (Visium: 55 of 100 um).
-SPOT_SHARE = 0.55
 #: Spots off the fitted lattice by more than this share of the pitch are on another one.
 MAX_RESIDUAL = 0.25
 #: Pitch along x and y may differ by this factor before rows and columns are on another lattice.
@@ -226,8 +223,12 @@ def align_spots(
         "joins": "; ".join(raw.notes),
     }
     if slide is not None:
-        spot_px = raw.spot_px or SPOT_SHARE * lattice.pitch_um / mpp
-        spots.uns["spatial"] = {name: _squidpy_image(slide, spot_px)}
+        spots.uns["spatial"] = spatial_entry(
+            read_picture(slide, HIRES_PX),
+            slide=name,
+            width_px=slide.width_px,
+            spot_px=raw.spot_px or lattice.spot_um / mpp,
+        )
     log.info(
         "slide %s: %d spots, %d genes, median %d counts; pitch %.2f px, turned by %.1f degrees",
         *(name, spots.n_obs, spots.n_vars, np.median(spots.obs["total_counts"])),
@@ -526,17 +527,3 @@ def _other_scale(mpp: float, estimate: float) -> str:
         "; or the places of the spots are um, not pixels: divide them by the pixel size "
         f"({mpp:.4g})"
     )
-
-
-def _squidpy_image(slide: Slide, spot_px: float) -> dict[str, Any]:
-    """Return the image and scale factors of `uns["spatial"][library]` as scanpy and squidpy do."""
-    scale = min(1.0, HIRES_PX / max(slide.width_px, slide.height_px))
-    size = (max(1, round(slide.width_px * scale)), max(1, round(slide.height_px * scale)))
-    return {
-        "images": {"hires": np.array(slide.read(0, 0, slide.width_px, slide.height_px, size=size))},
-        "scalefactors": {
-            "tissue_hires_scalef": size[0] / slide.width_px,
-            "spot_diameter_fullres": float(spot_px),
-        },
-        "metadata": {},
-    }

@@ -358,7 +358,10 @@ def test_predictions_that_are_no_numbers_are_never_written(folder, slide, tmp_pa
     write_features(slide, tmp_path / "new.h5")
     with (
         pytest.raises(InputError, match="predicts .* for G3"),
-        predict_into(tmp_path / "new.h5ad", tmp_path / "new.h5", model),
+        predict_into(
+            *(tmp_path / "new.h5ad", tmp_path / "new.h5", model),
+            thumbnail=np.zeros((4, 4, 3), np.uint8),
+        ),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["new.h5"]

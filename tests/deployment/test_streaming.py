@@ -29,6 +29,7 @@ from tests.model_study import BLOCKS, ENCODERS, LATTICE, make_features
 
 torch.set_num_threads(1)
 GENES = [f"G{i}" for i in range(10)]
+WHITE = np.full((60, 60, 3), 255, np.uint8)
 
 
 def make_slide(slide, shape, *, share=0.8, seed=0):
@@ -114,7 +115,9 @@ def test_the_file_holds_what_the_model_says_in_memory(models, name, tmp_path, mo
     write_features(features, tmp_path / "NEW.h5")
     model = deployed(models, name)
     expected = model.predict(read_features(tmp_path / "NEW.h5"))
-    with predict_into(tmp_path / "NEW.h5ad", tmp_path / "NEW.h5", model) as prediction:
+    with predict_into(
+        tmp_path / "NEW.h5ad", tmp_path / "NEW.h5", model, thumbnail=WHITE
+    ) as prediction:
         assert prediction.of_gene("G3") == pytest.approx(expected.expression[:, 3], abs=2e-5)
         assert not (tmp_path / "NEW.h5ad").exists()
     table, wanted = anndata.read_h5ad(tmp_path / "NEW.h5ad"), expected.to_anndata()
@@ -132,6 +135,13 @@ def test_the_file_holds_what_the_model_says_in_memory(models, name, tmp_path, mo
     assert np.array_equal(table.obsm["spatial"], wanted.obsm["spatial"])
     assert dict(table.uns["lattice"]) == wanted.uns["lattice"]
     assert table.uns["model_digest"] == wanted.uns["model_digest"]
+    entry = table.uns["spatial"]["NEW"]
+    assert (entry["images"]["hires"] == WHITE).all()
+    # 60 px for 9,000; spots of 55 um of 0.5 um per px.
+    assert entry["scalefactors"] == {
+        "tissue_hires_scalef": pytest.approx(60 / 9000),
+        "spot_diameter_fullres": pytest.approx(110),
+    }
 
 
 @pytest.mark.parametrize("name", ["neighbours", "both"])
@@ -151,7 +161,7 @@ def test_memory_does_not_follow_the_number_of_tiles(models, name, tmp_path, monk
         size = features.values.nbytes
         del features
         tracemalloc.start()
-        with predict_into(tmp_path / "out.h5ad", tmp_path / "NEW.h5", model):
+        with predict_into(tmp_path / "out.h5ad", tmp_path / "NEW.h5", model, thumbnail=WHITE):
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -201,7 +211,10 @@ def test_a_slide_encoded_otherwise_leaves_no_file(models, tmp_path):
     write_features(features, tmp_path / "NEW.h5")
     with (
         pytest.raises(InputError, match="encoded with uni"),
-        predict_into(tmp_path / "NEW.h5ad", tmp_path / "NEW.h5", deployed(models, "ridge")),
+        predict_into(
+            *(tmp_path / "NEW.h5ad", tmp_path / "NEW.h5", deployed(models, "ridge")),
+            thumbnail=WHITE,
+        ),
     ):
         pass
     assert not (tmp_path / "NEW.h5ad").exists()

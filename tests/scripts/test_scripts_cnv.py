@@ -21,11 +21,18 @@ from histogep.lattice import Lattice
 from histogep.models.preparation import Tiles
 from histogep.models.ridge import fit_ridge
 from histogep.report.figures.cnv import profile_figure
+from histogep.slides.thumbnail import spatial_entry
 from histogep.spots.normalise import add_expression
 
 LATTICE = Lattice("visium")
 SETTINGS = {"window": 51, "step": 10, "min_reference": 20, "min_genes": 500, "guard_genes": 1000}
 N_ROWS, N_COLS = 14, 12
+IMAGE = spatial_entry(
+    np.random.default_rng(0).integers(0, 255, (900, 1200, 3), dtype=np.uint8),
+    slide="s1",
+    width_px=2400,
+    spot_px=55,
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,7 @@ def _section(genome, folder, *, seed=1, reference=True, ranked=False):
         var=pd.DataFrame({"gene_id": ""}, index=genome["gene"].to_numpy()),
     )
     spots.obsm["spatial"] = np.stack(LATTICE.centres_um(row, col), axis=1)
-    spots.uns["lattice"] = LATTICE.to_settings()
+    spots.uns = {"lattice": LATTICE.to_settings(), "spatial": IMAGE}
     add_expression(spots).write_h5ad(folder / "spots.h5ad")
     label = np.where(tumour | (not reference), "malignant", "non-malignant")
     ends = np.full(len(col), "", dtype=object)
@@ -119,6 +126,9 @@ def test_measured_section(run_script, genome, tmp_path):
     assert genes.loc[genes["arm"] == "3p", "0"].mean() < -0.2
     assert result.uns["clone_tree"].startswith("(reference:")
     assert result.obsm["X_cnv"].shape[0] == result.n_obs
+    entry = result.uns["spatial"]["s1"]
+    assert entry["images"]["hires"].shape == (450, 600, 3)
+    assert entry["scalefactors"] == {"tissue_hires_scalef": 0.25, "spot_diameter_fullres": 55.0}
     assert list(arms.columns[:8]) == (
         "slide clone arm value n_genes n_spots call z".split()  # noqa: SIM905
     )
@@ -293,7 +303,7 @@ def test_predicted_slide(run_script, genome, tmp_path):
         {"row": tiles.row, "col": tiles.col, "tumour": np.where(tumour, 0.8, 0.1)}, index=names
     )
     expression = anndata.AnnData(obs=obs, obsm={"spatial": centres})
-    expression.uns["lattice"] = LATTICE.to_settings()
+    expression.uns = {"lattice": LATTICE.to_settings(), "spatial": IMAGE}
     expression.write_h5ad(tmp_path / "expression.h5ad")
     genome.to_csv(tmp_path / "positions.tsv", sep="\t", index=False)
     outputs = _outputs(tmp_path)

@@ -16,6 +16,7 @@ from histogep.files import read_json, read_tsv, write_json, write_tsv
 from histogep.models.predict import read_model
 from histogep.models.sections import read_sections
 from histogep.slides.same_tissue import write_keypoints
+from histogep.slides.thumbnail import write_thumbnail
 from histogep.stats.scores import auroc, pearson
 from tests.model_study import GENES, IMMUNE_GENES, LATTICE, TUMOUR_GENES, make_features, make_study
 
@@ -276,6 +277,14 @@ def test_the_paper_protocol_predicts_the_whole_grid(study, train, predict):
     assert (truth[~tissue] == 0).all()
     assert (table.obs["barcode"][~tissue] == "").all()
     spots = anndata.read_h5ad(study.files["spots"][0])
+    at = pd.Series(np.flatnonzero(tissue), table.obs["barcode"][tissue])[spots.obs_names]
+    assert np.array_equal(table.obsm["spatial"][at], spots.obsm["spatial"])
+    # Where the grid has no spot, it goes on at the pitch: 200 px along a row.
+    first = table.obs.query("row == 31").sort_values("col").index[-2:]
+    assert np.diff(table[first].obsm["spatial"], axis=0) == pytest.approx(
+        np.array([[200.0, 0]]), abs=0.5
+    )
+    assert list(table.uns["spatial"]) == [study.slides[0]]
     place = table.obs[tissue].set_index("barcode").loc[spots.obs_names, ["row", "col"]]
     assert (place.to_numpy() == spots.obs[["row", "col"]].to_numpy()).all()
     # Genes that follow nothing score high over the whole grid: the outline is all they follow.
@@ -457,6 +466,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
     features, fields = make_features("NEW", np.random.default_rng(4), shape=(18, 18))
     write_features(features, tmp_path / "NEW.h5")
     write_json({"slide": "NEW", "sha256": "a new image"}, tmp_path / "NEW.json")
+    write_thumbnail(np.full((90, 90, 3), 240, np.uint8), tmp_path / "NEW.jpg")
     output = {
         "expression": tmp_path / "out" / "NEW.h5ad",
         "geojson": tmp_path / "out" / "NEW.geojson",
@@ -467,6 +477,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
             "slide": tmp_path / "NEW.json",
             "features": tmp_path / "NEW.h5",
             "keypoints": no_picture,
+            "thumbnail": tmp_path / "NEW.jpg",
             "model": tmp_path / "model",
         },
         "output": output,
@@ -479,6 +490,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
         truth = np.repeat(fields[:, field : field + 1], len(genes), axis=1)
         assert pearson(predicted, truth).min() > 0.6
     assert auroc(table.obs["tumour"], fields[:, 0] > 0.2) > 0.85
+    assert abs(table.uns["spatial"]["NEW"]["images"]["hires"].astype(int) - 240).max() <= 2
     tiles = json.loads(output["geojson"].read_text())["features"]
     assert len(tiles) == len(fields)
     assert output["map"].stat().st_size > 10_000

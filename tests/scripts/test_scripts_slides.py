@@ -66,6 +66,7 @@ def tile(run_script, tmp_path):
             "outlines": tmp_path / "tiles/S1.geojson",
             "quality": tmp_path / "tiles/S1.quality.tsv",
             "keypoints": tmp_path / "keypoints/S1.parquet",
+            "thumbnail": tmp_path / "tiles/S1.thumbnail.jpg",
             "overview": tmp_path / "tiles/S1.png",
         }
         log = run_script(
@@ -125,6 +126,7 @@ def test_a_slide_without_spots_goes_from_image_to_features(tmp_path, prepare, ti
     # 0.72 mm2 of tissue on cells of 0.00866 mm2.
     assert 70 < len(tiles) < 110
     assert Image.open(output["overview"]).size[0] > 500
+    assert Image.open(output["thumbnail"]).size == (600, 450)
     path, log = encode(slide, output["tiles"], [{"name": "descriptors"}])
     assert "tiles/s" in log
     features = read_features(path)
@@ -276,6 +278,7 @@ def test_a_bad_slide_hands_its_reason_on_to_the_list(
     assert "ERROR slide S1" in log
     assert pd.read_parquet(output["tiles"]).shape == (0, 9)
     assert Image.open(output["overview"]).size[0] > 500
+    assert Image.open(output["thumbnail"]).size == (1, 1)
     path, _ = encode(slide, output["tiles"], [{"name": "descriptors"}], skip=True)
     with pytest.raises(BadSlide, match=complaint):
         read_features(path)
