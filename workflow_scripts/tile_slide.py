@@ -17,7 +17,7 @@ from histogep.slides.reader import Slide
 from histogep.slides.regions import read_regions
 from histogep.slides.rejected import record_failure, refuse_failed_spots
 from histogep.slides.same_tissue import find_keypoints, write_keypoints
-from histogep.slides.thumbnail import THUMBNAIL_PX, read_picture, write_thumbnail
+from histogep.slides.thumbnail import THUMBNAIL_PX, write_thumbnail
 from histogep.slides.tissue import tissue_mask
 from histogep.workflow.job import job_log
 
@@ -42,7 +42,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             table[["blur", "tissue_fold"]] = measured[["blur", "tissue_fold"]]
             quality = summarise_quality(slide, mask, table, lattice=lattice)
             keypoints = {name: find_keypoints(slide, mask, table, tile_um=lattice.tile_um)}
-            thumbnail = read_picture(slide, THUMBNAIL_PX)
+            thumbnail = slide.picture(THUMBNAIL_PX)
         pieces = "1 piece" if mask.n_fragments == 1 else f"{mask.n_fragments} pieces"
         title = f"{name}: {mask.tissue_mm2:.1f} mm² tissue, {pieces}"
         overview = draw_tiles(mask, table, title=title)

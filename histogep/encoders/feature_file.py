@@ -111,11 +111,15 @@ def tile_attributes(
         Side in px of a tile as encoded.
     """
     target_mpp = tile_um / tile_px
+    side_px = max(1, round(tile_um / mpp))
+    level0 = max(1, round(objective or MAGNIFICATION_UM / mpp))
     return {
         "patch_size": int(tile_px),
-        "patch_size_level0": max(1, round(tile_um / mpp)),
-        "level0_magnification": round(objective or MAGNIFICATION_UM / mpp),
-        "target_magnification": round(MAGNIFICATION_UM / target_mpp),
+        "patch_size_level0": side_px,
+        "level0_magnification": level0,
+        # TRIDENT reads squares of patch_size x level0 / target px: a rounded target magnification makes
+        # them another size on slides of odd pixel sizes (168 in place of 163 px).
+        "target_magnification": level0 * tile_px / side_px,
         "overlap": max(0, round((tile_um - pitch_um) / target_mpp)),
         "name": slide,
         "savetodir": "results/features",

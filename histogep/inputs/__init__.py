@@ -15,4 +15,5 @@ __all__ = [
     "sheet_ids",
     "units",
     "workbooks",
+    "zarr_guard",
 ]

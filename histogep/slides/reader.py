@@ -205,6 +205,10 @@ class Slide:
         size = (max(1, round(self.width_px / scale)), max(1, round(self.height_px / scale)))
         return self.read(0, 0, self.width_px, self.height_px, size=size)
 
+    def picture(self, most_px: int) -> np.ndarray:
+        """Return the whole slide with at most `most_px` a side (never finer than level 0), uint8 RGB."""
+        return self.thumbnail(self.mpp * max(1.0, max(self.width_px, self.height_px) / most_px))
+
     def level(self, scale: float) -> int:
         """Return the coarsest level that is still as fine as `scale` level-0 px per px."""
         fine = [

@@ -16,20 +16,12 @@ from PIL import Image
 
 from histogep.errors import InputError
 from histogep.files import complete, readable
-from histogep.slides.reader import Slide
 
 #: Longest side in px of the image in predictions and profiles, of which a study has thousands.
 THUMBNAIL_PX = 600
 #: The same of a section's spots, which are looked at closely.
 HIRES_PX = 1000
 _JPEG_QUALITY = 90
-
-
-def read_picture(slide: Slide, most_px: int) -> np.ndarray:
-    """Return a whole slide with at most `most_px` a side, uint8 RGB; a smaller slide as it is."""
-    scale = min(1.0, most_px / max(slide.width_px, slide.height_px))
-    size = (max(1, round(slide.width_px * scale)), max(1, round(slide.height_px * scale)))
-    return np.array(slide.read(0, 0, slide.width_px, slide.height_px, size=size))
 
 
 def write_thumbnail(pixels: np.ndarray, path: str | Path) -> None:

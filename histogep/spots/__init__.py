@@ -9,5 +9,6 @@ __all__ = [
     "quality",
     "readers",
     "space_ranger",
+    "spatialdata_store",
     "variable_genes",
 ]

@@ -20,7 +20,7 @@ from scipy import sparse
 from histogep.errors import BadSlide, InputError
 from histogep.lattice import KINDS, Lattice
 from histogep.slides.reader import Slide
-from histogep.slides.thumbnail import HIRES_PX, read_picture, spatial_entry
+from histogep.slides.thumbnail import HIRES_PX, spatial_entry
 from histogep.slides.tissue import TissueMask
 from histogep.spots.matrices import wrong_counts
 from histogep.spots.normalise import add_expression
@@ -224,7 +224,7 @@ def align_spots(
     }
     if slide is not None:
         spots.uns["spatial"] = spatial_entry(
-            read_picture(slide, HIRES_PX),
+            slide.picture(HIRES_PX),
             slide=name,
             width_px=slide.width_px,
             spot_px=raw.spot_px or lattice.spot_um / mpp,

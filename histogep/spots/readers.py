@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ from histogep.inputs.gene_names import (
 from histogep.inputs.hdf5_guard import open_given
 from histogep.inputs.joins import HALF, explain_names, round_st_names
 from histogep.inputs.sheet_ids import refuse_formulas
+from histogep.inputs.zarr_guard import is_zarr
 from histogep.spots import space_ranger as tenx
 from histogep.spots.matrices import check_compressed, wrong_counts
 from histogep.spots.space_ranger import CountMatrix
+from histogep.spots.spatialdata_store import is_store, read_store
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +166,7 @@ def read_section(
     counts
         A Space Ranger folder (its `outs` or the folder that holds it; of HD, the `binned_outputs`
         or one `square_*um` of them), a 10x `*_feature_bc_matrix.h5` beside its `spatial` folder,
-        an `.h5ad`, or a table of spots by genes.
+        an `.h5ad`, a SpatialData store (Zarr), or a table of spots by genes.
     positions
         Positions, where they do not lie beside the counts; needed for a table.
     pitch_um
@@ -182,6 +184,10 @@ def read_section(
         raise InputError(f"counts {counts} do not exist")
     name = counts.name.lower().removesuffix(".gz")
     if counts.is_dir():
+        if is_store(counts):
+            data, bin_um, spot_px = read_store(counts, pitch_um=pitch_um)
+            section = _section_of(data, counts, gene_positions)
+            return replace(section, kind="square" if bin_um else "", bin_um=bin_um, spot_px=spot_px)
         _refuse_zarr(counts)
         if tenx.find_one(counts, ("matrix.mtx", "matrix.mtx.gz")):
             return _read_space_ranger(counts.parent, positions, gene_positions, data=counts)
@@ -202,16 +208,9 @@ def read_section(
 
 
 def _refuse_zarr(folder: Path) -> None:
-    """Refuse a Zarr store with the way in."""
-    marks = (".zgroup", ".zattrs", ".zmetadata", "zarr.json", ".zarray")
-    if not (folder.suffix == ".zarr" or any((folder / mark).exists() for mark in marks)):
+    """Refuse a Zarr store of another kind than SpatialData with the way in."""
+    if not is_zarr(folder):
         return
-    if any((folder / part).exists() for part in ("tables", "table", "shapes", "images", "points")):
-        raise InputError(
-            f"{folder} is a SpatialData store (Zarr), which is not read: in Python, save its table "
-            "with spatialdata.read_zarr(path).tables['table'].write_h5ad('x.h5ad'), one section a "
-            "file, with the spots' pixels of the full image in obsm['spatial'], and give that file"
-        )
     raise InputError(
         f"{folder} is a Zarr store, which is not read: in Python, save it with "
         "anndata.io.read_zarr(path).write_h5ad('x.h5ad') and give that file"
@@ -361,37 +360,41 @@ def _read_h5ad(path: Path, gene_positions: str | Path | None) -> RawSection:
                 f"{path} is a matrix of 10x, not an AnnData: give it a name that ends in .h5"
             )
         _check_sparse_groups(file, path)
-        data = anndata.read_h5ad(path)
-        obs = data.obs
-        grid = not {"array_row", "array_col"} <= set(obs)
-        axes = ("row", "col") if grid else ("array_row", "array_col")
-        missing = [axis for axis in axes if axis not in obs]
-        pixels = _pixels(data, path)
-        if missing or pixels is None:
-            raise InputError(
-                f"{path}: needs obs array_row and array_col (or row and col) and obsm['spatial'] in "
-                f"level-0 pixels; obs has {', '.join(map(str, obs.columns)) or 'nothing'}, obsm has "
-                f"{', '.join(data.obsm) or 'nothing'}"
-            )
-        names = pd.Series(clean_names(obs.index), index=obs.index)
-        if (names == "").any():
-            raise InputError(f"{path}: spot {int((names == '').argmax()) + 1} of obs has no name")
-        _refuse_repeated(names, path)
-        table = pd.DataFrame(
-            {
-                "in_tissue": _flags(obs["in_tissue"], path, "obs in_tissue")
-                if "in_tissue" in obs
-                else True,
-                "array_row": _whole(_numbers(obs, axes[0], path), f"obs {axes[0]}", path),
-                "array_col": _whole(_numbers(obs, axes[1], path), f"obs {axes[1]}", path),
-                "x_px": pixels[:, 0],
-                "y_px": pixels[:, 1],
-            },
-        ).set_axis(pd.Index(names.to_numpy(object), name="barcode"))
-        _refuse_several_sections(data, table, path)
-        matrix, var = _raw_counts(data, path)
-        genes = keep_genes(_describe(matrix, var), source=str(path), gene_positions=gene_positions)
-        scales = _scales_of(data)
+        return _section_of(anndata.read_h5ad(path), path, gene_positions)
+
+
+def _section_of(data: Any, path: Path, gene_positions: str | Path | None) -> RawSection:
+    """Return the section of an AnnData, whatever file it was read from."""
+    obs = data.obs
+    grid = not {"array_row", "array_col"} <= set(obs)
+    axes = ("row", "col") if grid else ("array_row", "array_col")
+    missing = [axis for axis in axes if axis not in obs]
+    pixels = _pixels(data, path)
+    if missing or pixels is None:
+        raise InputError(
+            f"{path}: needs obs array_row and array_col (or row and col) and obsm['spatial'] in "
+            f"level-0 pixels; obs has {', '.join(map(str, obs.columns)) or 'nothing'}, obsm has "
+            f"{', '.join(data.obsm) or 'nothing'}"
+        )
+    names = pd.Series(clean_names(obs.index), index=obs.index)
+    if (names == "").any():
+        raise InputError(f"{path}: spot {int((names == '').argmax()) + 1} of obs has no name")
+    _refuse_repeated(names, path)
+    table = pd.DataFrame(
+        {
+            "in_tissue": _flags(obs["in_tissue"], path, "obs in_tissue")
+            if "in_tissue" in obs
+            else True,
+            "array_row": _whole(_numbers(obs, axes[0], path), f"obs {axes[0]}", path),
+            "array_col": _whole(_numbers(obs, axes[1], path), f"obs {axes[1]}", path),
+            "x_px": pixels[:, 0],
+            "y_px": pixels[:, 1],
+        },
+    ).set_axis(pd.Index(names.to_numpy(object), name="barcode"))
+    _refuse_several_sections(data, table, path)
+    matrix, var = _raw_counts(data, path)
+    genes = keep_genes(_describe(matrix, var), source=str(path), gene_positions=gene_positions)
+    scales = _scales_of(data)
     return RawSection(
         counts=genes.counts,
         genes=genes.names,

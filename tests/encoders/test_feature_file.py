@@ -88,14 +88,33 @@ def test_readers_of_trident_and_clam_find_what_they_look_for(tmp_path, features)
     assert values.shape[0] == coords.shape[0]
     assert coords.shape[1] == 2
     numbers = (
-        *("patch_size", "patch_size_level0", "level0_magnification", "target_magnification"),
+        *("patch_size", "patch_size_level0", "level0_magnification"),
         *("overlap", "level0_width", "level0_height"),
     )
     assert all(isinstance(attributes[name], np.integer) for name in numbers)
+    assert isinstance(attributes["target_magnification"], np.floating)
     assert isinstance(attributes["name"], str)
-    # A patch covers as much of the slide as its magnifications say, to rounding.
-    side = attributes["patch_size"] * attributes["level0_magnification"]
-    assert side // attributes["target_magnification"] == attributes["patch_size_level0"]
+
+
+def test_trident_reads_squares_of_our_size_whatever_the_pixel_size():
+    """The arithmetic of TRIDENT's WSIPatcher, which knows the two magnifications alone."""
+    rng = np.random.default_rng(0)
+    for mpp in (0.2273, 0.2498, 0.25, 0.499, 0.687, 1.0, 3.19, *rng.uniform(0.1, 4, 500)):
+        for objective in (None, 40, 20):
+            told = tile_attributes(
+                slide="S", mpp=mpp, tile_um=112, pitch_um=100, width_px=9000, height_px=9000,
+                objective=objective,
+            )  # fmt: skip
+            src_pixel_size = 10 / told["level0_magnification"]
+            dst_pixel_size = 10 / told["target_magnification"]
+            side = round(told["patch_size"] * (dst_pixel_size / src_pixel_size))
+            assert side == told["patch_size_level0"] == round(112 / mpp)
+    assert (
+        tile_attributes(slide="S", mpp=0.687, tile_um=112, pitch_um=100, width_px=9, height_px=9)[
+            "patch_size_level0"
+        ]
+        == 163
+    )
 
 
 def test_the_same_features_give_the_same_bytes(tmp_path, features):

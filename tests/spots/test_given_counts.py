@@ -489,7 +489,7 @@ def test_counts_that_are_none_are_named_place_by_place(tmp_path, counts, places)
 @pytest.mark.parametrize("marks", [(".zgroup",), ("zarr.json",), ()])
 def test_zarr_stores_are_named_with_the_way_in(tmp_path, marks):
     for parts, message in (
-        (("tables", "images"), "spatialdata.read_zarr"),
+        (("tables", "images"), "none of its tables"),
         (("X", "obs"), "read_zarr"),
     ):
         folder = tmp_path / "x.zarr"
