@@ -23,6 +23,7 @@ include: "rules/maps.smk"
 include: "rules/survival.smk"
 include: "rules/response.smk"
 include: "rules/enrichment.smk"
+include: "rules/export.smk"
 include: "rules/provenance.smk"
 
 
@@ -31,7 +32,7 @@ if workflow.is_main_process:
         f"warning: {line}"
         for line in (*STUDY.warnings, *STUDY.stages.leftovers(Path(".")))
     ]
-    for line in (*warnings, *STUDY.stages.left_out()):
+    for line in (*warnings, *STUDY.stages.left_out(), *STUDY.export_costs()):
         print(line, file=sys.stderr)
 
 

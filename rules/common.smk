@@ -33,6 +33,7 @@ try:
     STUDY = open_study(GIVEN, main_process=workflow.is_main_process)
     if workflow.is_main_process:
         STUDY.stages
+        STUDY.export_targets()
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -341,8 +341,40 @@ def write_tiles(
     threshold
         Probability from which a tile is classed as tumour.
     """
+    classes = [
+        None if np.isnan(p) else TUMOUR_CLASS if p >= threshold else OTHER_CLASS for p in tumour
+    ]
+    write_squares(
+        path,
+        name=name,
+        centres_px=centres_px,
+        side_px=side_px,
+        classes=classes,
+        measurements={"tumour probability": tumour, **measurements},
+    )
+
+
+def write_squares(
+    path: str | Path,
+    *,
+    name: str,
+    centres_px: np.ndarray,
+    side_px: float,
+    classes: Sequence[Mapping[str, Any] | None],
+    measurements: Mapping[str, np.ndarray],
+) -> None:
+    """Write square tiles, each with a class of its own, as a GeoJSON FeatureCollection for QuPath.
+
+    Parameters
+    ----------
+    path, name, centres_px, side_px
+        As of `write_tiles`.
+    classes
+        Of each tile QuPath's class: name and color (red, green, blue); None for none.
+    measurements
+        QuPath's measurement list: numbers by name, (n,) each; missing ones are left out.
+    """
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) * side_px / 2
-    columns = {"tumour probability": tumour, **measurements}
     with complete(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
         handle.write('{"type": "FeatureCollection", "features": [')
         for i, centre in enumerate(centres_px):
@@ -350,13 +382,12 @@ def write_tiles(
                 "objectType": "tile",
                 "measurements": {
                     key: round(float(values[i]), 5)
-                    for key, values in columns.items()
+                    for key, values in measurements.items()
                     if np.isfinite(values[i])
                 },
             }
-            if np.isfinite(tumour[i]):
-                kind = TUMOUR_CLASS if tumour[i] >= threshold else OTHER_CLASS
-                properties["classification"] = kind
+            if classes[i] is not None:
+                properties["classification"] = dict(classes[i])
             ring = np.round(centre + corners, 1).tolist()
             feature = {
                 "type": "Feature",

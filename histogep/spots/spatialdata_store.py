@@ -29,9 +29,10 @@ from histogep.spots.matrices import check_compressed
 log = logging.getLogger(__name__)
 
 _BINS = re.compile(r"square_(\d+)um")
-#: Ends of the names of coordinate systems and images that are smaller than the full image.
+#: Ends of the names of coordinate systems that are smaller than the full image.
 _SMALLER = {"downscaled_hires": "tissue_hires_scalef", "downscaled_lowres": "tissue_lowres_scalef"}
-_SMALLER_IMAGES = ("hires_image", "lowres_image", "cytassist_image")
+#: End of the name of the image that the positions were made on; others may be of any resolution.
+_FULL_IMAGE = "full_image"
 #: Columns of obs that are read: where a spot is, beside the two that join it to a shape.
 _COLUMNS = (
     *("in_tissue", "array_row", "array_col", "row", "col"),
@@ -302,8 +303,7 @@ def _full_image(folder: Path, shapes: Path) -> tuple[np.ndarray, dict[str, float
         )
     images = folder / "images"
     names = sorted(p.name for p in images.iterdir() if p.is_dir()) if images.is_dir() else []
-    names = [name for name in names if not name.endswith(_SMALLER_IMAGES)]
-    names = [name for name in names if name.endswith("full_image")] or names
+    names = [name for name in names if name.endswith(_FULL_IMAGE)]
     found = {}
     for name in names:
         own = _transformations(_image_attributes(images / name), images / name)

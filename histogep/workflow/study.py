@@ -25,6 +25,25 @@ if TYPE_CHECKING:
 #: Where the table of slides that cannot be used is written.
 FAILED_SLIDES = "results/failed_slides.tsv"
 _SIMULATED = "data/simulated/"
+#: Kind of export -> its file, and what it costs (docs/export.md has the measurements).
+EXPORTS = {
+    "spatialdata": (
+        "results/spatialdata/{slide}.zarr",
+        "about 35 MB and 16 s for each cm2 at 2 um per px of the image (export.image_um)",
+    ),
+    "qupath": (
+        "results/qupath/{slide}",
+        "about 2 KB for each place with 50 genes, a second for each slide",
+    ),
+    "tiles": (
+        "results/tile_images/{slide}.tar",
+        "about 95 KB and 0.06 s for each tile",
+    ),
+    "clam": (
+        "results/clam/pt_files/{slide}.pt",
+        "as large as results/features, a second each",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -245,7 +264,7 @@ class Study:
     def targets(self) -> list[str]:
         """Return the files that the whole study asks for."""
         listed = ["results/slides.tsv", "results/similar_slides.tsv"] if len(self.slides) else []
-        return self.stages.targets() + listed + self.failures()
+        return self.stages.targets() + listed + self.failures() + self.export_targets()
 
     def failures(self) -> list[str]:
         """Return the table of slides that cannot be used; with `on_bad_slide: stop` there is none."""
@@ -359,6 +378,37 @@ class Study:
         """Return the probability of a malignant place; None for a section, which has labels."""
         measured = slide in self._with_spots
         return None if measured else self.settings["summary"]["tumour_threshold"]
+
+    # ---------------------------------------------------------------- exports
+
+    def exported(self, kind: str) -> list[str]:
+        """Return the slides that the configuration asks to export in some way."""
+        chosen = self.settings["export"][kind]
+        if isinstance(chosen, bool):
+            return list(self.slides.index) if chosen else []
+        unknown = set(chosen) - set(self.slides.index) - self.left_out
+        if unknown:
+            raise InputError(
+                f"export.{kind}: {min(unknown)} is not in the slide sheet, which has "
+                f"{', '.join(self.slides.index[:3])}"
+            )
+        return [slide for slide in self.slides.index if slide in set(chosen)]
+
+    def export_targets(self) -> list[str]:
+        """Return the files that the configuration asks for beyond the results."""
+        return [
+            path
+            for kind, (pattern, _) in EXPORTS.items()
+            for path in _files(pattern, self.exported(kind))
+        ]
+
+    def export_costs(self) -> list[str]:
+        """Return one line for each kind of export: what it will cost."""
+        lines = []
+        for kind, (pattern, cost) in EXPORTS.items():
+            if n := len(self.exported(kind)):
+                lines.append(f"export.{kind}: {n} slides as {pattern}: {cost}")
+        return lines
 
     # ---------------------------------------------------------------- all slides, all sections
 
