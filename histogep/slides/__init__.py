@@ -3,6 +3,7 @@
 __all__ = [
     "annotation_fit",
     "fast_tiff",
+    "fiducials",
     "geojson",
     "inventory",
     "pictures",

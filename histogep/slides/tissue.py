@@ -20,6 +20,7 @@ from skimage.filters import threshold_otsu
 from skimage.morphology import disk
 
 from histogep.errors import BadSlide
+from histogep.slides.fiducials import RADIUS_UM, find_fiducials
 from histogep.slides.reader import Slide
 from histogep.slides.regions import Regions
 
@@ -289,6 +290,7 @@ def _find(rgb: np.ndarray, *, um_per_px: float, min_fragment_mm2: float, slide: 
     pen, tissue = np.zeros(rgb.shape[:2], bool), np.zeros(rgb.shape[:2], bool)
     for band in bands:
         pen[band.rows] = find_pen(rgb[band.outer], um_per_px=um_per_px)[band.inner]
+    printed = _printed(rgb, um_per_px)
     texture_threshold = _texture_threshold(rgb, pen, bands, um_per_px)
     glass_density, glass_chroma = _glass(rgb, pen, bands, um_per_px, texture_threshold)
     closing = _px(CLOSING_UM, um_per_px)
@@ -297,6 +299,9 @@ def _find(rgb: np.ndarray, *, um_per_px: float, min_fragment_mm2: float, slide: 
         rough = np.log1p(_texture(seen, um_per_px)) > texture_threshold
         dense = _density(seen) > glass_density + DENSE_OD
         dense &= _chroma(seen) / np.maximum(_brightest(seen), 1) > DENSE_SATURATION
+        if printed is not None:
+            # Printed rings are rough too; what lies on them is tissue if it has colour.
+            rough &= ~printed[band.outer]
         shown = rough | dense
         if not shown.any():
             continue
@@ -323,6 +328,17 @@ def _find(rgb: np.ndarray, *, um_per_px: float, min_fragment_mm2: float, slide: 
     coloured = np.append(False, total / _areas(labels, n)[1:] - glass_chroma >= DUST_CHROMA)
     n_fragments = int(coloured.sum())
     return _Found(coloured[labels], pen, rgb[::step, ::step].copy(), n_fragments, n - n_fragments)
+
+
+def _printed(rgb: np.ndarray, um_per_px: float) -> np.ndarray | None:
+    """Return where the frame of an array is printed, with the reach of its texture; None if nowhere."""
+    centres = find_fiducials(rgb, um_per_px=um_per_px)
+    if not len(centres):
+        return None
+    ring = np.ones(rgb.shape[:2], bool)
+    ring[tuple(np.rint(centres).astype(int).T)] = False
+    away = ndimage.distance_transform_edt(ring)
+    return away <= (RADIUS_UM + TEXTURE_UM) / um_per_px
 
 
 def _areas(labels: np.ndarray, n: int, rgb: np.ndarray | None = None) -> np.ndarray:
@@ -371,22 +387,36 @@ def _glass(
     um_per_px: float,
     texture_threshold: float,
 ) -> tuple[float, float]:
-    """Return optical density (lower quartile) and chroma (median) of the smooth bright ground."""
+    """Return optical density (lower quartile) and chroma (median) of the smooth bright ground.
+
+    Where most of that ground is much denser than its lower quartile it is smooth tissue (neuropil
+    can be), and the chroma is that of the ground as bright as the quartile.
+    """
+
+    def ground() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for band in bands:
+            density = _density(rgb[band.rows])
+            texture = _texture(rgb[band.outer], um_per_px)[band.inner]
+            smooth = np.log1p(texture) <= texture_threshold
+            smooth &= (density < GLASS_OD) & ~_pen_rim(pen[band.outer], um_per_px)[band.inner]
+            yield density[smooth], _chroma(rgb[band.rows])[smooth]
+
     densities = np.zeros(len(_DENSITY_BINS) - 1, np.int64)
     chromas = np.zeros(256, np.int64)
-    for band in bands:
-        density = _density(rgb[band.rows])
-        texture = _texture(rgb[band.outer], um_per_px)[band.inner]
-        smooth = np.log1p(texture) <= texture_threshold
-        smooth &= (density < GLASS_OD) & ~_pen_rim(pen[band.outer], um_per_px)[band.inner]
-        densities += np.histogram(density[smooth], _DENSITY_BINS)[0]
-        chromas += np.bincount(_chroma(rgb[band.rows])[smooth], minlength=256)
+    for density, chroma in ground():
+        densities += np.histogram(density, _DENSITY_BINS)[0]
+        chromas += np.bincount(chroma, minlength=256)
     # With hardly any smooth bright ground the image is all tissue, and glass is taken as white.
     if chromas.sum() <= 0.01 * rgb.shape[0] * rgb.shape[1]:
         return 0.0, 0.0
-    quartile = np.searchsorted(densities.cumsum(), 0.25 * densities.sum())
+    quartile, middle = np.searchsorted(densities.cumsum(), np.array([0.25, 0.5]) * densities.sum())
+    glass = float(_DENSITY_BINS[quartile : quartile + 2].mean())
+    if _DENSITY_BINS[middle] > glass + DENSE_OD / 2:
+        chromas[:] = 0
+        for density, chroma in ground():
+            chromas += np.bincount(chroma[density <= glass], minlength=256)
     median = np.searchsorted(chromas.cumsum(), 0.5 * chromas.sum())
-    return float(_DENSITY_BINS[quartile : quartile + 2].mean()), float(median)
+    return glass, float(median)
 
 
 def _overview_step(shape: tuple[int, int]) -> int:
