@@ -157,6 +157,8 @@ rule evaluate_model:
         verdict="results/evaluation/{study}/leakage.json",
         folds="results/folds/{study}.tsv",
         predictions=usable(Study.held_out_predictions),
+        settings=usable(Study.held_out_settings),
+        panels=of_folds("results/genes/{study}/{fold}.json"),
         spots=of_sections("results/spots/{slide}.h5ad"),
     output:
         scorecards="results/evaluation/{study}/scorecards.tsv",
@@ -207,6 +209,7 @@ rule evaluate_model:
     params:
         code=code_of("evaluate_model.py"),
         evaluation=SETTINGS["evaluation"],
+        deploy=SETTINGS["deploy"],
         seed=SETTINGS["seed"],
     message:
         "Scorecards with their nulls and ceilings"

@@ -6,6 +6,7 @@ from histogep.evaluation.held_out import read_held_out
 from histogep.evaluation.measured import read_measured
 from histogep.evaluation.scorecards import COLUMNS, evaluate
 from histogep.files import read_json, read_tsv, write_tsv
+from histogep.models.selection import deployed_expression
 from histogep.report.figures.evaluation import plot_genes, plot_maps, plot_tumour
 from histogep.report.pages_evaluation import write_genes_page, write_scorecards_page
 from histogep.report.style import save
@@ -30,7 +31,15 @@ with job_log(snakemake.log[0], snakemake) as log:
         settings=settings,
         alike=read_json(snakemake.input.verdict).get("notices", []),
     )
-    write_genes_page(evaluation.genes, output.genes_page, study=snakemake.wildcards.study)
+    panels = [read_json(path) for path in snakemake.input.panels]
+    trained = [read_json(path) for path in snakemake.input.settings]
+    write_genes_page(
+        evaluation.genes,
+        output.genes_page,
+        study=snakemake.wildcards.study,
+        first=deployed_expression(snakemake.params.deploy["expression"], trained),
+        panels={record["fold"]: record["limits"]["sentence"] for record in panels},
+    )
     save(plot_genes(evaluation), output.genes_plot)
     save(plot_maps(evaluation, sections, measured), output.maps)
     save(plot_tumour(sections, measured, evaluation.tumour), output.tumour_plot)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histogep.files import file_sha256, read_tsv, write_json, write_tsv
-from histogep.spots.panel import choose_panel, panel_slides, share_genes
+from histogep.spots.panel import choose_panel, panel_slides
 from histogep.workflow.job import job_log
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ with job_log(snakemake.log[0], snakemake) as log:
     scores = {slide: read_tsv(tables[slide], dtype={"gene": str}) for slide in slides}
     markers = read_tsv(snakemake.input.markers, dtype=str)
     panel = choose_panel(scores, markers, snakemake.params.genes)
+    limits = panel.attrs["limits"]
     write_tsv(panel, snakemake.output.panel)
     write_json(
         {
@@ -31,7 +32,9 @@ with job_log(snakemake.log[0], snakemake) as log:
             "held_out_slides_used": sorted(held_out & set(slides)),
             # What the sections cost: a gene that one lacks is lost for all.
             "genes_measured": {slide: len(table) for slide, table in scores.items()},
-            "genes_shared": len(share_genes({slide: scores[slide]["gene"] for slide in slides})),
+            "genes_shared": panel.attrs["n_shared"],
+            # Which setting decided how many genes there are.
+            "limits": limits.to_record() | {"sentence": limits.sentence(snakemake.params.genes)},
             "settings": dict(snakemake.params.genes),
             "sha256": {slide: file_sha256(tables[slide]) for slide in slides},
         },

@@ -28,6 +28,7 @@ from histogep.errors import InputError
 from histogep.files import complete, read_json, read_tsv, write_json, write_tsv
 from histogep.lattice import Lattice
 from histogep.models.sections import check_alike
+from histogep.models.selection import inner_scores
 from histogep.slides.same_file import IMAGES
 from histogep.slides.same_tissue import Keypoints, write_keypoints
 
@@ -141,7 +142,7 @@ def choose_models(
     wanted, scores = dict(deploy), {}
     for role in ("expression", "tumour"):
         candidates = [r["model"] for r in records if _serves(r, role) and r["panel"] == "main"]
-        scores[role] = _inner_scores(candidates, patient_cv, role)
+        scores[role] = inner_scores(candidates, patient_cv, role)
         if wanted.get(role, "auto") == "auto":
             wanted[role] = max(
                 candidates, key=lambda name: scores[role].get(name, -np.inf), default=None
@@ -175,19 +176,6 @@ def _serves(record: Mapping[str, Any], role: str) -> bool:
     if record.get("absent") or (task == "tumour" and record.get("absent_tumour")):
         return False
     return record["task"] in (task, "both")
-
-
-def _inner_scores(
-    candidates: Sequence[str], patient_cv: Sequence[Mapping[str, Any]], task: str
-) -> dict[str, float]:
-    """Return the mean over the patient_cv folds of each candidate's score inside its patients."""
-    scores = {}
-    for name in candidates:
-        mine = [record.get("scores", {}) for record in patient_cv if record["model"] == name]
-        found = [own[task] for own in mine if own.get(task) is not None]
-        if found:
-            scores[name] = float(np.mean(found))
-    return scores
 
 
 def gene_table(models: Mapping[str, Mapping[str, Any]], calibration: pd.DataFrame) -> pd.DataFrame:

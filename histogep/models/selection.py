@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import precision_recall_curve
@@ -62,3 +63,49 @@ def inner_folds(groups: Sequence[str], *, most: int = 10) -> list[list[str]]:
         load = [(sum(size[member] for member in hand), len(hand)) for hand in hands]
         hands[load.index(min(load))].append(name)
     return hands
+
+
+def inner_scores(
+    candidates: Sequence[str], patient_cv: Sequence[Mapping[str, Any]], task: str
+) -> dict[str, float]:
+    """Return the mean over the patient_cv folds of each candidate's score inside its patients.
+
+    Parameters
+    ----------
+    candidates
+        Names of models.
+    patient_cv
+        Settings of the models of the patient_cv folds.
+    task
+        "expression" or "tumour".
+    """
+    scores = {}
+    for name in candidates:
+        mine = [record.get("scores", {}) for record in patient_cv if record["model"] == name]
+        found = [own[task] for own in mine if own.get(task) is not None]
+        if found:
+            scores[name] = float(np.mean(found))
+    return scores
+
+
+def deployed_expression(wanted: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the expression model that will be deployed, before it is trained on all sections.
+
+    Parameters
+    ----------
+    wanted
+        The setting `deploy.expression`: a name, or "auto".
+    records
+        Settings of models that were trained with sections held out.
+    """
+    if wanted != "auto":
+        return wanted
+    patient_cv = [record for record in records if record["protocol"] == "patient_cv"]
+    candidates = [
+        record["model"]
+        for record in patient_cv
+        if record["panel"] == "main" and record["task"] != "tumour" and not record.get("absent")
+    ]
+    candidates = list(dict.fromkeys(candidates))
+    scores = inner_scores(candidates, patient_cv, "expression")
+    return max(candidates, key=lambda name: scores.get(name, -np.inf), default="")

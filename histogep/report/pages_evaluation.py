@@ -125,7 +125,14 @@ def _registration_notes(registration: pd.DataFrame) -> list[str]:
     ]
 
 
-def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> None:
+def write_genes_page(
+    genes: pd.DataFrame,
+    path: str | Path,
+    *,
+    study: str,
+    first: str = "",
+    panels: Mapping[str, str] | None = None,
+) -> None:
     """Write results/evaluation/{study}/genes.html: every gene of the patient_cv card, best first.
 
     Parameters
@@ -136,10 +143,17 @@ def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> No
         Where to write.
     study
         Its name, for the title.
+    first
+        The model that is deployed, which the page begins with; "" if that is not known.
+    panels
+        Fold -> which setting decided how many genes its panel has.
     """
     patient_cv = genes[genes["protocol"] == "patient_cv"] if len(genes) else genes
     tables = []
-    for model, group in patient_cv.groupby("model") if len(patient_cv) else ():
+    by_model = dict(list(patient_cv.groupby("model"))) if len(patient_cv) else {}
+    for model in sorted(by_model, key=lambda name: (name != first, name)):
+        group = by_model[model]
+        deployed = ", the model that is deployed" if model == first else ""
         columns = [
             *("gene", "pearson", "null_upper", "ceiling", "ceiling_spatial", "relative", "fdr"),
             "predictable",
@@ -148,7 +162,8 @@ def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> No
         tables.append(
             Table(
                 shown,
-                heading=f"{model}: {int(group['predictable'].sum())} of {len(group)} genes predictable",
+                heading=f"{model}{deployed}: {int(group['predictable'].sum())} of {len(group)} genes "
+                "predictable",
                 formats=dict.fromkeys(
                     ("pearson", "null_upper", "ceiling", "ceiling_spatial"), "{:.3f}"
                 )
@@ -163,17 +178,24 @@ def write_genes_page(genes: pd.DataFrame, path: str | Path, *, study: str) -> No
                 },
             )
         )
+    notes = []
+    if panels:
+        said = pd.DataFrame({"fold": list(panels), "panel": list(panels.values())})
+        tables.append(Table(said, heading="How many genes the panel of each fold has, and why"))
+        last = list(panels)[-1]
+        notes = [f"The panel of fold {last}: {panels[last]}. Those of the others stand below."]
     write_page(
         path,
         title=f"Genes of {study}, patients held out",
         tables=tables,
         notes=[
+            *notes,
             "Mean over patients of the correlation within a section, in-tissue spots only. `null, "
             "95 %`: what unrelated maps of the same patterns reach in one of 20 cases. `ceiling`: what "
             "a perfect predictor would score against counts as noisy as these if their noise is "
             "Poisson; `ceiling, shared`: if only what neighbouring spots share is signal. Genes whose "
             "counts vary no more than their noise have no `of ceiling`. Only predictable genes are "
-            "used in later stages."
+            "used in later stages.",
         ],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,105 @@ def _report_markers(genes: Sequence[str], markers: pd.DataFrame) -> None:
     )
 
 
+@dataclass(frozen=True)
+class PanelLimits:
+    """Which setting decided how many genes a panel has.
+
+    Attributes
+    ----------
+    n_measured
+        Genes measured in all sections, without those that `exclude` names.
+    n_passing
+        Those of them that all filters of `method` let pass.
+    n_chosen
+        Genes of the panel, before lineage markers are added.
+    bound_by
+        "max_genes"; else the filter without which most genes would be added (min_moran, p or
+        extended_min_detected); "" if there are no other genes.
+    n_without
+        Genes that would pass without that filter.
+    """
+
+    n_measured: int
+    n_passing: int
+    n_chosen: int
+    bound_by: str
+    n_without: int
+
+    def sentence(self, settings: Mapping[str, Any]) -> str:
+        """Return what bound, as the log and the report say it."""
+        said = (
+            f"{self.n_chosen} genes, of {self.n_passing} that pass and {self.n_measured} measured"
+        )
+        if self.n_chosen > self.n_passing:
+            said += f"; genes.min_genes ({settings['min_genes']}) filled them up"
+        if self.bound_by == "max_genes":
+            return f"{said}; genes.max_genes ({settings['max_genes']}) is what binds"
+        if not self.bound_by:
+            return f"{said}; there are no more"
+        return (
+            f"{said}; genes.{self.bound_by} ({settings[self.bound_by]:g}) is what binds: without it "
+            f"{self.n_without} would pass"
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the plain dict that results/genes/{study}/{fold}.json holds."""
+        return asdict(self)
+
+
+def _limits(filters: pd.DataFrame, settings: Mapping[str, Any]) -> PanelLimits:
+    """Return which setting decides how many genes a panel takes."""
+    passing = int(filters.all(axis=1).sum())
+    least = min(settings["min_genes"], int(filters["extended_min_detected"].sum()))
+    chosen = max(min(passing, settings["max_genes"]), least)
+    if passing > settings["max_genes"]:
+        return PanelLimits(len(filters), passing, chosen, "max_genes", passing)
+    without = {name: int(filters.drop(columns=name).all(axis=1).sum()) for name in filters}
+    name = max(without, key=lambda key: without[key])
+    bound = name if without[name] > passing else ""
+    return PanelLimits(len(filters), passing, chosen, bound, without[name])
+
+
+def _over_sections(
+    scores: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]
+) -> tuple[pd.DataFrame, int]:
+    """Return the scores of the shared genes over the sections (index gene), and how many are shared."""
+    if not scores:
+        raise InputError("no section to choose genes from")
+    tables = [scores[slide].set_index("gene") for slide in sorted(scores)]
+    shared = share_genes({slide: scores[slide]["gene"] for slide in sorted(scores)})
+    report_empty_patterns(shared, settings["exclude"], setting="genes.exclude")
+    n_shared = len(shared)
+    excluded = are_excluded(shared, settings["exclude"])
+    shared = pd.Index(np.array(shared, dtype=object)[~excluded], name="gene")
+    if shared.empty:
+        raise InputError("genes.exclude leaves no gene that is measured in all sections")
+    stacked = {
+        column: np.column_stack([table.loc[shared, column] for table in tables])
+        for column in ("moran_i", "p", "mean", "dispersion", "detected")
+    }
+    panel = pd.DataFrame(
+        {
+            "moran_i": np.median(stacked["moran_i"], axis=1),
+            "p": np.median(stacked["p"], axis=1),
+            "mean": stacked["mean"].mean(axis=1),
+            "dispersion": stacked["dispersion"].mean(axis=1),
+            "detected": stacked["detected"].mean(axis=1),
+        },
+        index=shared,
+    )
+    return panel, n_shared
+
+
+def _filters(panel: pd.DataFrame, settings: Mapping[str, Any]) -> pd.DataFrame:
+    """Return which genes each setting lets pass; a column a setting."""
+    filters = {"extended_min_detected": panel["detected"] >= settings["extended_min_detected"]}
+    if settings["method"] != "variable":
+        filters["min_moran"] = panel["moran_i"] > settings["min_moran"]
+        filters["p"] = panel["p"] < settings["p"]
+    return pd.DataFrame(filters)
+
+
 def choose_panel(
     scores: Mapping[str, pd.DataFrame], markers: pd.DataFrame, settings: Mapping[str, Any]
 ) -> pd.DataFrame:
@@ -118,49 +218,27 @@ def choose_panel(
     -------
     DataFrame
         gene, main, extended, moran_i, mean, detected, marker; main genes first, then extended ones, each
-        by falling rank. A main gene is always in the extended panel too.
+        by falling rank. A main gene is always in the extended panel too. attrs["limits"] (PanelLimits)
+        has the setting that decided how many there are, attrs["n_shared"] the genes that all sections
+        measure.
 
     Raises
     ------
     InputError
         If hardly any gene is measured in all sections.
     """
-    if not scores:
-        raise InputError("no section to choose genes from")
-    tables = [scores[slide].set_index("gene") for slide in sorted(scores)]
-    shared = share_genes({slide: scores[slide]["gene"] for slide in sorted(scores)})
-    report_empty_patterns(shared, settings["exclude"], setting="genes.exclude")
+    panel, n_shared = _over_sections(scores, settings)
     if settings["markers"]:
-        _report_markers(shared, markers)
-    excluded = are_excluded(shared, settings["exclude"])
-    shared = pd.Index(np.array(shared, dtype=object)[~excluded], name="gene")
-    if shared.empty:
-        raise InputError("genes.exclude leaves no gene that is measured in all sections")
-    stacked = {
-        column: np.column_stack([table.loc[shared, column] for table in tables])
-        for column in ("moran_i", "p", "mean", "dispersion", "detected")
-    }
-    panel = pd.DataFrame(
-        {
-            "moran_i": np.median(stacked["moran_i"], axis=1),
-            "p": np.median(stacked["p"], axis=1),
-            "mean": stacked["mean"].mean(axis=1),
-            "dispersion": stacked["dispersion"].mean(axis=1),
-            "detected": stacked["detected"].mean(axis=1),
-        },
-        index=shared,
-    )
+        _report_markers(panel.index, markers)
     lineage = markers.drop_duplicates("gene").set_index("gene")["lineage"]
-    panel["marker"] = lineage.reindex(shared).fillna("").to_numpy()
-
-    detected = panel["detected"] >= settings["extended_min_detected"]
+    panel["marker"] = lineage.reindex(panel.index).fillna("").to_numpy()
     by_dispersion = settings["method"] == "variable"
     ranked = panel.sort_values(
         "dispersion" if by_dispersion else "moran_i", ascending=False, kind="stable"
     ).index
-    passes = detected.copy()
-    if not by_dispersion:
-        passes &= (panel["moran_i"] > settings["min_moran"]) & (panel["p"] < settings["p"])
+    filters = _filters(panel, settings)
+    detected = filters["extended_min_detected"]
+    passes = filters.all(axis=1)
     main = [gene for gene in ranked if passes[gene]][: settings["max_genes"]]
     if len(main) < settings["min_genes"]:
         log.warning(
@@ -183,4 +261,7 @@ def choose_panel(
     panel = panel.loc[extended].reset_index()
     panel["main"] = panel["gene"].isin(chosen)
     panel["extended"] = True
+    limits = _limits(filters, settings)
+    log.info("%s", limits.sentence(settings))
+    panel.attrs = {"limits": limits, "n_shared": n_shared}
     return panel[["gene", "main", "extended", "moran_i", "mean", "detected", "marker"]]

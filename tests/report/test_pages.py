@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from histogep.report.pages import Table, format_value, render_page, write_page
+from histogep.report.pages_evaluation import write_genes_page
 
 
 class Reader(HTMLParser):
@@ -131,3 +132,26 @@ def test_names_in_backticks_are_code_and_nothing_else_is_html():
 @pytest.mark.parametrize(("value", "text"), [(-0.0001, "0.000"), (-0.001, "-0.001")])
 def test_what_rounds_to_nothing_has_no_sign(value, text):
     assert format_value(value, "{:.3f}") == text
+
+
+def test_the_page_of_genes_begins_with_the_deployed_model_and_says_what_bound(tmp_path):
+    columns = ("pearson", "null_upper", "ceiling", "ceiling_spatial", "relative", "fdr")
+    genes = pd.DataFrame(
+        [
+            {"protocol": "patient_cv", "model": model, "gene": "TP53", "predictable": True}
+            | dict.fromkeys(columns, 0.5)
+            for model in ("cmunet", "ridge", "neighbours")
+        ]
+    )
+    said = {"patient_cv-1": "20 genes; genes.p binds", "all": "7 genes; genes.min_moran binds"}
+    page = tmp_path / "genes.html"
+    write_genes_page(genes, page, study="s", first="ridge", panels=said)
+    text = page.read_text()
+    order = [text.index(f"<h2>{model}") for model in ("ridge", "cmunet", "neighbours")]
+    assert order == sorted(order)
+    assert "ridge, the model that is deployed" in text
+    # What holds for the panel that is deployed stands above all tables.
+    assert text.index("7 genes; genes.min_moran binds") < order[0]
+    assert text.index("20 genes; genes.p binds") > order[-1]
+    write_genes_page(genes, page, study="s")
+    assert "deployed" not in page.read_text()

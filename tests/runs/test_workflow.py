@@ -543,7 +543,7 @@ def test_a_study_given_as_config_values_has_no_setting_of_the_demo(study, tmp_pa
     settings = yaml.safe_load((tmp_path / recorded).read_text())
     assert settings["study"] == "mine"
     assert settings["simulation"] is None
-    assert settings["genes"]["min_moran"] == 0.4
+    assert settings["genes"]["max_genes"] == 250
 
 
 def test_the_study_of_the_readme_is_planned_from_its_own_folder(tmp_path):

@@ -86,7 +86,16 @@ def write_study(folder, *, keep=lambda section: True):
         spots.append(folder / "spots" / f"{slide}.h5ad")
     write_tsv(folds, folder / "folds.tsv")
     write_json({"ok": True}, folder / "leakage.json")
+    shared = {"protocol": "patient_cv", "panel": "main", "task": "expression"}
+    trained = {"net": 0.2, "zeta": 0.3}
+    for model, score in trained.items():
+        record = shared | {"model": model, "scores": {"expression": score}}
+        write_json(record, folder / f"{model}.json")
+    limits = {"sentence": "9 genes, of 9 that pass; genes.min_moran (0.05) is what binds"}
+    write_json({"fold": "patient_cv-1", "limits": limits}, folder / "panel.json")
     return {
+        "settings": [folder / f"{model}.json" for model in trained],
+        "panels": [folder / "panel.json"],
         "verdict": folder / "leakage.json",
         "folds": folder / "folds.tsv",
         "predictions": predictions,
@@ -94,13 +103,14 @@ def write_study(folder, *, keep=lambda section: True):
     }
 
 
-def evaluate(run_script, tmp_path, inputs, *, to="evaluation"):
+def evaluate(run_script, tmp_path, inputs, *, to="evaluation", deploy="auto"):
     log = run_script(
         "evaluate_model.py",
         input=inputs,
         output={name: tmp_path / to / file for name, file in OUTPUTS.items()},
         params={
             "evaluation": neighbour("test_scorecards").SETTINGS,
+            "deploy": {"expression": deploy},
             "seed": 1,
         },
         wildcards={"study": "demo"},
@@ -124,6 +134,7 @@ def test_evaluate_model_writes_every_table_and_figure_the_same_twice(run_script,
     assert cards.loc[("published", "net", "pearson"), "null"] > 0.4
     page = (folder / "genes.html").read_text()
     assert set(tables["genes.tsv"]["gene"]) == set(re.findall(r"<tr><td>(\w+)</td>", page))
+    assert "is what binds" in page
     # Shuffled spots and genes change nothing: joined by barcode and name, not by row.
     module = neighbour("test_scorecards")
     direct = module.evaluate(*module.make_study(), settings=module.SETTINGS, seed=1)

@@ -103,6 +103,10 @@ def test_an_honest_panel_knows_nothing_of_the_held_out_section(run_script, study
     assert record["patients"] == ["ps1", "ps2"]
     assert record["held_out_slides_used"] == []
     assert record["sha256"] == {s: file_sha256(study / f"sections/{s}.tsv") for s in ("s1", "s2")}
+    limits = record["limits"]
+    assert limits["n_passing"] <= limits["n_measured"] <= record["genes_shared"]
+    assert "genes, of" in limits["sentence"]
+    assert limits["bound_by"] in ("", "max_genes", "min_moran", "p", "extended_min_detected")
     # The audit's way: the same panel again from the same sections.
     scores = {s: read_tsv(study / f"sections/{s}.tsv", keep_default_na=False) for s in ("s1", "s2")}
     again = choose_panel(scores, read_tsv(study / "markers.tsv"), record["settings"])

@@ -1,9 +1,22 @@
+from pathlib import Path
+
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from scipy import sparse
 
 from histogep.errors import InputError
+from histogep.spots.matrices import expression_of
+from histogep.spots.normalise import add_expression
 from histogep.spots.panel import choose_panel, panel_slides
+from histogep.spots.variable_genes import score_genes
+from histogep.study.settings import complete_settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCHEMA = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
+DEFAULTS = complete_settings({"study": "s", "slides": "s.tsv"}, SCHEMA)["genes"]
 
 SETTINGS = {
     "method": "moran",
@@ -145,3 +158,54 @@ def test_ribosomes_of_mice_are_left_out_like_those_of_men(caplog):
     panel = choose_panel(_sections(s1=names, s2=names), MARKERS, SETTINGS)
     assert set(panel["gene"]) == {"Trp53", "Cd3d"}
     assert "finds none" not in caplog.text
+
+
+def _limits(settings, **moran):
+    panel = choose_panel(
+        {"s": _scores(**moran)}, MARKERS, {**SETTINGS, "markers": False, **settings}
+    )
+    return panel.attrs["limits"], int(panel["main"].sum())
+
+
+def test_the_setting_that_bound_is_named():
+    values = {"A": 0.9, "B": 0.8, "C": 0.5, "D": 0.4}
+    for settings, bound, passing, chosen, without in (
+        ({"max_genes": 2}, "max_genes", 4, 2, 4),
+        ({"max_genes": 4}, "", 4, 4, 4),
+        ({"max_genes": 9, "min_moran": 0.45}, "min_moran", 3, 3, 4),
+        ({"max_genes": 9, "min_moran": 0.95}, "min_moran", 0, 2, 4),
+        ({"max_genes": 9, "p": 1e-9}, "p", 0, 2, 4),
+        ({"max_genes": 9, "method": "variable"}, "extended_min_detected", 5, 5, 6),
+    ):
+        found, n = _limits(settings, **values)
+        got = (found.bound_by, found.n_passing, found.n_chosen, found.n_without)
+        assert got == (bound, passing, chosen, without), settings
+        assert found.n_measured == 6  # without ribosomes and mitochondria
+        assert n == found.n_chosen
+        said = found.sentence({**SETTINGS, **settings})
+        assert f"{chosen} genes, of {passing} that pass" in said
+        assert (f"genes.{bound} " in said) == bool(bound)
+        assert ("min_genes" in said) == (chosen > passing)
+
+
+def test_the_defaults_give_a_panel_of_a_real_shallow_section(shared_data):
+    """B4 of her2st: 283 spots with a median of 648 counts. At .4 hardly a gene passes."""
+    table = pd.read_csv(shared_data / "her2st/counts/B4.tsv.gz", sep="\t", index_col=0)
+    table = table.loc[:, (table > 0).mean() >= 0.05]
+    spots = anndata.AnnData(sparse.csr_matrix(table.to_numpy(np.float32)))
+    add_expression(spots)
+    x, y = np.array([name.split("x") for name in table.index], float).T
+    scores = score_genes(
+        expression_of(spots),
+        table.columns,
+        x=x,
+        y=y,
+        row=y.astype(int),
+        col=x.astype(int),
+        neighbours=DEFAULTS["neighbours"],
+    )
+    limits = choose_panel({"B4": scores}, MARKERS, DEFAULTS).attrs["limits"]
+    assert (limits.bound_by, limits.n_chosen) == ("max_genes", DEFAULTS["max_genes"])
+    assert limits.n_passing > 3000
+    strict = choose_panel({"B4": scores}, MARKERS, {**DEFAULTS, "min_moran": 0.4})
+    assert strict.attrs["limits"].n_passing < DEFAULTS["min_genes"]
