@@ -24,6 +24,7 @@ include: "rules/survival.smk"
 include: "rules/response.smk"
 include: "rules/enrichment.smk"
 include: "rules/export.smk"
+include: "rules/pages.smk"
 include: "rules/provenance.smk"
 
 

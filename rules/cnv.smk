@@ -14,12 +14,7 @@ rule infer_cnv:
         cnv="results/cnv/{slide}.h5ad",
         arms="results/cnv/{slide}.arms.tsv",
         markers="results/cnv/{slide}.markers.tsv",
-        heatmap=report(
-            "results/cnv/{slide}.png",
-            caption="../report/cnv.rst",
-            category="07 Copy number",
-            labels={"of": "{slide}", "figure": "profile by chromosome"},
-        ),
+        heatmap="results/cnv/{slide}.png",
     log:
         "logs/infer_cnv/{slide}.log",
     benchmark:

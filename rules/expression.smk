@@ -15,12 +15,7 @@ rule predict_slide:
     output:
         expression="results/expression/{slide}.h5ad",
         geojson="results/expression/{slide}.geojson",
-        map=report(
-            "results/expression/{slide}.png",
-            caption="../report/expression.rst",
-            category="05 Maps",
-            labels={"slide": "{slide}", "figure": "predicted maps"},
-        ),
+        map="results/expression/{slide}.png",
     log:
         "logs/predict_slide/{slide}.log",
     benchmark:

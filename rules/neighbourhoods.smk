@@ -11,12 +11,7 @@ rule describe_neighbourhoods:
         markers=MARKERS,
     output:
         table="results/neighbourhoods/{slide}.tsv",
-        figure=report(
-            "results/neighbourhoods/{slide}.png",
-            caption="../report/neighbourhoods.rst",
-            category="06 Tumour",
-            labels={"slide": "{slide}", "figure": "what lies beside what"},
-        ),
+        figure="results/neighbourhoods/{slide}.png",
     log:
         "logs/describe_neighbourhoods/{slide}.log",
     benchmark:

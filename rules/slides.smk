@@ -45,12 +45,7 @@ rule tile_slide:
         quality="results/tiles/{slide}.quality.tsv",
         keypoints="results/keypoints/{slide}.parquet",
         thumbnail="results/tiles/{slide}.thumbnail.jpg",
-        overview=report(
-            "results/tiles/{slide}.png",
-            caption="../report/tiles.rst",
-            category="01 Data and quality",
-            labels={"slide": "{slide}", "figure": "tissue and tiles"},
-        ),
+        overview="results/tiles/{slide}.png",
     log:
         "logs/tile_slide/{slide}.log",
     benchmark:

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from histogep.errors import BadSlide
 from histogep.files import complete, write_tsv
@@ -12,7 +11,7 @@ from histogep.report import style
 from histogep.report.figures.slides import draw_failure, draw_tiles
 from histogep.slides import tiles
 from histogep.slides.geojson import write_outlines
-from histogep.slides.quality import measure_quality, summarise_quality
+from histogep.slides.quality import measure_quality, no_quality, summarise_quality
 from histogep.slides.reader import Slide
 from histogep.slides.regions import read_regions
 from histogep.slides.rejected import record_failure, refuse_failed_spots
@@ -38,8 +37,7 @@ with job_log(snakemake.log[0], snakemake) as log:
                 table = tiles.spot_tiles(slide, mask, lattice=lattice, spots=spots)
             else:
                 table = tiles.lattice_tiles(slide, mask, lattice=lattice, settings=settings)
-            measured = measure_quality(slide, table, tile_um=lattice.tile_um)
-            table[["blur", "tissue_fold"]] = measured[["blur", "tissue_fold"]]
+            table = table.assign(**measure_quality(slide, table, tile_um=lattice.tile_um))
             quality = summarise_quality(slide, mask, table, lattice=lattice)
             keypoints = {name: find_keypoints(slide, mask, table, tile_um=lattice.tile_um)}
             thumbnail = slide.picture(THUMBNAIL_PX)
@@ -54,7 +52,7 @@ with job_log(snakemake.log[0], snakemake) as log:
         table, keypoints, thumbnail = tiles.no_tiles(), {}, np.full((1, 1, 3), 255, np.uint8)
         table.attrs["failed"] = failed = record_failure(error, rule="tile_slide", skip=skip)
         write_outlines(outlines, name=name, mask=np.zeros((1, 1), bool), px_per_px=(1.0, 1.0))
-        quality = pd.DataFrame({"metric": ["n_tiles"], "value": [0.0]})
+        quality = no_quality()
         overview = draw_failure(name, failed["reason"])
     with complete(snakemake.output.tiles) as temporary:
         table.to_parquet(temporary, index=False)

@@ -1,3 +1,14 @@
 """Figures and pages."""
 
-__all__ = ["figures", "pages", "pages_evaluation", "pages_leakage", "style"]
+__all__ = [
+    "chosen_figures",
+    "cohort_page",
+    "figures",
+    "pages",
+    "pages_evaluation",
+    "pages_leakage",
+    "self_contained",
+    "slide_layers",
+    "slide_page",
+    "style",
+]

@@ -20,6 +20,9 @@ METRICS = (
     *("mpp", "tissue_mm2", "n_fragments", "n_tiles", "share_pen", "share_blurred"),
     *("share_folded", "median_sharpness"),
 )
+#: A slide of which more than this is under pen, blurred or folded is flagged.
+MOST = 0.5
+_SHARES = {"share_pen": "under pen", "share_blurred": "blurred", "share_folded": "folded"}
 COLUMNS = ("slide", "patient", "cohort", "role", "status", "reason", *METRICS)
 #: Of a predicted slide.
 PREDICTED = (
@@ -80,6 +83,31 @@ def list_slides(
     counts = ["n_fragments", "n_tiles"]
     listed[counts] = listed[counts].astype("Int64")
     return listed
+
+
+def flag_slides(slides: pd.DataFrame, predicted: pd.DataFrame | None) -> dict[str, list[str]]:
+    """Return what is wrong with each slide, in words; nothing for most.
+
+    Parameters
+    ----------
+    slides
+        From `list_slides`.
+    predicted
+        From `list_predicted`; None where no slide is predicted.
+    """
+    flags: dict[str, list[str]] = {slide: [] for slide in slides["slide"]}
+    for row in slides.to_dict("records"):
+        if row["status"] == "left out":
+            flags[row["slide"]].append(f"left out: {row['reason']}")
+        for column, what in _SHARES.items():
+            if row[column] > MOST:
+                flags[row["slide"]].append(f"{row[column]:.0%} {what}")
+    for row in () if predicted is None else predicted.to_dict("records"):
+        if row["out_of_distribution"]:
+            flags[row["slide"]].append("out of distribution")
+        if isinstance(row[SECTION], str) and row[SECTION]:
+            flags[row["slide"]].append(f"image of the training section {row[SECTION]}")
+    return flags
 
 
 def list_predicted(

@@ -103,3 +103,8 @@ def summarise_quality(
         "height_px": slide.height_px,
     }
     return pd.DataFrame({"metric": list(values), "value": [float(v) for v in values.values()]})
+
+
+def no_quality() -> pd.DataFrame:
+    """Return the quality of a slide that cannot be used, in the form of `summarise_quality`."""
+    return pd.DataFrame({"metric": ["n_tiles"], "value": [0.0]})

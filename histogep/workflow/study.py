@@ -264,7 +264,8 @@ class Study:
     def targets(self) -> list[str]:
         """Return the files that the whole study asks for."""
         listed = ["results/slides.tsv", "results/similar_slides.tsv"] if len(self.slides) else []
-        return self.stages.targets() + listed + self.failures() + self.export_targets()
+        made = self.stages.targets() + listed + self.failures()
+        return made + self.page_targets() + self.export_targets()
 
     def failures(self) -> list[str]:
         """Return the table of slides that cannot be used; with `on_bad_slide: stop` there is none."""
@@ -385,8 +386,8 @@ class Study:
         """Return the slides that the configuration asks to export in some way."""
         chosen = self.settings["export"][kind]
         if isinstance(chosen, bool):
-            return list(self.slides.index) if chosen else []
-        unknown = set(chosen) - set(self.slides.index) - self.left_out
+            return list(self.slides) if chosen else []
+        unknown = set(chosen) - set(self.slides) - self.left_out
         if unknown:
             raise InputError(
                 f"export.{kind}: {min(unknown)} is not in the slide sheet, which has "
@@ -695,6 +696,91 @@ class Study:
         """Return the patients of the slides whose predicted expression ranks the genes."""
         by_slides = "expression" in self.ranking_files(cohort, contrast)
         return self._patients(self.unseen_slides(cohort) if by_slides else [])
+
+    # ---------------------------------------------------------------- pages and figures of slides
+
+    def page_targets(self) -> list[str]:
+        """Return the pages of slides, and the one that lists all; the figures of the report."""
+        if not len(self.slides):
+            return []
+        pages = [*self.page_slides(), "index"]
+        return [*_files("results/slides_html/{slide}.html", pages), "results/report/tiles"]
+
+    def page_slides(self) -> list[str]:
+        """Return the slides that have a page, in the order of the sheet.
+
+        Raises
+        ------
+        InputError
+            `report.pages` names a slide that is not in the sheet, or a slide is called as the page
+            that lists all.
+        """
+        wanted = self.settings["report"]["pages"]
+        if wanted == "all":
+            slides = list(self.slides)
+        elif isinstance(wanted, int):
+            first = set(self.predicted[:wanted])
+            slides = [s for s in self.slides if s in self._with_spots or s in first]
+        else:
+            unknown = sorted(set(wanted) - set(self.slides) - self.left_out)
+            if unknown:
+                raise InputError(
+                    f"report.pages names {', '.join(unknown[:3])}, which the slide sheet does not have"
+                )
+            slides = [slide for slide in self.slides if slide in set(wanted)]
+        if any(slide.lower() == "index" for slide in slides):
+            raise InputError(
+                "a slide is called index, as the page that lists all slides is: rename it in the slide sheet"
+            )
+        return slides
+
+    def page_files(self, slide: str) -> dict[str, Any]:
+        """Return what the page of a slide shows, beside its image."""
+        cohort = self.row(slide)["cohort"]
+        files: dict[str, Any] = {"expression": f"results/expression/{slide}.h5ad"}
+        if slide in self._with_spots:
+            files = {
+                "spots": f"results/spots/{slide}.h5ad",
+                "labels": f"results/labels/{slide}.tsv",
+                "folds": f"results/folds/{self.name}.tsv",
+                "predictions": self.held_out_predictions(),
+            }
+        if self.applied is None:
+            files["gene_scores"] = f"results/evaluation/{self.name}/genes.tsv"
+            files["scorecards"] = f"results/evaluation/{self.name}/scorecards.tsv"
+        if self.stages.runs("cnv", cohort):
+            files["cnv"] = f"results/cnv/{slide}.h5ad"
+            files["subtypes"] = f"results/cnv/{cohort}/subtypes.tsv"
+        return files
+
+    def page_coverage(self) -> float | None:
+        """Return the coverage of the intervals; None where another study trained the model."""
+        return None if self.applied else self.settings["evaluation"]["coverage"]
+
+    def predicted_table(self) -> list[str]:
+        """Return the table of the predicted slides, if there are any."""
+        return ["results/predicted_slides.tsv"] if self.predicted else []
+
+    def listed_files(self) -> dict[str, Any]:
+        """Return what the page that lists all slides shows of them."""
+        scored = [c for c in self.stages.cohorts("survival") if c not in self.references.measured]
+        return {
+            "predicted": self.predicted_table(),
+            "labels": self.section_files("results/labels/{slide}.tsv"),
+            "risks": [f"results/survival/{cohort}/risk.tsv" for cohort in scored],
+            "concordance": [f"results/survival/{cohort}/concordance.tsv" for cohort in scored],
+        }
+
+    def slide_figures(self) -> dict[str, list[str]]:
+        """Return the figures of slides that the report may show, by kind."""
+        figures = {"expression": self.predicted_files("results/expression/{slide}.png")}
+        for kind, slides_of in (
+            ("cnv", self.cohort_slides),
+            ("neighbourhoods", self.described_patients),
+        ):
+            slides = [s for cohort in self.stages.cohorts(kind) for s in slides_of(cohort)]
+            figures[kind] = _files(f"results/{kind}/{{slide}}.png", slides)
+        return figures
 
     # ---------------------------------------------------------------- parts
 

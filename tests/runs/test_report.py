@@ -13,7 +13,7 @@ CHAIN = [
 ]
 _RULE = re.compile(r"(?ms)^(?:rule|checkpoint) (\w+):\n(.*?)(?=^(?:rule|checkpoint) |\Z)")
 _ITEM = re.compile(
-    r'report\(\s*"(?P<file>[^"]+)",\s*caption="\.\./report/(?P<caption>[^"]+)",\s*'
+    r'report\(\s*(?:directory\()?"(?P<file>[^"]+)"\)?,\s*(?:patterns=\["\{slide\}\.png"\],\s*)?caption="\.\./report/(?P<caption>[^"]+)",\s*'
     r'category="(?P<category>[^"]+)",\s*labels=\{(?P<labels>.*?)\},\s*\)',
     re.DOTALL,
 )
@@ -51,6 +51,9 @@ def test_caption_states_the_seed_of_what_is_random(item):
     caption = (ROOT / "report" / item["caption"]).read_text()
     if item["seeded"]:
         assert "{{ snakemake.params.seed }}" in caption
+    # What another rule drew and `choose_figures` copies.
+    if item["caption"] in {"cnv.rst", "neighbourhoods.rst"}:
+        assert "{{ snakemake.params.drawn_with_seed }}" in caption
 
 
 def test_labels_of_a_category_are_alike():

@@ -31,6 +31,8 @@ SETTINGS = {
     },
     "survival": {"folds": 5, "covariates": [], "penalties": [1.0], "gene_scale": "unit"},
     "response": {"folds": 5, "covariates": [], "penalties": [1.0]},
+    "report": {"pages": 2, "genes": 50, "figures": 50},
+    "evaluation": {"coverage": 0.9},
     "maps": {"outcomes": ["survival"], "published": False, "noise_draws": 3, "epochs": 1},
     "enrichment": {
         **{"min_size": 5, "max_size": 50, "permutations": 10, "patient_permutations": 10},
@@ -288,7 +290,7 @@ def test_what_follows_is_asked_of_the_usable_slides_only():
         "all",
     ]
     assert "results/expression/S0.h5ad" not in usable.targets()
-    assert usable.targets()[-1] == "results/failed_slides.tsv"
+    assert "results/failed_slides.tsv" in usable.targets()
     assert "results/failed_slides.tsv" not in study().targets()
     assert usable.training_patients("hospital") == ["A", "B"]
     # The whole study still knows all of them.
@@ -334,3 +336,45 @@ def test_files_are_paired_with_slides_by_name_whatever_their_order():
     for names in (["A.1"], ["A.1", "B", "C"]):
         with pytest.raises(ValueError, match="not one file"):
             files_of(names, paths, suffix=".quality.tsv")
+
+
+def test_pages_are_drawn_of_the_slides_that_are_asked_for():
+    assert study().page_slides() == ["A1", "A2", "B1", "C1", "T1", "S0"]
+    assert study(report={"pages": 0}).page_slides() == ["A1", "A2", "B1", "C1"]
+    assert study(report={"pages": "all"}).page_slides()[-1] == "S11"
+    some = study(report={"pages": ["S3", "A1"]})
+    assert some.page_slides() == ["A1", "S3"]
+    assert some.without({"S3"}).page_slides() == ["A1"]
+    assert [path for path in some.targets() if "slides_html" in path] == [
+        f"results/slides_html/{name}.html" for name in ("A1", "S3", "index")
+    ]
+    with pytest.raises(InputError, match="report.pages names S99, which the slide sheet"):
+        study(report={"pages": ["S99"]}).page_slides()
+    called = study(section("A1", "A"), section("B1", "B"), slide("Index", "H1"))
+    with pytest.raises(InputError, match="a slide is called index"):
+        called.page_slides()
+
+
+def test_a_page_reads_what_there_is_of_its_slide():
+    section_files = study().page_files("A1")
+    assert section_files["spots"] == "results/spots/A1.h5ad"
+    assert set(section_files["predictions"]) == set(study().held_out_predictions())
+    assert section_files["subtypes"] == "results/cnv/visium/subtypes.tsv"
+    bare = study(references={"gene_positions": None, "gene_sets": {}}).page_files("S1")
+    assert set(bare) == {"expression", "gene_scores", "scorecards"}
+    applied = {"models": {"expression": {}}, "digest": "d"}
+    elsewhere = study(applied=applied, model="model")
+    assert set(elsewhere.page_files("A1")) == {"expression", "cnv", "subtypes"}
+    assert elsewhere.page_coverage() is None
+    assert study().page_coverage() == 0.9
+
+
+def test_figures_of_all_slides_are_there_to_choose_from():
+    figures = study(neighbourhoods={"run": True}).slide_figures()
+    assert "results/expression/S0.png" in figures["expression"]
+    assert "results/expression/A1.png" not in figures["expression"]
+    assert {"results/cnv/A1.png", "results/cnv/S0.png"} <= set(figures["cnv"])
+    assert {"results/neighbourhoods/A1.png", "results/neighbourhoods/S0.png"} <= set(
+        figures["neighbourhoods"]
+    )
+    assert study(references={"gene_positions": None, "gene_sets": {}}).slide_figures()["cnv"] == []
