@@ -35,6 +35,8 @@ _HIGHEST_PREDICTION = 100.0
 _FLOATS = ("F32", "F64")
 #: Of a normalisation: how many batches it saw, an integer.
 _COUNTER = "num_batches_tracked"
+#: Kinds whose networks are those of `histogep.models.network.committee`.
+_COMMITTEES = ("lattice", "blend")
 
 #: Shape of an array; a letter stands for one number wherever it occurs.
 Shape = tuple[int | str, ...]
@@ -124,6 +126,8 @@ def _contradictions_of(
         wanted = len(genes) + (record["task"] == "both")
         if record["architecture"]["n_outputs"] != wanted:
             yield f"{name}.architecture.n_outputs is not {wanted}"
+    if record["kind"] in _COMMITTEES and record["architecture"]["n_outputs"] > len(genes):
+        yield f"{name}.architecture.n_outputs is more than the {len(genes)} genes"
     if record["kind"] == "ensemble":
         for member, own in record["members"].items():
             yield from _contradictions_of(f"{name}.members.{member}", own, settings)
@@ -284,17 +288,29 @@ def model_shapes(
         return shapes | {
             f"{prefix}network.{name}": shape or (1,) for name, shape in network.items()
         }
+    level: dict[str, Shape] = {
+        f"{prefix}ridge.level": (f"{prefix}p", n),
+        f"{prefix}ridge.level_mean": (f"{prefix}p",),
+        f"{prefix}ridge.target_mean": (n,),
+    }
+    if record["kind"] in _COMMITTEES:
+        if network_shapes is None:
+            raise InputError(f"model {record['model']!r} is a network, which is not read here")
+        made = record["architecture"]
+        shapes |= level | {
+            f"{prefix}lattice.scale": (made["n_inputs"],),
+            f"{prefix}lattice.decoder": (made["n_networks"], made["n_outputs"], n),
+        }
+        if record["kind"] == "blend":
+            shapes[f"{prefix}ridge.deviation"] = (f"{prefix}c", n)
+        network = network_shapes(made)
+        return shapes | {f"{prefix}network.{name}": shape for name, shape in network.items()}
     if record["task"] == "tumour":
         return shapes | {
             f"{prefix}tumour.coefficients": (f"{prefix}c",),
             f"{prefix}tumour.odds": (2,),
         }
-    return shapes | {
-        f"{prefix}ridge.deviation": (f"{prefix}c", n),
-        f"{prefix}ridge.level": (f"{prefix}p", n),
-        f"{prefix}ridge.level_mean": (f"{prefix}p",),
-        f"{prefix}ridge.target_mean": (n,),
-    }
+    return shapes | level | {f"{prefix}ridge.deviation": (f"{prefix}c", n)}
 
 
 def check_predicted(
@@ -410,12 +426,17 @@ def _columns_unlike(
         if record["architecture"]["n_inputs"] != sum(prepared.values()):
             yield f"`{prefix}network` reads {record['architecture']['n_inputs']} columns"
         return
-    rings = 1 + record["choice"]["rings"] if record["kind"] == "neighbours" else 1
+    if record["kind"] in _COMMITTEES and record["architecture"]["n_inputs"] != sum(own.values()):
+        yield f"`{prefix}network` reads {record['architecture']['n_inputs']} columns"
+    light = record["kind"] in ("neighbours", "blend")
+    rings = 1 + record["choice"]["rings"] if light else 1
     if record["task"] == "tumour":
         wanted = {"tumour.coefficients": rings * sum(own.values())}
     else:
         slide = prepared["slide"] if record["kind"] == "ridge" else rings * own["slide"]
         wanted = {"ridge.deviation": slide, "ridge.level": prepared["whole"]}
+        if record["kind"] == "lattice":
+            del wanted["ridge.deviation"]
     for name, n in wanted.items():
         if found[f"{prefix}{name}"][0] != n:
             yield f"`{prefix}{name}` has {found[f'{prefix}{name}'][0]} rows, not {n}"

@@ -22,6 +22,9 @@ from histogep.inputs.barcodes import patient_key
 
 #: What every model reports to have been fitted on (settings.json, `<name>_fitted_on`).
 FITTED = ("scaler", "pca", "target", "alpha", "epoch", "threshold")
+#: Kinds of models whose members each leave some training patients out, and what is weighed on those.
+COMMITTEES = ("lattice", "blend")
+WEIGHED = ("share", "snapshot", "rank")
 _FITTED_SUFFIX = "_fitted_on"
 _ROLES = ("train", "validation", "test")
 _SHOWN = 6
@@ -364,6 +367,8 @@ def _check_model(
             else f"settings.json does not give what `{what}` was fitted on"
         )
         found.add(f"{what}_fitted_on", fold, problem, model=model)
+    if settings.get("kind") in COMMITTEES:
+        _check_committee(settings, rows, allowed, found)
     if settings.get("task") in ("expression", "both") and fold in panels:
         flag = str(settings.get("panel", "main"))
         panel = panels[fold]
@@ -371,6 +376,42 @@ def _check_model(
         told = sorted(map(str, settings.get("genes", ())))
         problem = "" if told == genes else f"its {len(told)} genes are not the fold's {flag} panel"
         found.add("model_genes", fold, problem, model=model)
+
+
+def _check_committee(
+    settings: Mapping[str, Any], rows: pd.DataFrame, allowed: Sequence[str], found: _Findings
+) -> None:
+    """Check that no member saw a patient it is judged on, and that only such sections weigh."""
+    told = {"fold": str(settings["fold"]), "model": str(settings.get("model", "?"))}
+    patient = dict(zip(rows["slide"], rows["patient"].map(patient_key), strict=True))
+    members = settings.get("committee") or []
+    problem = "" if members else "settings.json does not give what its members saw"
+    seen = {slide for member in members for slide in member["trained_slides"]}
+    judged = [slide for member in members for slide in member["judged_slides"]]
+    problem = problem or _slides_problem(seen | set(judged), allowed, rows, exact=False)
+    found.add("member_sections", told["fold"], problem, model=told["model"])
+    problems = []
+    for number, member in enumerate(members, 1):
+        shared = {patient.get(s) for s in member["trained_slides"]}
+        shared &= {patient.get(s) for s in member["judged_slides"]}
+        if shared:
+            problems.append(
+                f"member {number} saw the patients {_some(sorted(map(str, shared)))}, on whom it "
+                "is judged"
+            )
+    found.add("member_patients", told["fold"], "; ".join(problems), model=told["model"])
+    problems = []
+    if twice := sorted({slide for slide in judged if judged.count(slide) > 1}):
+        problems.append(f"the sections {_some(twice)} judge several members")
+    for what in WEIGHED:
+        own = settings.get(f"{what}{_FITTED_SUFFIX}")
+        if own is None:
+            problems.append(f"settings.json does not give what `{what}` was weighed on")
+        elif unjudged := sorted(set(own) - set(judged)):
+            problems.append(
+                f"`{what}` was weighed on the sections {_some(unjudged)}, which no member left out"
+            )
+    found.add("weighed_on_left_out", told["fold"], "; ".join(problems), model=told["model"])
 
 
 def fitted_on(settings: Mapping[str, Any]) -> dict[str, list[str]]:

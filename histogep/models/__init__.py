@@ -1,6 +1,7 @@
 """Models of expression and tumour: preparation, folds, fitting, prediction."""
 
 __all__ = [
+    "blend",
     "devices",
     "ensemble",
     "fit",

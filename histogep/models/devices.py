@@ -9,6 +9,9 @@ from typing import Any
 #: What a GPU's driver puts there: NVIDIA's, that of Windows' subsystem for Linux, and AMD's.
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
+#: Kinds of models that are networks or hold some.
+_NETWORKS = ("cmunet", "lattice", "blend")
+
 
 def needs_torch(settings: Mapping[str, Any]) -> bool:
     """Return whether a model of these settings is a network, or averages one."""
@@ -16,7 +19,7 @@ def needs_torch(settings: Mapping[str, Any]) -> bool:
         return False
     members = settings.get("members") or {}
     nested = members.values() if isinstance(members, Mapping) else ()
-    return settings["kind"] == "cmunet" or any(needs_torch(member) for member in nested)
+    return settings["kind"] in _NETWORKS or any(needs_torch(member) for member in nested)
 
 
 def choose_device(wanted: bool, *, gpu: int | None, threads: int) -> str:

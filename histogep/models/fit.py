@@ -122,17 +122,30 @@ def fit_model(
         return _fit_tumour(train + validation, record, settings, lattice)
     if kind in ("ridge", "neighbours"):
         return _fit_linear(train + validation, record, settings, lattice)
-    raise InputError(f"models.{name}.kind is {kind!r}: it must be cmunet, ridge or neighbours")
+    if kind in ("lattice", "blend"):
+        if task != "expression":
+            raise _wrong_task(record)
+        from histogep.models.network.lattice_fit import fit_lattice  # torch: seconds in every job
+
+        arrays, history = fit_lattice(train + validation, record, settings, lattice, device=device)
+        return FittedModel(arrays, record, history)
+    raise InputError(
+        f"models.{name}.kind is {kind!r}: it must be cmunet, ridge, neighbours, lattice or blend"
+    )
+
+
+def _wrong_task(record: Mapping[str, Any]) -> InputError:
+    return InputError(
+        f"models.{record['model']}: {record['kind']} cannot predict {record['task']}; use "
+        "cmunet, or neighbours for the tumour map alone"
+    )
 
 
 def _fit_linear(
     sections: list[Section], record: dict[str, Any], settings: Mapping[str, Any], lattice: Lattice
 ) -> FittedModel:
     if record["task"] != "expression":
-        raise InputError(
-            f"models.{record['model']}: {record['kind']} cannot predict {record['task']}; use "
-            "cmunet, or neighbours for the tumour map alone"
-        )
+        raise _wrong_task(record)
     by_section = record["protocol"] == "published"
     fit, alphas, options = fit_ridge, ALPHAS, {}
     if record["kind"] == "neighbours":

@@ -29,15 +29,33 @@ class Sums:
         return Sums(self.features + other.features, self.targets + other.targets, self.n + other.n)
 
 
-def weigh_candidates(scores: np.ndarray, *, n_patients: int) -> np.ndarray:
-    """Return the weight of each (encoder set, alpha) in the model; the weights add up to 1.
+def weigh_candidates(
+    scores: np.ndarray,
+    *,
+    n_patients: int,
+    noise: float = SCORE_NOISE,
+    prior: np.ndarray | float = 1.0,
+) -> np.ndarray:
+    """Return the weight of each candidate, (encoder set, alpha) and so on; the weights add up to 1.
 
     With few patients the inner scores are noisy, and the best of many candidates is best by luck.
     So all are averaged, weighted by exp(score / temperature): ridge is linear, hence the mean of
     the models is one model. The temperature, the noise of a mean score, falls with the patients.
+
+    Parameters
+    ----------
+    scores
+        Mean score of each candidate.
+    n_patients
+        Patients that the scores are means over.
+    noise
+        Deviation of one patient's score.
+    prior
+        Weights before any score is known.
     """
-    weights = np.exp((scores - scores.max()) * np.sqrt(n_patients) / SCORE_NOISE)
+    weights = np.exp((scores - scores.max()) * np.sqrt(n_patients) / noise)
     weights[weights < 1e-3] = 0.0
+    weights = weights * prior
     return weights / weights.sum()
 
 

@@ -164,9 +164,10 @@ def read_model(weights: str | Path, settings: str | Path) -> tuple[Model, dict[s
 
 def network_shapes(architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of every tensor of a network of an architecture."""
-    from histogep.models.network import network as networks  # torch: seconds in every job
+    from histogep.models.network import committee, network  # torch: seconds in every job
 
-    return networks.network_shapes(architecture)
+    own = committee if "n_networks" in architecture else network
+    return own.network_shapes(architecture)
 
 
 def build_model(
@@ -184,6 +185,10 @@ def build_model(
         from histogep.models.network.predict import NetworkModel  # torch: seconds in every job
 
         kinds["cmunet"] = NetworkModel
+    if settings["kind"] in ("lattice", "blend"):
+        from histogep.models.network.lattice_model import LatticeModel  # torch
+
+        kinds |= {"lattice": LatticeModel, "blend": LatticeModel}
     if settings["kind"] not in kinds:
         raise InputError(f"the settings of {name} are of an unknown kind {settings['kind']!r}")
     try:

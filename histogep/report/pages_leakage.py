@@ -34,6 +34,9 @@ MEANINGS = {
     "model_test_slides": "a model is tested on its fold's test sections",
     "model_patients": "no test patient trains or validates a model",
     "model_genes": "a model predicts its fold's panel",
+    "member_sections": "the members of a committee saw, and were judged on, training sections alone",
+    "member_patients": "no member of a committee saw a patient it was judged on",
+    "weighed_on_left_out": "share, snapshot and rank were weighed on sections that members left out",
     "published_section_held_out": "the held-out section itself does not train (published)",
 }
 

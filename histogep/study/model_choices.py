@@ -18,6 +18,8 @@ TASKS_OF = {
     "cmunet": ("expression", "tumour", "both"),
     "ridge": ("expression",),
     "neighbours": ("expression", "tumour"),
+    "lattice": ("expression",),
+    "blend": ("expression",),
     "ensemble": ("expression",),
 }
 

@@ -376,14 +376,24 @@ def test_a_prediction_says_where_it_is_none():
         check_predicted(values, **told)
 
 
-@pytest.mark.parametrize("kind", ["neighbours", "tumour", "cmunet", "both", "ensemble"])
-def test_the_declared_shapes_are_those_of_every_kind_of_model(study, tmp_path, kind):  # noqa: F811
+@pytest.mark.parametrize(
+    "kind", ["neighbours", "tumour", "cmunet", "both", "lattice", "blend", "ensemble"]
+)
+def test_the_declared_shapes_are_those_of_every_kind_of_model(
+    study,  # noqa: F811
+    tmp_path,
+    kind,
+    monkeypatch,
+):
     from histogep.models.ensemble import fit_ensemble
     from histogep.models.fit import fit_model
+    from histogep.models.network import lattice_fit
     from histogep.models.sections import read_sections
     from tests.deployment.test_model import NARROW
     from tests.model_study import GENES
 
+    quick = functools.partial(lattice_fit.train_committee, steps=2, snapshots=(1, 2))
+    monkeypatch.setattr(lattice_fit, "train_committee", quick)
     task = {"tumour": "tumour", "both": "both"}.get(kind, "expression")
     name = {"tumour": "neighbours", "both": "cmunet", "ensemble": "ridge"}.get(kind, kind)
     files = [study.files[what] for what in ("features", "spots", "labels")]

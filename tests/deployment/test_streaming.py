@@ -18,6 +18,8 @@ from histogep.errors import InputError
 from histogep.lattice import Lattice
 from histogep.models import tile_source
 from histogep.models.neighbours import fit_neighbours
+from histogep.models.network.committee import Committee
+from histogep.models.network.lattice_model import LatticeModel, input_scale, lattice_inputs
 from histogep.models.network.network import CMUNet
 from histogep.models.network.predict import NetworkModel
 from histogep.models.predict import EnsembleModel
@@ -74,7 +76,17 @@ def models():
         "expression",
     )  # fmt: skip
     ensemble = EnsembleModel([(near, 0.6), (expression, 0.4)])
+    inputs = [lattice_inputs(preparation, part) for part in tiles]
+    committee = Committee(3, inputs[0].shape[1], 4)
+    committee.initialise([torch.Generator().manual_seed(k) for k in range(3)])
+    torch.nn.init.normal_(committee.last_weight)
+    blend = LatticeModel(
+        preparation, input_scale(preparation, inputs), committee.eval(),
+        rng.normal(size=(3, 4, len(GENES))).astype(np.float32) / 20, near.deviation / 2, near.rings,
+        near.level, near.level_mean, near.target_mean, near.shrinkage,
+    )  # fmt: skip
     return {
+        "blend": blend,
         "ridge": ridge, "neighbours": near, "tumour": tumour, "both": network,
         "ensemble": ensemble,
         "distances": FeatureDistance.fit(
@@ -103,7 +115,7 @@ def deployed(models, name):
     return DeployedModel(settings, roles, genes, models["distances"])
 
 
-@pytest.mark.parametrize("name", ["ridge", "neighbours", "both", "ensemble"])
+@pytest.mark.parametrize("name", ["ridge", "neighbours", "blend", "both", "ensemble"])
 def test_the_file_holds_what_the_model_says_in_memory(models, name, tmp_path, monkeypatch):
     """Bands of few tiles and windows smaller than the slide: every seam is crossed."""
     monkeypatch.setattr(
@@ -144,7 +156,7 @@ def test_the_file_holds_what_the_model_says_in_memory(models, name, tmp_path, mo
     }
 
 
-@pytest.mark.parametrize("name", ["neighbours", "both"])
+@pytest.mark.parametrize("name", ["neighbours", "blend", "both"])
 def test_memory_does_not_follow_the_number_of_tiles(models, name, tmp_path, monkeypatch):
     """Twice the tiles: features and answers double, the memory grows by places and names only."""
     monkeypatch.setattr(

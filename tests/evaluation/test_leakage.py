@@ -8,8 +8,9 @@ import pytest
 
 from histogep.errors import InputError
 from histogep.evaluation.copies import similar_ids
-from histogep.evaluation.leakage import FITTED, audit, require_clean
+from histogep.evaluation.leakage import FITTED, WEIGHED, audit, require_clean
 from histogep.models.folds import split_folds
+from histogep.models.network.lattice_fit import deal_members
 from histogep.spots.panel import choose_panel, panel_slides
 
 SLIDES = [f"S{i}" for i in range(8)]
@@ -223,6 +224,60 @@ def test_a_model_trained_on_other_sections_than_the_table_fails(study):
     model = patient_cv(study := clean_study())
     model["train_patients"] = [*model["train_patients"], *model["test_patients"]]
     assert failed(run(study)) == {"model_patients"}
+
+
+def make_blend(study):
+    """Make the first model of the clean study a blend, with the hands that its fit deals."""
+    model = patient_cv(study)
+    slides = [*model["train_slides"], *model["validation_slides"]]
+    patient = dict(zip(SLIDES, PATIENTS, strict=True))
+    sees, judged = deal_members([patient[slide] for slide in slides])
+    model["kind"] = "blend"
+    model["committee"] = [
+        {"trained_slides": [slides[i] for i in own], "judged_slides": [slides[i] for i in out]}
+        for own, out in zip(sees, judged, strict=True)
+    ]
+    for what in (*WEIGHED, "programmes"):
+        model[f"{what}_fitted_on"] = slides
+    return model
+
+
+def test_a_clean_committee_passes(study):
+    model = make_blend(study)
+    assert sum(len(member["judged_slides"]) for member in model["committee"]) > 2
+    assert run(study)["ok"], failed(run(study))
+
+
+def test_a_member_that_saw_a_patient_it_is_judged_on_fails(study):
+    """Another section of the patient is enough, and so is one of the test patient."""
+    member = make_blend(study)["committee"][0]
+    member["trained_slides"] = [*member["trained_slides"], member["judged_slides"][0]]
+    assert failed(run(study)) == {"member_patients"}
+    with pytest.raises(InputError, match="member 1 saw the patients p., on whom it is judged"):
+        require_clean(run(study))
+    member = (model := make_blend(study := clean_study()))["committee"][0]
+    member["trained_slides"] = [*member["trained_slides"], model["test_slides"][0]]
+    assert failed(run(study)) == {"member_sections"}
+
+
+def test_a_share_weighed_on_sections_that_a_member_saw_fails(study):
+    """One hand was not left out by anyone, or counts twice."""
+    model = make_blend(study)
+    lost = model["committee"][0]["judged_slides"]
+    model["committee"][0]["judged_slides"] = []
+    assert failed(run(study)) == {"weighed_on_left_out"}
+    with pytest.raises(InputError, match=f"`share` was weighed on the sections {lost[0]}"):
+        require_clean(run(study))
+    model = make_blend(study := clean_study())
+    model["committee"].append(dict(model["committee"][0]))
+    assert failed(run(study)) == {"weighed_on_left_out"}
+
+
+def test_a_committee_that_does_not_say_what_it_saw_fails(study):
+    del make_blend(study)["committee"]
+    assert failed(run(study)) == {"member_sections", "weighed_on_left_out"}
+    del make_blend(study := clean_study())["rank_fitted_on"]
+    assert failed(run(study)) == {"weighed_on_left_out"}
 
 
 def test_a_model_with_another_panel_fails(study):

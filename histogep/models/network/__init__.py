@@ -1,3 +1,16 @@
 """The deep network, in torch: layers, losses, data, training, prediction."""
 
-__all__ = ["checkpoints", "data", "epochs", "fit", "losses", "network", "predict", "train"]
+__all__ = [
+    "checkpoints",
+    "committee",
+    "data",
+    "epochs",
+    "fit",
+    "lattice_fit",
+    "lattice_model",
+    "lattice_train",
+    "losses",
+    "network",
+    "predict",
+    "train",
+]
