@@ -39,7 +39,7 @@ def make_study(folder: Path, n_slides: int) -> Path:
     # With one training patient a fold the light map has no inner score, so `auto` takes the network.
     config["deploy"] = {"expression": "ridge", "tumour": "tumour"}
     for model in ("cmunet", "tumour"):
-        config["models"][model]["epochs"] = 4
+        config["models"][model] |= {"epochs": 4, "min_steps": 0}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path

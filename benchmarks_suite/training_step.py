@@ -149,7 +149,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     settings = TrainingSettings(
-        epochs=arguments.steps, batch=N_GRIDS, symmetries=False, feature_dropout=0.0,
+        epochs=arguments.steps, min_steps=0, batch=N_GRIDS, symmetries=False, feature_dropout=0.0,
         precision=arguments.precision,
     )  # fmt: skip
     sections = make_sections()

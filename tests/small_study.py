@@ -43,7 +43,7 @@ class Study:
         config["folds"] |= {"patient_cv": 2, "published": 2}
         config["evaluation"] = {"permutations": 20, "bootstraps": 100, "thinnings": 1}
         for model in ("cmunet", "tumour"):
-            config["models"][model]["epochs"] = 4
+            config["models"][model] |= {"epochs": 4, "min_steps": 0}
         # Copy number needs more tissue than there is, and outcomes more patients.
         config["references"] = {}
         path.write_text(yaml.safe_dump(config))

@@ -19,7 +19,7 @@ from histogep.models.selection import section_score
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: Numbers of programmes to weigh.
-RANKS = (2, 5, 16)
+RANKS = (5, 10, 16)
 #: What the noise of one patient's paired gain is taken to be at least, and at most.
 NOISE_LIMITS = (0.003, 0.03)
 

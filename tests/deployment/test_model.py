@@ -24,7 +24,9 @@ from histogep.slides.same_file import training_section
 from histogep.stats.scores import pearson
 from tests.model_study import GENES, LATTICE, make_features, make_study, random_keypoints
 
-NARROW = {"channels": [8, 8, 8, 8, 8], "blocks": 1, "kernel": 3, "epochs": 15, "batch": 2}
+NARROW = {
+    "channels": [8, 8, 8, 8, 8], "blocks": 1, "kernel": 3, "epochs": 15, "min_steps": 0, "batch": 2,
+}  # fmt: skip
 MODELS = {
     "ridge": {"kind": "ridge", "task": "expression", "panel": "main"},
     "tumour": {"kind": "cmunet", "task": "tumour", "panel": "main", **NARROW},

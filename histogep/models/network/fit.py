@@ -81,9 +81,13 @@ def fit_network(
     maps: list[tuple[np.ndarray, np.ndarray]] = []
     threshold = None
     if record["protocol"] == "all":
-        epochs = [int(other["best_epoch"]) for other in patient_cv if other["best_epoch"]]
-        if epochs:
-            stop_after = int(np.median(epochs))
+        shares = [
+            other["best_epoch"] / other["schedule_epochs"]
+            for other in patient_cv
+            if other["best_epoch"]
+        ]
+        if shares:
+            stop_after = float(np.median(shares))
             scores = _mean_scores([other["scores"] for other in patient_cv if other.get("scores")])
             fitted_on = [section.slide for section in train]
         found = [other.get("threshold") for other in patient_cv]
@@ -101,10 +105,12 @@ def fit_network(
             inner.append(trained)
             maps += _tumour_maps(inner_model, judges, device)
         if inner:
-            stop_after = int(np.median([trained.best_epoch for trained in inner]))
+            stop_after = float(
+                np.median([trained.best_epoch / trained.passes for trained in inner])
+            )
             scores = _mean_scores([trained.scores for trained in inner])
             fitted_on = [section.slide for section in train]
-            LOG.info("inner folds chose epoch %d, scores %s", stop_after, scores)
+            LOG.info("inner folds chose %.2f of the schedule, scores %s", stop_after, scores)
     model, trained = _train(train, validation, stop_after=stop_after, **common)
     if validation:
         scores, fitted_on = trained.scores, [section.slide for section in validation]
@@ -123,6 +129,7 @@ def fit_network(
         "threshold_fitted_on": [] if threshold is None else fitted_on,
         "threshold": threshold,
         "best_epoch": trained.best_epoch,
+        "schedule_epochs": trained.passes,
         "validation_score": scores.get(leading),
         "validation_metric": METRICS[leading],
         "scores": scores,
@@ -145,7 +152,7 @@ def _train(
     options: TrainingSettings,
     state: tuple[str | Path, Any] | None,
     device: str,
-    stop_after: int | None = None,
+    stop_after: float | None = None,
 ) -> tuple[NetworkModel, Trained]:
     """Fit the preparation on the training sections, then the network.
 
@@ -217,7 +224,7 @@ def _checkpoint(
     state: tuple[str | Path, Any] | None,
     train: Sequence[Section],
     validation: Sequence[Section],
-    stop_after: int | None,
+    stop_after: float | None,
 ) -> Checkpoint | None:
     """Return where one training keeps its state; raw data are digested, so nodes may differ."""
     if state is None:

@@ -29,9 +29,9 @@ from histogep.models.network.committee import (
 
 LOG = logging.getLogger(__name__)
 N_PROGRAMMES = 16
-STEPS = 480
+STEPS = 240
 #: Steps after which the averaged weights are kept.
-SNAPSHOTS = (120, 240, 360, 480)
+SNAPSHOTS = (80, 120, 180, 240)
 SECTIONS_A_STEP = 2
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01

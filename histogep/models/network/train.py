@@ -58,6 +58,8 @@ class TrainingSettings:
         Architecture (`histogep.models.network.network.CMUNet`).
     epochs, batch, lr, weight_decay, min_lr
         Passes over the sections, sections a step, and the cosine schedule of Adam.
+    min_steps
+        Least steps: of few sections there are more passes than `epochs` (`passes`).
     correlation
         Weight of 1 - mean in-section correlation beside the masked squared error (0: none).
     feature_dropout
@@ -72,6 +74,7 @@ class TrainingSettings:
     blocks: int = 7
     kernel: int = 7
     epochs: int = 200
+    min_steps: int = 800
     batch: int = 5
     lr: float = 1e-3
     weight_decay: float = 1e-4
@@ -85,10 +88,16 @@ class TrainingSettings:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.min_steps < 0:
+            raise InputError(f"min_steps is {self.min_steps}: it must be at least 0")
         if not 0 <= self.feature_dropout < 1:
             raise InputError(f"feature_dropout is {self.feature_dropout}: it must be in [0, 1)")
         if self.precision not in ("auto", "bfloat16", "float32"):
             raise InputError(f"precision is {self.precision!r}: give auto, bfloat16 or float32")
+
+    def passes(self, n_sections: int) -> int:
+        """Return the passes over so many training sections: `epochs`, or what `min_steps` needs."""
+        return max(self.epochs, math.ceil(self.min_steps / math.ceil(n_sections / self.batch)))
 
 
 @dataclass
@@ -106,6 +115,8 @@ class Trained:
         the same table.
     best_epoch
         Epoch whose weights these are, from 1.
+    passes
+        Epochs of the whole schedule.
     seconds
         Of each row of `history`.
     score
@@ -120,6 +131,7 @@ class Trained:
     history: pd.DataFrame
     seconds: list[float]
     best_epoch: int
+    passes: int
     score: float
     scores: dict[str, float] = field(default_factory=dict)
 
@@ -133,7 +145,7 @@ def train_network(
     settings: TrainingSettings,
     seed: int,
     whole_grid: Sequence[int] | None = None,
-    stop_after: int | None = None,
+    stop_after: float | None = None,
     checkpoint: Checkpoint | None = None,
     device: str = "cpu",
 ) -> Trained:
@@ -157,7 +169,8 @@ def train_network(
         (rows, cols): the paper's protocol, loss over every position of such a grid and targets
         in their own units. None: in-tissue positions and scaled targets.
     stop_after
-        Stop after this epoch of the schedule of `settings.epochs`.
+        Stop after this share of the schedule, above 0 and at most 1: schedules of other numbers of
+        sections differ in their epochs.
     checkpoint
         Where the state is kept. Training that finds one continues from it; stopped by
         SIGTERM it saves its state after the current step and raises SystemExit.
@@ -197,7 +210,8 @@ def train_network(
             else:
                 progress.best_weights = restore_state(found[0], network, optimiser)
             LOG.info("resumed in epoch %d, step %d", progress.epoch, progress.step + 1)
-        epochs = min(settings.epochs, stop_after or settings.epochs)
+        whole_schedule = settings.passes(len(data))
+        epochs = max(1, round(whole_schedule * (stop_after or 1.0)))
         n_before = len(progress.rows)
 
         def keep(checkpoint: Checkpoint) -> None:
@@ -210,7 +224,7 @@ def train_network(
 
         with until_sigterm() if checkpoint else contextlib.nullcontext(lambda: False) as stopped:
             while not progress.finished:
-                begun, lr = time.monotonic(), _cosine(progress.epoch - 1, settings)
+                begun, lr = time.monotonic(), _cosine(progress.epoch - 1, whole_schedule, settings)
                 for group in optimiser.param_groups:
                     group["lr"] = lr
                 if not progress.order:
@@ -268,12 +282,13 @@ def train_network(
         history=pd.DataFrame(rows),
         seconds=progress.seconds,
         best_epoch=best_epoch,
+        passes=whole_schedule,
         score=best_score,
         scores=scores_by_task(rows, best_epoch, task),
     )
 
 
-def _cosine(epoch: int, settings: TrainingSettings) -> float:
-    """Return the learning rate of an epoch (from 0)."""
-    share = (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+def _cosine(epoch: int, passes: int, settings: TrainingSettings) -> float:
+    """Return the learning rate of an epoch (from 0) of a schedule of so many."""
+    share = (1 + math.cos(math.pi * epoch / passes)) / 2
     return settings.min_lr + (settings.lr - settings.min_lr) * share

@@ -31,7 +31,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = {
     "kind": "cmunet", "task": "expression", "panel": "main", "channels": [8, 8, 12, 12, 16],
-    "blocks": 1, "kernel": 3, "epochs": 12, "batch": 1, "lr": 3e-3, "precision": "float32",
+    "blocks": 1, "kernel": 3, "epochs": 12, "min_steps": 0, "batch": 1, "lr": 3e-3, "precision": "float32",
 }  # fmt: skip
 #: Runs the script as Snakemake does; at a given step it says so and waits for the signal.
 DRIVER = """

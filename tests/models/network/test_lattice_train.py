@@ -110,7 +110,7 @@ def test_programmes_are_the_leading_directions_of_z_scored_genes():
 
 
 def test_the_rate_warms_up_and_falls_to_a_twentieth():
-    rates = [rate_at(step, 480) for step in range(1, 481)]
+    rates = [rate_at(step, 240) for step in range(1, 241)]
     assert rates[0] == pytest.approx(1 / 20)
     assert max(rates) == rates[19] == 1.0
     assert rates[-1] == pytest.approx(0.05)

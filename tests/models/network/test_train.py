@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,9 @@ from histogep.models.selection import section_score
 torch.set_num_threads(1)
 LATTICE = Lattice("visium")
 SMALL = TrainingSettings(
-    channels=(8, 8, 12, 12, 16), blocks=1, kernel=3, epochs=12, batch=2, precision="float32"
-)
+    channels=(8, 8, 12, 12, 16), blocks=1, kernel=3, epochs=12, min_steps=0, batch=2,
+    precision="float32",
+)  # fmt: skip
 SIDE = 20
 
 
@@ -101,9 +104,22 @@ def test_the_paper_protocol_has_no_validation_and_runs_all_epochs():
 
 
 def test_stopping_early_does_not_change_the_schedule():
-    full, short = train(validation=0), train(validation=0, stop_after=5)
+    full, short = train(validation=0), train(validation=0, stop_after=5 / 12)
     assert short.best_epoch == 5
+    assert short.passes == full.passes == 12
     assert short.history.equals(full.history.iloc[:5])
+
+
+def test_few_sections_are_passed_over_more_often():
+    """Four sections are two steps: 30 steps are 15 epochs, and the rate falls over all of them."""
+    settings = replace(SMALL, epochs=3, min_steps=30)
+    assert [settings.passes(n) for n in (1, 2, 3, 4, 20, 200)] == [30, 30, 15, 15, 3, 3]
+    history = train(settings=settings, validation=0).history
+    assert len(history) == 15
+    assert history["lr"].iloc[0] == settings.lr
+    assert history["lr"].iloc[7] == pytest.approx(settings.lr * 0.55, rel=0.05)
+    assert replace(settings, min_steps=0).passes(4) == 3
+    assert TrainingSettings().passes(3) == 800
 
 
 def test_the_learning_rate_falls_as_a_cosine():
@@ -111,7 +127,7 @@ def test_the_learning_rate_falls_as_a_cosine():
         torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=SMALL.lr), 12, eta_min=1e-5
     )
     for epoch in range(12):
-        assert _cosine(epoch, SMALL) == pytest.approx(reference.get_last_lr()[0])
+        assert _cosine(epoch, 12, SMALL) == pytest.approx(reference.get_last_lr()[0])
         reference.optimizer.step()
         reference.step()
 
@@ -219,7 +235,12 @@ def test_a_single_class_and_strange_settings_are_refused():
     section.targets[:] = 1.0
     with pytest.raises(InputError, match="both malignant and non-malignant"):
         train_network([section], [], task="tumour", lattice=LATTICE, settings=SMALL, seed=0)
-    for options in ({"epochs": 0}, {"feature_dropout": 1.0}, {"precision": "half"}):
+    for options in (
+        {"epochs": 0},
+        {"min_steps": -1},
+        {"feature_dropout": 1.0},
+        {"precision": "half"},
+    ):
         with pytest.raises(InputError, match=next(iter(options))):
             TrainingSettings(**options)
 
