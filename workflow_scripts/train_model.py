@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from safetensors.numpy import save_file
 
 from histogep.files import complete, read_json, read_tsv, write_json, write_tsv
-from histogep.models.devices import choose_device, needs_torch
+from histogep.models.devices import choose_device, trains_in_torch
 from histogep.models.ensemble import fit_ensemble
 from histogep.models.fit import FittedModel, fit_model
 from histogep.models.folds import fold_roles
@@ -48,7 +48,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             patient_cv=[read_json(path) for path in files.get("fold_settings") or []],
             checkpoints=checkpoints,
             code=params.code,
-            device=choose_device(needs_torch(settings), **granted),
+            device=choose_device(trains_in_torch(settings), **granted),
         )
     with complete(snakemake.output.weights) as temporary:
         save_file(model.arrays, temporary)

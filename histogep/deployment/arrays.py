@@ -25,6 +25,7 @@ from histogep.inputs.resources import FOLDER
 from histogep.inputs.schemas import MOST_PROBLEMS, cut, mistakes, shown
 from histogep.inputs.sheet_ids import refuse_formulas
 from histogep.lattice import Lattice
+from histogep.models import lattice
 from histogep.models.preparation import VIEWS
 from histogep.study.encoder_choices import block_name
 
@@ -35,7 +36,7 @@ _HIGHEST_PREDICTION = 100.0
 _FLOATS = ("F32", "F64")
 #: Of a normalisation: how many batches it saw, an integer.
 _COUNTER = "num_batches_tracked"
-#: Kinds whose networks are those of `histogep.models.network.committee`.
+#: Kinds whose networks are those of `histogep.models.lattice`.
 _COMMITTEES = ("lattice", "blend")
 
 #: Shape of an array; a letter stands for one number wherever it occurs.
@@ -294,8 +295,6 @@ def model_shapes(
         f"{prefix}ridge.target_mean": (n,),
     }
     if record["kind"] in _COMMITTEES:
-        if network_shapes is None:
-            raise InputError(f"model {record['model']!r} is a network, which is not read here")
         made = record["architecture"]
         shapes |= level | {
             f"{prefix}lattice.scale": (made["n_inputs"],),
@@ -303,8 +302,8 @@ def model_shapes(
         }
         if record["kind"] == "blend":
             shapes[f"{prefix}ridge.deviation"] = (f"{prefix}c", n)
-        network = network_shapes(made)
-        return shapes | {f"{prefix}network.{name}": shape for name, shape in network.items()}
+        weights = lattice.network_shapes(made)
+        return shapes | {f"{prefix}network.{name}": shape for name, shape in weights.items()}
     if record["task"] == "tumour":
         return shapes | {
             f"{prefix}tumour.coefficients": (f"{prefix}c",),

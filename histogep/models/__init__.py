@@ -6,6 +6,7 @@ __all__ = [
     "ensemble",
     "fit",
     "folds",
+    "lattice",
     "linear",
     "neighbours",
     "network",

@@ -9,17 +9,22 @@ from typing import Any
 #: What a GPU's driver puts there: NVIDIA's, that of Windows' subsystem for Linux, and AMD's.
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
-#: Kinds of models that are networks or hold some.
-_NETWORKS = ("cmunet", "lattice", "blend")
+#: Kinds of models that are trained in torch; only the first is applied in it too.
+_TRAINED = ("cmunet", "lattice", "blend")
 
 
 def needs_torch(settings: Mapping[str, Any]) -> bool:
-    """Return whether a model of these settings is a network, or averages one."""
+    """Return whether a trained model is applied in torch: a CMU-Net, or a mean with one."""
     if settings.get("absent"):
         return False
     members = settings.get("members") or {}
     nested = members.values() if isinstance(members, Mapping) else ()
-    return settings["kind"] in _NETWORKS or any(needs_torch(member) for member in nested)
+    return settings["kind"] == "cmunet" or any(needs_torch(member) for member in nested)
+
+
+def trains_in_torch(settings: Mapping[str, Any]) -> bool:
+    """Return whether a model of these settings is trained in torch."""
+    return settings["kind"] in _TRAINED
 
 
 def choose_device(wanted: bool, *, gpu: int | None, threads: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from histogep.errors import InputError
 from histogep.files import read_json
+from histogep.models.lattice import LatticeModel
 from histogep.models.neighbours import NeighbourModel
 from histogep.models.preparation import Tiles
 from histogep.models.ridge import RidgeModel
@@ -118,7 +119,7 @@ class AbsentModel:
 
 
 #: Models that need no device.
-Plain = RidgeModel | TumourModel | AbsentModel
+Plain = RidgeModel | TumourModel | LatticeModel | AbsentModel
 
 
 def predict_tiles(
@@ -126,7 +127,7 @@ def predict_tiles(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return a model's prediction (n, t) of ALL tiles of a slide, and its level (t,) if it has one.
 
-    Linear models of expression have a level; none that is linear needs a device.
+    Models of expression have a level, but for CMU-Net, which alone needs a device.
     """
     if isinstance(model, Plain):
         return model.predict(tiles)
@@ -164,10 +165,9 @@ def read_model(weights: str | Path, settings: str | Path) -> tuple[Model, dict[s
 
 def network_shapes(architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of every tensor of a network of an architecture."""
-    from histogep.models.network import committee, network  # torch: seconds in every job
+    from histogep.models.network import network as networks  # torch: seconds in every job
 
-    own = committee if "n_networks" in architecture else network
-    return own.network_shapes(architecture)
+    return networks.network_shapes(architecture)
 
 
 def build_model(
@@ -179,16 +179,14 @@ def build_model(
     kinds: dict[str, Any] = {
         "ridge": RidgeModel,
         "neighbours": TumourModel if settings["task"] == "tumour" else NeighbourModel,
+        "lattice": LatticeModel,
+        "blend": LatticeModel,
         "ensemble": EnsembleModel,
     }
     if settings["kind"] == "cmunet":
         from histogep.models.network.predict import NetworkModel  # torch: seconds in every job
 
         kinds["cmunet"] = NetworkModel
-    if settings["kind"] in ("lattice", "blend"):
-        from histogep.models.network.lattice_model import LatticeModel  # torch
-
-        kinds |= {"lattice": LatticeModel, "blend": LatticeModel}
     if settings["kind"] not in kinds:
         raise InputError(f"the settings of {name} are of an unknown kind {settings['kind']!r}")
     try:

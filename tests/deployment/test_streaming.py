@@ -17,9 +17,13 @@ from histogep.encoders.feature_file import read_features, write_features
 from histogep.errors import InputError
 from histogep.lattice import Lattice
 from histogep.models import tile_source
+from histogep.models.lattice import (
+    LatticeModel,
+    input_scale,
+    lattice_inputs,
+    network_shapes,
+)
 from histogep.models.neighbours import fit_neighbours
-from histogep.models.network.committee import Committee
-from histogep.models.network.lattice_model import LatticeModel, input_scale, lattice_inputs
 from histogep.models.network.network import CMUNet
 from histogep.models.network.predict import NetworkModel
 from histogep.models.predict import EnsembleModel
@@ -77,11 +81,13 @@ def models():
     )  # fmt: skip
     ensemble = EnsembleModel([(near, 0.6), (expression, 0.4)])
     inputs = [lattice_inputs(preparation, part) for part in tiles]
-    committee = Committee(3, inputs[0].shape[1], 4)
-    committee.initialise([torch.Generator().manual_seed(k) for k in range(3)])
-    torch.nn.init.normal_(committee.last_weight)
+    made = {"n_networks": 3, "n_inputs": inputs[0].shape[1], "n_outputs": 4}
+    weights = {
+        name: rng.normal(scale=0.3, size=shape).astype(np.float32)
+        for name, shape in network_shapes(made).items()
+    }
     blend = LatticeModel(
-        preparation, input_scale(preparation, inputs), committee.eval(),
+        preparation, input_scale(preparation, inputs), weights,
         rng.normal(size=(3, 4, len(GENES))).astype(np.float32) / 20, near.deviation / 2, near.rings,
         near.level, near.level_mean, near.target_mean, near.shrinkage,
     )  # fmt: skip

@@ -7,7 +7,6 @@ __all__ = [
     "epochs",
     "fit",
     "lattice_fit",
-    "lattice_model",
     "lattice_train",
     "losses",
     "network",

@@ -1,4 +1,4 @@
-"""Small networks on a position and its ring of neighbours, many of them as one batched network (torch).
+"""Training form of the lattice network: many networks as one batched network (torch).
 
 Each network reads a tile and the tiles that touch it: linear -> one residual block (layer
 normalisation, the mean over ring 1 beside the own vector, two linear layers) -> layer normalisation
@@ -10,7 +10,7 @@ of each tensor, and a sum of their losses gives each the gradient that it would 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from histogep.lattice import Lattice
+from histogep.models.lattice import EPSILON, network_shapes
 
-WIDTH = 64
-HIDDEN = 128
 #: Shares of the inputs, and of the hidden vector, that are dropped in training.
 INPUT_DROPOUT = 0.1
 HIDDEN_DROPOUT = 0.2
-_EPSILON = 1e-5
 
 
 def ring_table(lattice: Lattice, row: np.ndarray, col: np.ndarray) -> np.ndarray:
@@ -139,23 +137,6 @@ class Committee(nn.Module):
         return torch.bmm(_normalise(hidden, self.outer_scale), self.last_weight)
 
 
-def network_shapes(architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of every tensor of a committee of an architecture."""
-    n, inputs, outputs = (
-        int(architecture[f"n_{what}"]) for what in ("networks", "inputs", "outputs")
-    )
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, reads, gives in (
-        ("first", inputs, WIDTH),
-        ("mix", 2 * WIDTH, HIDDEN),
-        ("back", HIDDEN, WIDTH),
-    ):
-        shapes |= {f"{name}_weight": (n, reads, gives), f"{name}_bias": (n, 1, gives)}
-    for name in ("inner_scale", "inner_shift", "outer_scale"):
-        shapes[name] = (n, 1, WIDTH)
-    return shapes | {"last_weight": (n, WIDTH, outputs)}
-
-
 def _normalise(values: Tensor, scale: Tensor, shift: Tensor | float = 0.0) -> Tensor:
     """Return values with mean 0 and deviation 1 over the last axis, then scaled and shifted."""
-    return functional.layer_norm(values, values.shape[-1:], eps=_EPSILON) * scale + shift
+    return functional.layer_norm(values, values.shape[-1:], eps=EPSILON) * scale + shift

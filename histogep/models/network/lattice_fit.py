@@ -19,15 +19,15 @@ import torch
 
 from histogep.lattice import Lattice
 from histogep.models import blend
-from histogep.models.neighbours import ALPHAS, RANKS, RINGS, NeighbourModel, fit_neighbours
-from histogep.models.network.committee import ring_table
-from histogep.models.network.lattice_model import (
+from histogep.models.lattice import (
     LatticeModel,
     input_scale,
     lattice_inputs,
-    networks_of,
+    ring_matrix,
     run_networks,
 )
+from histogep.models.neighbours import ALPHAS, RANKS, RINGS, NeighbourModel, fit_neighbours
+from histogep.models.network.committee import ring_table
 from histogep.models.network.lattice_train import (
     LatticeSection,
     TrainedCommittee,
@@ -125,7 +125,7 @@ def fit_lattice(
             if mixed:
                 beside = _fit_light(*_some(sections, groups, sees[k]), settings, lattice)
             left_out += [
-                _left_out(ready[i], sections[i], groups[i], trained, k, beside, device) for i in out
+                _left_out(ready[i], sections[i], groups[i], trained, k, beside) for i in out
             ]
     n_programmes = trained.programmes[0].axes.shape[1]
     shape = (len(trained.snapshots), n_programmes)
@@ -164,7 +164,7 @@ def fit_lattice(
     model = LatticeModel(
         preparation=preparation,
         scale=scale,
-        committee=networks_of(stacked, architecture),
+        networks=stacked,
         decoder=decoder,
         deviation=deviation,
         rings=rings,
@@ -256,21 +256,19 @@ def _left_out(
     trained: TrainedCommittee,
     member: int,
     light: NeighbourModel | None,
-    device: str,
 ) -> blend.LeftOut:
     """Return what a member, and the light head fitted on what it saw, say of a section."""
     truth = np.asarray(section.targets, float)
     truth = truth - truth.mean(0)
-    programmes = []
-    for snapshot in trained.snapshots:
-        own = {name: array[member : member + 1] for name, array in snapshot.items()}
-        architecture = {
-            "n_networks": 1,
-            "n_inputs": ready.features.shape[1],
-            "n_outputs": own["last_weight"].shape[-1],
-        }
-        network = networks_of(own, architecture).to(device)
-        programmes.append(run_networks(network, ready.features, ready.table, device=device)[0])
+    ring = ring_matrix(Lattice.from_settings(section.lattice), section.row, section.col)
+    programmes = [
+        run_networks(
+            {name: array[member : member + 1] for name, array in snapshot.items()},
+            ready.features,
+            ring,
+        )[0]
+        for snapshot in trained.snapshots
+    ]
     said = np.stack(programmes).astype(float)
     beside = np.zeros_like(truth)
     if light is not None:

@@ -20,12 +20,8 @@ from torch import Tensor
 
 from histogep.encoders.precision import determinism
 from histogep.errors import InputError
-from histogep.models.network.committee import (
-    HIDDEN,
-    HIDDEN_DROPOUT,
-    INPUT_DROPOUT,
-    Committee,
-)
+from histogep.models.lattice import HIDDEN
+from histogep.models.network.committee import HIDDEN_DROPOUT, INPUT_DROPOUT, Committee
 
 LOG = logging.getLogger(__name__)
 N_PROGRAMMES = 16

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from histogep.lattice import Lattice
-from histogep.models.network.committee import Committee, _RingMean, network_shapes, ring_table
+from histogep.models.lattice import network_shapes, ring_matrix, run_networks
+from histogep.models.network.committee import Committee, _RingMean, ring_table
 from histogep.models.preparation import neighbour_mean
 
 torch.set_num_threads(1)
@@ -26,6 +27,7 @@ def test_the_mean_over_the_ring_is_that_of_the_preparation(kind):
     table = torch.as_tensor(ring_table(lattice, row, col))
     degree = (table < len(row)).sum(1, keepdim=True)
     mean = _RingMean.apply(torch.as_tensor(values), table, 1.0 / degree.double())
+    assert ring_matrix(lattice, row, col) @ values == pytest.approx(mean.numpy(), abs=1e-6)
     assert mean.numpy() == pytest.approx(neighbour_mean(values, row, col, lattice), abs=1e-12)
 
 
@@ -45,6 +47,8 @@ def test_each_network_of_a_committee_is_one_alone():
     committee.initialise([torch.Generator().manual_seed(k) for k in range(3)])
     with torch.no_grad():
         committee.last_weight.normal_()
+        for name in ("inner_scale", "inner_shift", "outer_scale"):
+            committee.get_parameter(name).add_(0.3 * torch.randn(3, 1, 64))
     features = torch.randn(3, n + 5, 7)
     whole = torch.full((3 * (n + 5), 6), 3 * (n + 5))
     for k in range(3):
@@ -57,6 +61,10 @@ def test_each_network_of_a_committee_is_one_alone():
         alone.load_state_dict({name: p[k : k + 1] for name, p in committee.named_parameters()})
         output = alone(features[k : k + 1, :n], torch.as_tensor(table))
         assert torch.allclose(output[0], together[k], atol=1e-5)
+        # As it is applied, without torch.
+        weights = {name: p.detach().numpy() for name, p in alone.named_parameters()}
+        said = run_networks(weights, features[k, :n], ring_matrix(Lattice("visium"), row, col))
+        assert said[0] == pytest.approx(output[0].detach().numpy(), abs=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 

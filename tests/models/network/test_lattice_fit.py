@@ -134,8 +134,8 @@ def test_what_a_left_out_patient_shows_changes_nothing_of_its_member(sections, m
     """Its counts are changed: member, light head and programmes that judge it stay as they are."""
     kept = []
 
-    def watch(ready, section, group, trained, member, light, device):
-        found = left_out(ready, section, group, trained, member, light, device)
+    def watch(ready, section, group, trained, member, light):
+        found = left_out(ready, section, group, trained, member, light)
         kept.append((section.slide, member, found))
         return found
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from histogep.lattice import Lattice
+from histogep.models.lattice import run_networks
 from histogep.models.network.committee import ring_table
-from histogep.models.network.lattice_model import networks_of, run_networks
 from histogep.models.network.lattice_train import (
     LatticeSection,
     find_programmes,
@@ -83,11 +83,13 @@ def test_what_a_member_does_not_see_changes_nothing_of_it(together):
 
 def test_it_learns_what_it_has_not_seen(together):
     unseen = make_section(20)
-    network = networks_of(
-        {name: array[2:] for name, array in together.snapshots[-1].items()},
-        {"n_networks": 1, "n_inputs": 4, "n_outputs": 12},
-    )
-    said = run_networks(network, unseen.features, unseen.table)[0]
+    weights = {name: array[2:] for name, array in together.snapshots[-1].items()}
+    n = len(unseen.table)
+    touching = np.zeros((n, n))
+    for i, own in enumerate(unseen.table):
+        touching[i, own[own < n]] = 1.0
+    ring = sparse.csr_matrix(touching / touching.sum(1, keepdims=True), dtype=np.float32)
+    said = run_networks(weights, unseen.features, ring)[0]
     own = section_score(said @ together.programmes[2].decoder, unseen.targets)
     linear = np.linalg.lstsq(SECTIONS[0].features, z_scores(SECTIONS[0].targets), rcond=None)[0]
     assert own > 0.35

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
+from histogep.errors import InputError
 from histogep.lattice import Lattice
-from histogep.models.network.committee import Committee
-from histogep.models.network.lattice_model import LatticeModel, input_scale, lattice_inputs
+from histogep.models.lattice import LatticeModel, input_scale, lattice_inputs, network_shapes
 from histogep.models.preparation import Preparation, Tiles
 from histogep.models.tile_source import TileSource
 
-torch.set_num_threads(1)
 LATTICE = Lattice("visium")
 BLOCKS = [("descriptors", 4), ("lite0", 20)]
 N_GENES, N_PROGRAMMES = 5, 3
@@ -29,17 +27,18 @@ def model(request):
     slides = [make_tiles((16, 16), seed=i) for i in range(2)]
     preparation = Preparation.fit(slides, blocks=BLOCKS, lattice=LATTICE, components=8)
     inputs = [lattice_inputs(preparation, part) for part in slides]
-    committee = Committee(4, inputs[0].shape[1], N_PROGRAMMES)
-    committee.initialise([torch.Generator().manual_seed(k) for k in range(4)])
-    with torch.no_grad():
-        committee.last_weight.normal_(generator=torch.Generator().manual_seed(9))
+    made = {"n_networks": 4, "n_inputs": inputs[0].shape[1], "n_outputs": N_PROGRAMMES}
+    networks = {
+        name: rng.normal(scale=0.3, size=shape).astype(np.float32)
+        for name, shape in network_shapes(made).items()
+    }
     own = 12  # columns of a tile itself
     width = preparation.width()
     blend = request.param == "blend"
     return LatticeModel(
         preparation=preparation,
         scale=input_scale(preparation, inputs),
-        committee=committee.eval(),
+        networks=networks,
         decoder=rng.normal(size=(4, N_PROGRAMMES, N_GENES)).astype(np.float32),
         deviation=rng.normal(size=(3 * own, N_GENES)).astype(np.float32) if blend else None,
         rings=2 if blend else 0,
@@ -119,10 +118,13 @@ def test_a_model_survives_its_file(model):
         "kind": kind,
         "blocks": BLOCKS,
         "lattice": LATTICE.to_settings(),
-        "architecture": model.committee.architecture,
+        "architecture": {"n_networks": 4, "n_inputs": 24, "n_outputs": N_PROGRAMMES},
         "choice": {"rings": model.rings, "level_shrinkage": model.shrinkage},
     }
     again = LatticeModel.from_arrays(model.to_arrays(), settings)
     tiles = make_tiles((20, 20), seed=7)
     for ours, theirs in zip(again.predict(tiles), model.predict(tiles), strict=True):
         assert (ours == theirs).all()
+    settings["architecture"]["n_networks"] = 3
+    with pytest.raises(InputError, match="do not have the declared shapes"):
+        LatticeModel.from_arrays(model.to_arrays(), settings)
