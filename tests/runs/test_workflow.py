@@ -132,7 +132,7 @@ def test_planted_genes_are_predicted_beyond_their_null(demo, truth):
     visible = {name: programme["genes"] for name, programme in truth["programmes"].items()}
     unseen = visible.pop("stress")
     planted = {gene for genes in visible.values() for gene in genes}
-    for model in ("ridge", "cmunet"):
+    for model in ("ridge", "blend", "cmunet"):
         scored = patient_cv[patient_cv["model"] == model]
         found = scored[scored["gene"].isin(planted)]
         assert len(found) >= 50
@@ -144,7 +144,7 @@ def test_planted_genes_are_predicted_beyond_their_null(demo, truth):
 
 def test_intervals_cover_held_out_patients_as_promised(demo):
     scores = table(demo, "evaluation/demo/scorecards.tsv")
-    for model in ("ridge", "cmunet"):
+    for model in ("ridge", "blend", "cmunet"):
         coverage = card(scores, protocol="patient_cv", model=model, metric="coverage")
         assert 0.85 <= coverage["value"] <= 0.95
         assert coverage["n_patients"] == 6

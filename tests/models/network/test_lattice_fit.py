@@ -170,8 +170,9 @@ def test_counts_that_mean_nothing_give_nothing():
     assert abs(np.mean(scores)) < 0.14
 
 
-def test_one_patient_is_enough_to_fit_and_too_few_to_judge():
-    sections = [make_section(i, "P") for i in range(2)]
+@pytest.mark.parametrize("n_sections", [1, 2])
+def test_one_patient_is_enough_to_fit_and_too_few_to_judge(n_sections):
+    sections = [make_section(i, "P") for i in range(n_sections)]
     fitted = fit(sections)
     assert fitted.settings["validation_score"] is None
     assert fitted.settings["scores"] == {}
