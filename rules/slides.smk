@@ -26,6 +26,7 @@ rule prepare_slide:
     params:
         code=code_of("prepare_slide.py"),
         mpp=of_slide(Study.mpp),
+        spots_mpp=of_slide(Study.spots_mpp),
         most_mm=of_slide(Study.most_mm),
     message:
         "Read the geometry of slide {wildcards.slide}"

@@ -20,6 +20,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             source=image,
             folder=snakemake.output.pyramid,
             mpp=snakemake.params.mpp,
+            spots_mpp=snakemake.params.get("spots_mpp"),
             most_mm=snakemake.params.get("most_mm") or MOST_MM,
             scalefactors=snakemake.input.get("scalefactors"),
         )

@@ -130,7 +130,7 @@ def settle_mpp(
                 )
                 refused[name] = sound.pop(name)
     if not sound:
-        implied = [f"{name} imply {_about(*ends)}" for name, ends in (spots or {}).items()]
+        implied = [f"{name} say {_about(*ends)}" for name, ends in (spots or {}).items()]
         tried = "".join(f"; {reason}" for reason in impossible + reasons + implied)
         raise BadSlide(
             f"slide {slide}: its file does not give the pixel size{tried}: "
@@ -147,7 +147,7 @@ def settle_mpp(
     apart += reasons
     for name, (least, most) in (spots or {}).items():
         if not least * (1 - MPP_TOLERANCE) <= mpp <= most * (1 + MPP_TOLERANCE):
-            apart.append(f"{name} imply {_about(least, most)}")
+            apart.append(f"{name} say {_about(least, most)}")
     least, most = USUAL_PRODUCT
     if objective and not least <= mpp * objective <= most:
         apart.append(f"its objective of {objective:g}x suggests about {10 / objective:.2g}")

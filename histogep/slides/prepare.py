@@ -38,6 +38,7 @@ def describe_slide(
     source: str | Path,
     folder: str | Path,
     mpp: float | None = None,
+    spots_mpp: float | None = None,
     most_mm: float = MOST_MM,
     scalefactors: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -54,6 +55,8 @@ def describe_slide(
         and stays empty otherwise.
     mpp
         um per px given by the user; goes before what the file says.
+    spots_mpp
+        um per px that the distance of a section's spots implies; it is named and compared, not used.
     most_mm
         Largest side that the slide may have, in mm.
     scalefactors
@@ -72,6 +75,9 @@ def describe_slide(
     vendor = openslide.OpenSlide.detect_format(str(image))
     start = _start(image)
     spots = {} if scalefactors is None else spot_mpp(scalefactors)
+    if spots_mpp is not None:
+        # The pitch is exact; by the width of a spot the runs of CytAssist are some per cent off.
+        spots = {"its spots": (spots_mpp, spots_mpp)}
     tiff = None
     if start.startswith(TIFF_STARTS) and (
         vendor in (None, _PLAIN_TIFF) or (vendor == "aperio" and not _shows_largest(image))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import anndata
@@ -25,7 +26,8 @@ from histogep.slides.tissue import TissueMask
 from histogep.spots.matrices import wrong_counts
 from histogep.spots.normalise import add_expression
 from histogep.spots.quality import measure_quality
-from histogep.spots.readers import RawSection, is_legacy
+from histogep.spots.readers import RawSection, is_legacy, read_positions
+from histogep.spots.space_ranger import bin_folder, find_matrix, find_positions
 
 log = logging.getLogger(__name__)
 #: How far apart the slide and its spots may say a pixel is, as a ratio.
@@ -348,16 +350,52 @@ def check_stated_size(table: pd.DataFrame, *, slide: str, mpp: float, lattice: L
     lattice
         The lattice of the study.
     """
-    row, col = (table[name].to_numpy() for name in ("array_row", "array_col"))
-    if lattice.kind == "visium":
-        col = col // 2
-    fit = fit_lattice(lattice, row, col, table["x_px"].to_numpy(), table["y_px"].to_numpy())
+    fit = _fit_table(table, lattice)
     if not (mpp > 0 and fit.fits and fit.pitch_px > 0):
         return
     estimate = lattice.pitch_um / fit.pitch_px
     coarse = mpp > estimate and not is_legacy(table)
     if max(estimate / mpp, mpp / estimate) > _MOST_MPP_RATIO and not coarse:
         raise BadSlide(_pitch_differs(slide, mpp, estimate, lattice.pitch_um))
+
+
+def implied_mpp(
+    counts: str | Path, *, positions: str | Path | None, lattice: Lattice
+) -> float | None:
+    """Return the um per px that the distance of a section's spots implies, before the first job.
+
+    Parameters
+    ----------
+    counts
+        Space Ranger folder or matrix, or a table of counts.
+    positions
+        Positions, where the sheet names them.
+    lattice
+        The lattice of the study.
+
+    Returns
+    -------
+    float or None
+        None where positions are not found, cannot be read or do not fit the lattice: what is wrong
+        with them is said by the job that aligns them.
+    """
+    try:
+        if not positions:
+            counts = Path(counts)
+            folder = bin_folder(counts, lattice.pitch_um) if counts.is_dir() else counts.parent
+            matrix = find_matrix(folder) if counts.is_dir() else counts
+            positions = find_positions(folder, matrix=matrix)
+        fit = _fit_table(read_positions(positions), lattice)
+    except (InputError, OSError):
+        return None
+    return lattice.pitch_um / fit.pitch_px if fit.fits and fit.pitch_px > 0 else None
+
+
+def _fit_table(table: pd.DataFrame, lattice: Lattice) -> LatticeFit:
+    row, col = (table[name].to_numpy() for name in ("array_row", "array_col"))
+    if lattice.kind == "visium":
+        col = col // 2
+    return fit_lattice(lattice, row, col, table["x_px"].to_numpy(), table["y_px"].to_numpy())
 
 
 def _pitch_differs(slide: str, mpp: float, estimate: float, pitch_um: float) -> str:
@@ -428,8 +466,35 @@ def _in_tissue(raw: RawSection, settings: Mapping[str, Any]) -> RawSection:
     return replace(raw, counts=raw.counts[keep], table=raw.table[keep])
 
 
+def _square_grid(raw: RawSection) -> str:
+    """Return what a square grid in Space Ranger's layout is, "" for what is none or may be Visium.
+
+    Visium's rows and columns add up to even numbers (or all to odd ones). Tools for other assays, such
+    as DBiT-seq, write the same files with every row and column of a square grid.
+    """
+    if raw.kind not in ("", "visium") or raw.grid:
+        return ""
+    row, col = (raw.table[name].to_numpy() for name in ("array_row", "array_col"))
+    if len(set((row + col) % 2)) < 2:
+        return ""
+    fit = _fit(raw, Lattice(kind="square"), "square")
+    if not (fit.fits and fit.pitch_px > 0):
+        return ""
+    n_rows, n_cols = (int(part.max() - part.min()) + 1 for part in (row, col))
+    return f"a square grid of {n_rows} x {n_cols}, {fit.pitch_px:.4g} px apart"
+
+
 def _check_kind(raw: RawSection, lattice: Lattice) -> None:
-    """Compare what the tool implies with the study's lattice."""
+    """Compare what tool and geometry imply with the study's lattice."""
+    if grid := _square_grid(raw):
+        if lattice.hexagonal:
+            raise InputError(
+                f"{raw.source} lies on {grid} (as of DBiT-seq), though its files are laid out like "
+                "Visium's: set lattice.kind to 'square' and lattice.pitch_um to the distance of its "
+                "spots in um (DBiT-seq: twice the width of a channel)"
+            )
+        log.info("%s lies on %s", raw.source, grid)
+        return
     if raw.kind and raw.kind != lattice.kind:
         names = {"visium": "Visium", "st": "legacy ST (XxY)", "square": "Visium HD"}
         pitch = _USUAL_PITCH.get(raw.kind, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -18,6 +19,15 @@ from histogep.inputs.sheet_ids import clashing_keys, refused_name
 
 #: Names under results/ that a study cannot take: results/genes/sections is of all studies.
 RESERVED = ("sections",)
+#: Types of JSON Schema that take a value of YAML.
+_KINDS = {
+    dict: ("object",),
+    list: ("array",),
+    str: ("string",),
+    bool: ("boolean",),
+    int: ("integer", "number"),
+    float: ("number",),
+}
 #: Settings of earlier versions, and what to do about each.
 REMOVED = {
     "cnv.engine": "infercnvpy makes all profiles, measured and predicted: take the line out",
@@ -59,8 +69,12 @@ def complete_settings(
         All that is wrong with the settings, one line each, with the likely intended key.
     """
     check_size(settings, name=source)
-    completed = _with_defaults(copy.deepcopy(settings), schema, schema)
-    if problems := mistakes(completed, schema, name=name, explain=_explain):
+    completed = _leave_out(_with_defaults(copy.deepcopy(settings), schema, schema), schema)
+
+    def explain(error: Any) -> str:
+        return _explain(error, schema)
+
+    if problems := mistakes(completed, schema, name=name, explain=explain):
         raise InputError("\n  ".join([f"{source} has mistakes:", *problems]))
     return completed
 
@@ -178,6 +192,16 @@ def _with_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> 
     return value
 
 
+def _leave_out(completed: Any, schema: dict[str, Any]) -> Any:
+    """Take the models out that are there by default and that the user set to null."""
+    models = completed.get("models") if isinstance(completed, dict) else None
+    by_default = schema.get("properties", {}).get("models", {}).get("properties", {})
+    if isinstance(models, dict):
+        for model in [name for name in by_default if name in models and models[name] is None]:
+            del models[model]
+    return completed
+
+
 def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
     """Follow a local `$ref`; keys beside it win over those of its target."""
     if "$ref" not in schema:
@@ -190,7 +214,7 @@ def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
     return {**target, **beside, "properties": properties}
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, schema: dict[str, Any]) -> str:
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
         unknown = sorted(error.instance.keys() - set(known), key=str)
@@ -198,16 +222,60 @@ def _explain(error: Any) -> str:
         return "; ".join(
             f"{shown(key)} is gone: {removed}"
             if (removed := REMOVED.get(".".join([*place, str(key)])))
-            else f"unknown key {shown(key)}{suggestion(str(key)[:80], known)}"
+            else f"unknown key {shown(key)}{_meant(str(key)[:80], known, place, schema)}"
             for key in unknown[:MOST_PROBLEMS]
         )
+    if error.validator == "enum" and "propertyNames" in error.absolute_schema_path:
+        return (
+            f"unknown key {shown(error.instance)}{suggestion(error.instance, error.validator_value)}: "
+            "write {name here: name in your file}"
+        )
     if error.validator == "type":
-        return f"{said(error)}{_remedy(error.instance, error.validator_value)}"
+        path = [str(part) for part in error.absolute_path]
+        if path[:-1] == ["models"] and error.instance is None:
+            known = schema["properties"]["models"]["properties"]
+            return (
+                f"null leaves a default model out, and this is none{suggestion(path[-1], [*known])}"
+            )
+        twin = _twin(path, error.instance, schema)
+        return f"{said(error)}{twin or _remedy(error.instance, error.validator_value)}"
     if error.validator == "pattern" and error.validator_value.startswith(
         "^[A-Za-z0-9][A-Za-z0-9_-]"
     ):
         return f"{said(error)}: write letters, digits, '_' and '-', the first a letter or digit"
     return said(error)
+
+
+def _meant(key: str, known: list[str], place: list[str], schema: dict[str, Any]) -> str:
+    """Return which key was probably meant: one of this place, or one of its name elsewhere."""
+    near = suggestion(key, known)
+    here = ".".join(place)
+    elsewhere = [
+        path
+        for path, _ in _leaves(schema, schema, "")
+        if path.rpartition(".")[2] == key.lower() and path.rpartition(".")[0] != here
+    ]
+    if not near.startswith(" (known") or not elsewhere:
+        return near
+    return f", did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
+
+
+def _twin(path: list[str], given: Any, schema: dict[str, Any]) -> str:
+    """Return the neighbouring key of nearly the same name that takes such a value, "" for none."""
+    parent = schema
+    for key in path[:-1]:
+        parent = _resolve(parent, schema)
+        parent = parent.get("properties", {}).get(key) or parent.get("additionalProperties")
+        if not isinstance(parent, dict):
+            return ""
+    siblings = _resolve(parent, schema).get("properties", {}) if path else {}
+    others = [key for key in siblings if key != path[-1]]
+    for other in difflib.get_close_matches(path[-1], others, n=3, cutoff=0.8) if path else ():
+        kinds = _resolve(siblings[other], schema).get("type", [])
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        if any(kind in kinds for kind in _KINDS.get(type(given), ())):
+            return f", did you mean {other!r}?"
+    return ""
 
 
 def _remedy(given: Any, kinds: str | list[str]) -> str:

@@ -292,6 +292,21 @@ class Study:
         """Return the pixel size in um that the sheet gives, or None."""
         return _number(self.row(slide)["mpp"])
 
+    def spots_mpp(self, slide: str) -> float | None:
+        """Return the pixel size in um that the distance of a section's spots implies.
+
+        Only where the sheet gives none, so that a job can name or check it; else None.
+        """
+        row = self.row(slide)
+        if slide not in self._with_spots or row["counts"].startswith(_SIMULATED) or self.mpp(slide):
+            return None
+        # What reads counts takes a second to import, and few sections need it.
+        from histogep.lattice import Lattice
+        from histogep.spots.align import implied_mpp
+
+        lattice = Lattice.from_settings(self.settings["lattice"])
+        return implied_mpp(row["counts"], positions=row["positions"] or None, lattice=lattice)
+
     def most_mm(self, slide: str) -> float | None:
         """Return the largest side in mm that the sheet allows, or None."""
         return _number(self.row(slide)["max_mm"])
@@ -299,10 +314,12 @@ class Study:
     def image_files(self, slide: str) -> dict[str, str]:
         """Return the image, and the scale factors of the Space Ranger folder if there are any."""
         counts = self.row(slide)["counts"]
-        scales = Path(counts) / "spatial/scalefactors_json.json"
         # A simulated image knows its pixel size, and its folder is made beside it.
-        known = counts and not counts.startswith(_SIMULATED) and scales.is_file()
-        return {"image": self.image(slide)} | ({"scalefactors": scales.as_posix()} if known else {})
+        if not counts or counts.startswith(_SIMULATED):
+            return {"image": self.image(slide)}
+        scales = [Path(counts) / f"{outs}spatial/scalefactors_json.json" for outs in ("", "outs/")]
+        known = [{"scalefactors": path.as_posix()} for path in scales if path.is_file()]
+        return {"image": self.image(slide)} | (known[0] if known else {})
 
     def composition(self, slide: str) -> dict[str, Any]:
         """Return what the simulated tissue consists of."""

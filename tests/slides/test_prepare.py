@@ -359,15 +359,20 @@ def test_the_spots_say_what_they_imply(tmp_path, shared_data):
     scales = shared_data / "visium/spaceranger_v1_no_header/outs/spatial/scalefactors_json.json"
     width = json.loads(scales.read_text())["spot_diameter_fullres"]
     picture = _tiff(tmp_path / "a.tif", metadata=None)
-    with pytest.raises(BadSlide, match=rf"its spots imply {55 / width:.3g} to {65 / width:.3g}"):
+    with pytest.raises(BadSlide, match=rf"its spots say {55 / width:.3g} to {65 / width:.3g}"):
         _describe(tmp_path, picture, scalefactors=scales)
+    # Their distance is exact, and goes before the width of a spot.
+    with pytest.raises(BadSlide, match=r"pixel size; .*its spots say 1\.29: fill in the `mpp`"):
+        _describe(tmp_path, picture, scalefactors=scales, spots_mpp=1.29)
+    told = _describe(tmp_path, picture, mpp=0.5, spots_mpp=1.29)
+    assert "mpp 0.5 um per px (sheet) is used, but its spots say 1.29" in told["mpp_warning"]
     near, far = 60 / width, 180 / width
     assert _describe(tmp_path, picture, mpp=near, scalefactors=scales)["mpp_warning"] == ""
     told = _describe(tmp_path, picture, mpp=far, scalefactors=scales)
-    assert "its spots imply" in told["mpp_warning"]
+    assert "its spots say" in told["mpp_warning"]
     high = tmp_path / "hd.json"
     high.write_text('{"microns_per_pixel": 0.274, "spot_diameter_fullres": 7.3}')
-    with pytest.raises(BadSlide, match=r"its scale factors imply 0\.274"):
+    with pytest.raises(BadSlide, match=r"its scale factors say 0\.274"):
         _describe(tmp_path, picture, scalefactors=high)
     high.write_text("{")
     with pytest.raises(BadSlide, match="hd.json: not readable as Space Ranger's scale factors"):

@@ -12,7 +12,13 @@ from scipy import sparse
 
 from histogep.errors import BadSlide, InputError
 from histogep.lattice import Lattice
-from histogep.spots.align import align_spots, check_alignment, collapse_symbols, fit_lattice
+from histogep.spots.align import (
+    align_spots,
+    check_alignment,
+    collapse_symbols,
+    fit_lattice,
+    implied_mpp,
+)
 from histogep.spots.readers import RawSection, read_section
 
 SETTINGS = {"min_counts": 1, "min_on_tissue": 0.8, "mpp_tolerance": 0.1}
@@ -206,8 +212,65 @@ def test_an_h5ad_on_another_lattice_is_told_by_its_pixels():
         {"array_row": row, "array_col": col, "x_px": col * 100.0, "y_px": row * 100.0},
         index=_raw().table.index,
     ).assign(in_tissue=True)
-    with pytest.raises(InputError, match=r"share row.*'st' or 'square'"):
+    with pytest.raises(InputError, match=r"a square grid of 12 x 10, 100 px apart.*'square'"):
         _align(_raw("", table=square))
+
+
+@pytest.mark.parametrize("kind", ["visium", ""])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_square_grid_in_space_rangers_layout_gets_one_message_and_is_then_read(kind, turned):
+    """50 x 50, as DBiT-seq is written: what the message says to set is then taken."""
+    row, col = (part.ravel() for part in np.mgrid[:50, :50])
+    # A quarter turn, as the chip may lie on the scan; some channels are not under tissue.
+    across, down = (2500 - 50 * row, 50 * col) if turned else (50 * col, 50 * row)
+    table = pd.DataFrame(
+        {"array_row": row, "array_col": col, "x_px": across + 20.0, "y_px": down + 20.0},
+        index=[f"B{i}" for i in range(2500)],
+    ).assign(in_tissue=np.arange(2500) % 7 != 0)
+    counts = sparse.csr_matrix(np.full((2500, 5), 4))
+    raw = _raw(kind, table=table, counts=counts)
+    raw = RawSection(**(raw.__dict__ | {"table": table}))
+    with pytest.raises(InputError) as caught:
+        _align(raw)
+    said = str(caught.value)
+    assert "a square grid of 50 x 50, 50 px apart" in said
+    assert "set lattice.kind to 'square'" in said
+    assert "pitch_um" in said
+    for same in ("square", "st"):
+        spots = _align(raw, lattice=Lattice(same, 50 * MPP, 50 * MPP))
+        assert spots.uns["mpp_estimates"]["spots"] == pytest.approx(MPP, rel=1e-6)
+        assert (spots.obs["col"] == spots.obs["array_col"]).all()
+    # A true Visium section stays one, whatever the study's lattice.
+    with pytest.raises(InputError, match=r"is of a Visium array|do not fit.*'visium'"):
+        _align(_raw(kind), lattice=Lattice("square", 100, 112))
+
+
+def test_the_distance_of_the_spots_says_the_pixel_size_before_any_job(tmp_path, shared_data):
+    row, array_col, x, y = _places()
+    folder = tmp_path / "outs"
+    (folder / "spatial").mkdir(parents=True)
+    (folder / "filtered_feature_bc_matrix").mkdir()
+    table = pd.DataFrame(
+        {
+            "barcode": [f"B{i}-1" for i in range(len(row))],
+            **{"in_tissue": 1, "array_row": row, "array_col": array_col},
+            **{"pxl_row_in_fullres": y, "pxl_col_in_fullres": x},
+        }
+    )
+    table.to_csv(folder / "spatial/tissue_positions.csv", index=False)
+    for given in (folder, tmp_path):
+        found = implied_mpp(given, positions=None, lattice=VISIUM)
+        assert found == pytest.approx(MPP, rel=1e-6)
+    # Where they do not fit the lattice, or are not there, nothing is said.
+    assert implied_mpp(folder, positions=None, lattice=Lattice("st", 200, 112)) is None
+    assert implied_mpp(tmp_path / "nowhere", positions=None, lattice=VISIUM) is None
+    section = shared_data / "her2st"
+    found = implied_mpp(
+        section / "counts/B4.tsv.gz",
+        positions=section / "spots/B4.tsv",
+        lattice=Lattice("st", 200, 112),
+    )
+    assert found == pytest.approx(0.687, rel=0.03)
 
 
 def test_pixels_that_belong_to_other_spots_are_refused():

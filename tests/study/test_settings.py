@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -351,3 +352,44 @@ def test_defaults_of_the_library_are_those_of_the_schema():
     assert settings["response"] == response.DEFAULTS
     assert gsea.DEFAULTS.items() <= settings["enrichment"].items()
     assert subtypes.DEFAULTS.items() <= settings["cnv"].items()
+
+
+def _problem(**given):
+    with pytest.raises(InputError) as caught:
+        complete_settings(MINIMAL | given, SCHEMA)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"model": {"ridge": {"alphas": [1]}}}, "config.model: .* did you mean 'models'?"),
+        ({"models": "results/model/demo"}, "config.models: .* did you mean 'model'?"),
+        ({"min_moran": 0.1}, "unknown key 'min_moran', did you mean 'genes.min_moran'?"),
+        ({"genes": {"pitch_um": 3}}, "unknown key 'pitch_um', did you mean 'lattice.pitch_um'?"),
+        (
+            {"models": {"cmunet": {"chanels": [8]}}},
+            "unknown key 'chanels', did you mean 'channels'?",
+        ),
+        ({"measured": {"a": {"expresion": "x"}}}, "'expresion', did you mean 'expression'?"),
+        ({"encoders": [{"nam": "x"}]}, "unknown key 'nam', did you mean 'name'?"),
+        (
+            {"columns": {"sexe": "sex"}},
+            "'sexe', did you mean 'sex'?: write {name here: name in your",
+        ),
+        ({"models": {"cmnet": None}}, "null leaves a default model out, .* did you mean 'cmunet'?"),
+        ({"survival": {"zzz": 1}}, "unknown key 'zzz' \\(known: folds, "),
+    ],
+)
+def test_a_key_of_nearly_the_right_name_gets_a_hint_at_any_depth(given, hint):
+    pattern = hint.replace("?", "\\?").replace("{", "\\{")
+    assert re.search(pattern, _problem(**given)), _problem(**given)
+
+
+def test_null_leaves_a_default_model_out_and_no_other():
+    by_default = list(complete_settings(MINIMAL, SCHEMA)["models"])
+    assert set(by_default) == {"cmunet", "tumour", "ridge", "extended"}
+    for name in by_default:
+        kept = list(complete_settings(MINIMAL | {"models": {name: None}}, SCHEMA)["models"])
+        assert kept == [other for other in by_default if other != name]
+    assert "null leaves a default model out" in _problem(models={"mine": None})
