@@ -30,7 +30,7 @@ rule draw_slide_page:
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         code=code_of("draw_slide_page.py"),
-        n_genes=SETTINGS["report"]["genes"],
+        genes=SETTINGS["report"]["genes"],
         coverage=of_slide(Study.page_coverage),
         tumour_threshold=SETTINGS["summary"]["tumour_threshold"],
     message:

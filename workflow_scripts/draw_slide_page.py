@@ -20,7 +20,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             scorecards=files.get("scorecards"),
             coverage=params.coverage,
         ),
-        "n_genes": params.n_genes,
+        "genes": params.genes,
         "markers": files.markers,
         "signatures": files.signatures,
         "cnv": files.get("cnv"),

@@ -7,7 +7,8 @@ Only what was computed is a layer: a study without a tumour model or without cop
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from histogep.outcome.signatures import Signature, read_signatures, score_signat
 from histogep.report.style import CATEGORY_COLOURS, LABEL_COLOURS
 from histogep.slides.rejected import refuse_failed_spots
 from histogep.spots.matrices import expression_of, read_h5ad
+
+log = logging.getLogger(__name__)
 
 MEASURED, HELD_OUT, PREDICTED = "measured", "predicted, patient held out", "predicted"
 EXPRESSION_UNIT = "log1p counts per 10,000"
@@ -129,7 +132,8 @@ class Scores:
         Role (expression, tumour) -> name of the model that is deployed.
     genes
         Of each gene: predictable, score, null (its mean), null_upper (its 95 % quantile) and ceiling
-        (NaN where they are not known), half_width; best score first.
+        (NaN where they are not known), half_width, and whether the deployed model predicts it; best
+        score first.
     tumour
         What is known of the tumour map: name -> text.
     coverage
@@ -141,13 +145,21 @@ class Scores:
     tumour: Mapping[str, str]
     coverage: float | None
 
-    def best(self, n: int) -> list[str]:
-        """Return the n predictable genes with the best score; the best of all where none is."""
-        chosen = self.genes[self.genes["predictable"]]
-        return list((chosen if len(chosen) else self.genes).index[:n])
+    def chosen(self, genes: int | Sequence[str]) -> list[str]:
+        """Return genes that are named, or so many predictable ones, best score first.
+
+        Where no gene is predictable, the best of all.
+        """
+        if not isinstance(genes, int):
+            return list(dict.fromkeys(genes))
+        deployed = self.genes[self.genes["deployed"]]
+        reliable = deployed[deployed["predictable"].astype(bool)]
+        return list((reliable if len(reliable) else deployed).index[:genes])
 
     def about(self, gene: str) -> dict[str, str]:
         """Return what is known of a gene's predictions."""
+        if gene not in self.genes.index:
+            return {"held-out r": "not known, no model predicts it"}
         row = self.genes.loc[gene]
         return {
             "held-out r": _number(row["score"]),
@@ -183,11 +195,15 @@ def read_scores(
     table = table[table["main"]].set_index("gene")
     known = table[["predictable", "score", "null", "half_width"]]
     known = known.assign(null_upper=np.nan, ceiling=np.nan)
+    deployed = set(known.index)
     tumour: dict[str, str] = {}
     if genes is not None:
         scored = read_tsv(genes, dtype={"gene": str, "model": str})
         mine = scored["model"] == models["expression"]
         scored = scored[mine & (scored["protocol"] == "patient_cv")].set_index("gene")
+        # Genes of one fold's panel alone are predicted and scored there, and not deployed.
+        rest = scored.loc[~scored.index.isin(known.index)].rename(columns={"pearson": "score"})
+        known = pd.concat([known, rest[["predictable", "score", "null", "half_width"]]])
         known[["null_upper", "ceiling"]] = scored.reindex(known.index)[["null_upper", "ceiling"]]
     if scorecards is not None and "tumour" in models:
         cards = read_tsv(scorecards, dtype={"model": str})
@@ -201,6 +217,7 @@ def read_scores(
                 "null": _number(row.null),
             }
     order = known["score"].fillna(-np.inf).to_numpy()
+    known = known.assign(deployed=known.index.isin(deployed))
     return Scores(models, known.iloc[np.argsort(-order, kind="stable")], tumour, coverage)
 
 
@@ -211,7 +228,7 @@ def section_layers(
     folds: str | Path,
     *,
     scores: Scores,
-    n_genes: int,
+    genes: int | Sequence[str],
     markers: str | Path,
     signatures: str | Path,
     cnv: str | Path | None = None,
@@ -230,8 +247,8 @@ def section_layers(
         results/folds/{study}.tsv.
     scores
         Of the deployed models (`read_scores`).
-    n_genes
-        How many genes become layers, best first.
+    genes
+        How many genes become layers, the best predictable ones first, or which.
     markers, signatures
         histogep/resources/markers.tsv and signatures.yaml.
     cnv, subtypes
@@ -269,7 +286,7 @@ def section_layers(
             f"{scores.models['expression']} did not predict section {slide} in fold {fold}: run predict_fold again"
         )
     layers += _gene_layers(
-        scores.best(n_genes),
+        scores.chosen(genes),
         lambda gene: (_column(expression, data.var_names, gene), _of_places(predicted, gene, places)),
         scores,
     )  # fmt: skip
@@ -306,7 +323,7 @@ def predicted_layers(
     expression: str | Path,
     *,
     scores: Scores,
-    n_genes: int,
+    genes: int | Sequence[str],
     markers: str | Path,
     signatures: str | Path,
     tumour_threshold: float,
@@ -321,7 +338,7 @@ def predicted_layers(
         results/expression/{slide}.h5ad.
     tumour_threshold
         Probability from which a tile is malignant, for classes and neighbourhoods.
-    scores, n_genes, markers, signatures, cnv, subtypes
+    scores, genes, markers, signatures, cnv, subtypes
         As for `section_layers`.
 
     Raises
@@ -343,7 +360,7 @@ def predicted_layers(
     layers.append(_distance_layer(data))
     predictable = data.var["predictable"].to_numpy(bool)
     layers += _gene_layers(
-        scores.best(n_genes), lambda gene: (_column(data.X, data.var_names, gene),), scores
+        scores.chosen(genes), lambda gene: (_column(data.X, data.var_names, gene),), scores
     )
     lineages = read_tsv(markers, dtype=str)
     sources = [(data.X[:, predictable], data.var_names[predictable])]
@@ -406,16 +423,21 @@ def _distance_layer(data: anndata.AnnData) -> Layer:
     return Layer("out-of-distribution score", "Reliability", (values,), unit=unit, limits=(0.0, top), about=about)  # fmt: skip
 
 
-def _gene_layers(genes: Sequence[str], values_of, scores: Scores) -> list[Layer]:
+def _gene_layers(
+    genes: Sequence[str],
+    values_of: Callable[[str], tuple[np.ndarray | None, ...]],
+    scores: Scores,
+) -> list[Layer]:
     layers = []
     for gene in genes:
         values = values_of(gene)
         if all(part is None for part in values):
+            log.warning("gene %s is neither measured nor predicted: it is not shown", gene)
             continue
-        half = float(scores.genes.loc[gene, "half_width"])
+        half = scores.genes["half_width"].get(gene, np.nan)
         layers.append(
             Layer(
-                gene, "Genes, best predicted first", values, unit=EXPRESSION_UNIT,
+                gene, "Genes", values, unit=EXPRESSION_UNIT,
                 half_width=half if np.isfinite(half) else None, about=scores.about(gene),
             )
         )  # fmt: skip

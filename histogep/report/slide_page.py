@@ -108,17 +108,18 @@ def _maps(layers: SlideLayers, image: np.ndarray, size_px: tuple[float, float]) 
     mm = layers.mpp / _MM
     width, height = size_px[0] * mm, size_px[1] * mm
     widest, highest = _FRAME[len(layers.maps)]
-    scale = min(widest / width, highest / height)
-    across, down = Range1d(0, width), Range1d(height, 0)
+    centres = layers.centres_px.astype(np.float32) * np.float32(mm)
+    left, top, right, bottom = _view(centres, layers.size_px[0] * mm, (width, height))
+    scale = min(widest / (right - left), highest / (bottom - top))
+    across, down = Range1d(left, right), Range1d(bottom, top)
     uri = "data:image/jpeg;base64," + base64.b64encode(as_jpeg(image)).decode("ascii")
     picture = ColumnDataSource({"url": [uri]})
-    centres = layers.centres_px.astype(np.float32) * np.float32(mm)
     figures = []
     for number, name in enumerate(layers.maps):
         zoom = WheelZoomTool()
         fig = figure(
-            frame_width=max(260, round(width * scale)),
-            frame_height=max(200, round(height * scale)),
+            frame_width=round((right - left) * scale),
+            frame_height=round((bottom - top) * scale),
             x_range=across,
             y_range=down,
             title=name,
@@ -169,6 +170,20 @@ def _maps(layers: SlideLayers, image: np.ndarray, size_px: tuple[float, float]) 
         fig.add_layout(bar, "right")
         figures.append(fig)
     return row(figures, name="maps")
+
+
+def _view(
+    centres: np.ndarray, side: float, size: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of what is shown first: the places with a margin."""
+    margin = 2 * side + 0.03 * float(np.ptp(centres, axis=0).max())
+    low = np.maximum(centres.min(axis=0) - margin, 0)
+    high = np.minimum(centres.max(axis=0) + margin, size)
+    # Never narrower than a third of the longer side: the controls of a map need room.
+    least = (high - low).max() / 3
+    grown = np.maximum(least - (high - low), 0) / 2
+    (left, top), (right, bottom) = low - grown, high + grown
+    return float(left), float(top), float(right), float(bottom)
 
 
 def _encoded(layer: Layer) -> dict[str, Any]:

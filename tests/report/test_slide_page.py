@@ -208,12 +208,19 @@ def test_a_layer_of_one_value_or_of_none_is_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("maps", [1, 2])
-def test_maps_have_the_proportions_of_the_slide(tmp_path, maps):
+def test_maps_show_the_places_first_in_true_proportions(tmp_path, maps):
     given = layers(maps=maps)
-    write_slide_page(given, tissue(), tmp_path / "S1.html", size_px=(4000, 1000))
+    # Far right of a wide slide.
+    given = SlideLayers(**{**vars(given), "centres_px": given.centres_px + (30_000, 1000)})
+    write_slide_page(given, tissue(), tmp_path / "S1.html", size_px=(40_000, 9000))
     item = re.search(r'id="item">(.*?)</script>', (tmp_path / "S1.html").read_text())[1]
+    ranges = re.findall(r'"attributes":{"start":([\d.]+),"end":([\d.]+)}', item)
+    (left, right), (bottom, top) = (map(float, pair) for pair in ranges[:2])
+    mm = given.mpp / 1000
+    assert left < given.centres_px[:, 0].min() * mm < given.centres_px[:, 0].max() * mm < right
+    assert top < given.centres_px[:, 1].min() * mm < given.centres_px[:, 1].max() * mm < bottom
+    assert right - left < 0.2 * 40_000 * mm
     sizes = re.findall(r'"frame_width":(\d+),"frame_height":(\d+)', item)
     assert len(sizes) == maps
-    assert all(
-        abs(int(width) / int(height) - 4) < 0.1 or int(height) == 200 for width, height in sizes
-    )
+    for width, height in sizes:
+        assert abs(int(width) / int(height) / ((right - left) / (bottom - top)) - 1) < 0.02
