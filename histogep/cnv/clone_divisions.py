@@ -18,7 +18,7 @@ from sklearn.mixture import GaussianMixture
 #: neighbours on a line the graph is a chain that falls apart anywhere, and halves of the genes at
 #: other places.
 _MOST_NEIGHBOURS = 100
-#: Share of the points that are neighbours where there are few: enough that parts are told by the gap
+#: Share of the points that are neighbours where there are few: enough that parts are recognised by the gap
 #: between them, and a part of a fifth of the points keeps a gap.
 _NEAR = 0.4
 #: Resolutions that are tried, from one part to more than any tumour's clones.

@@ -130,7 +130,7 @@ def score_horizons(
         model (and `<fullest> - clinical`, the paired difference), months, auc, ci_low, ci_high,
         null, null_upper (mean and 95 % quantile over the shuffles of the images, for the clinical
         model of the covariates), cases, controls, expected (mean predicted chance of an event by then), observed
-        (Kaplan-Meier). A time that nobody is followed beyond is left out and told.
+        (Kaplan-Meier). A time that nobody is followed beyond is left out and reported.
     calibration
         model, months, group (1: lowest predicted chance), n, predicted, observed, ci_low, ci_high.
     """

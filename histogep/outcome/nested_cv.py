@@ -103,7 +103,7 @@ def nested_scores(
     seed, shuffle_seed
         Of the folds, and of the shuffles: repeats with other folds keep the same shuffles.
     warned
-        Collects the covariates dropped in a fold, so that each is told once; None: none is told.
+        Collects the covariates dropped in a fold, so that each is reported once; None: none is reported.
     source
         What the models with `image` are called: image, or expression where it was measured.
     groups

@@ -73,7 +73,7 @@ def write_study(
     Parameters
     ----------
     folder
-        The study's folder; `snakemake --directory` is told the same one.
+        The study's folder; `snakemake --directory` must name the same one.
     seed
         Seed of the study.
     sizes

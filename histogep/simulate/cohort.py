@@ -2,7 +2,7 @@
 
 A patient's latent state depends on the seed and the patient's number alone, and a slide's
 composition on that and the slide's number, so that every slide can be made by a job of its own,
-which is told its composition.
+which is given its composition.
 The latents are points of a scrambled Sobol sequence rather than independent draws: a cohort of 24
 then covers every range evenly, and its compositions are nearly uncorrelated. The chance in the
 outcomes (times, censoring, responses) is ordinary independent chance.

@@ -171,7 +171,7 @@ def fit_cox(
     coef = np.zeros((batch, p))
 
     def evaluate(rows: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, ...]:
-        # A model that runs off to infinity overflows; it is told by `converged`.
+        # A model that runs off to infinity overflows; `converged` says so.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             value, gradient, information = sets._derivatives(ordered[rows], at)
             penalised = value - (ridge[rows] * at**2).sum(axis=1) / 2
@@ -295,7 +295,7 @@ def permuted_score_z(
     outcome_of: np.ndarray,
     scale: str = "as_given",
 ) -> np.ndarray:
-    """Return each gene's score statistic under outcomes that were dealt out anew, (D, genes).
+    """Return each gene's score statistic under outcomes that were dealt out again, (D, genes).
 
     z of the score test of a Cox model with one gene (Efron ties): the gradient at 0 over the root
     of the information there. It needs no iteration, and near 0 it is Wald's z of `scan_genes`.
