@@ -97,7 +97,7 @@ def _whole_grid(
     if isinstance(model, Plain):
         lattice = Lattice.from_settings(settings["lattice"])
         grid = grid_of(section.row, section.col, lattice, shape=shape)
-        values = grid.lay(predict_tiles(model, section.tiles)[0])
+        values = grid.lay(model.predict(section.tiles)[0])
     else:
         values, grid = model.predict_grid(section.tiles, section.white, shape, device=device)
     tissue = grid.tissue.ravel()

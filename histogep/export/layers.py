@@ -126,8 +126,7 @@ def read_layers(
     spots, labels, expression, cnv
         Files of the slide's results.
     """
-    measured = spots is not None
-    if measured:
+    if spots is not None and labels is not None:
         places = measured_places(spots, labels, markers)
         data = read_h5ad(spots)
         table = read_labels(labels, data.obs_names).set_index("barcode").loc[data.obs_names]
@@ -135,10 +134,12 @@ def read_layers(
         tumour = table[["label", "source"]].assign(
             tumour=known, confidence=pd.to_numeric(table["confidence"], errors="coerce")
         )
-    else:
+    elif expression is not None and tumour_threshold is not None:
         data = read_h5ad(expression)
         places = predicted_places(expression, markers, tumour_threshold=tumour_threshold)
         tumour = data.obs[["tumour", "ood_score", "out_of_distribution"]].copy()
+    else:
+        raise ValueError("either spots and labels, or expression and its threshold are needed")
     profile = None if cnv is None else read_h5ad(cnv)
     if profile is not None:
         if not data.obs_names.isin(profile.obs_names).all():
@@ -151,7 +152,7 @@ def read_layers(
     lattice = Lattice(str(kept["kind"]), float(kept["pitch_um"]), float(kept["tile_um"]))
     return SlideLayers(
         slide=str(data.uns["slide"]),
-        measured=measured,
+        measured=spots is not None,
         data=data,
         lattice=lattice,
         mpp=float(data.uns["mpp"]),
@@ -182,4 +183,5 @@ def _tissue(table: pd.DataFrame, data: anndata.AnnData, lattice: Lattice) -> pd.
 def layers_of(files: Mapping[str, str], **options: Any) -> SlideLayers:
     """Return `read_layers` of those files of a rule that it takes."""
     names = ("spots", "labels", "expression", "cnv", "markers")
-    return read_layers(**{name: files[name] for name in names if name in files}, **options)
+    given: dict[str, Any] = {name: files[name] for name in names if name in files}
+    return read_layers(**given, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import anndata
 import dask
@@ -59,12 +60,12 @@ def write_store(layers: SlideLayers, slide: Slide, path: str | Path, *, image_um
         store.write(temporary)
 
 
-def _image(slide: Slide, image_um: float):
+def _image(slide: Slide, image_um: float) -> Any:
     scale = max(1.0, image_um / slide.mpp)
     width, height = (max(1, round(side / scale)) for side in (slide.width_px, slide.height_px))
     step_x, step_y = slide.width_px / width, slide.height_px / height
 
-    def read(block_info=None):
+    def read(block_info: Any = None) -> np.ndarray:
         (_, _), (top, bottom), (left, right) = block_info[None]["array-location"]
         pixels = slide.read(
             left * step_x,

@@ -104,7 +104,9 @@ class LatticeModel:
             Called with indices of tiles and their values, (k, g) float32.
         """
         moments = slide_moments(lambda: (part for _, part in source.chunks()))
-        whole, within, programmes = 0.0, 0.0, 0.0
+        whole: Any = 0.0
+        within: Any = 0.0
+        programmes: Any = 0.0
         for kept, part in source.bands(halo=self.halo):
             whole = whole + self.preparation.transform(part, view="whole")[kept.rows].sum(0)
             programmes = programmes + self._programmes(part, moments)[:, kept.rows].sum(1)

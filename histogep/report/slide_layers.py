@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
@@ -19,7 +20,7 @@ import pandas as pd
 from scipy import sparse
 
 from histogep.errors import InputError
-from histogep.evaluation.predictions import HeldOut, read_heldout
+from histogep.evaluation.held_out import HeldOut, read_held_out
 from histogep.files import read_json, read_labels, read_tsv, readable
 from histogep.lattice import Lattice
 from histogep.neighbourhoods.tissue_classes import (
@@ -294,9 +295,9 @@ def section_layers(
     known = read_signatures(signatures)
     reliable = [gene for gene in predicted.genes if _predictable(scores, gene)]
     columns = [_of_places(predicted, gene, places) for gene in reliable]
-    sources = [(expression, data.var_names)]
-    sources += [(np.column_stack(columns), pd.Index(reliable))] if columns else [None]
-    layers += _programme_layers(sources, lineages, known)
+    found_there = [column for column in columns if column is not None]
+    predictions = (np.column_stack(found_there), pd.Index(reliable)) if found_there else None
+    layers += _programme_layers([(expression, data.var_names), predictions], lineages, known)
     found = measured_places(spots, labels, markers, cnv=cnv)
     layers += _neighbour_layers(found.table.reindex(places), found.lattice, n_maps=2)
     layers += list(_profile_layers(slide, places, cnv, subtypes, n_maps=2))
@@ -464,9 +465,7 @@ def _programme_layers(
         wanted = {gene for one in signatures.values()
                   for gene in (*one.weights, *one.subtract, *one.aliases.values())}  # fmt: skip
         columns = np.flatnonzero(genes.isin(wanted))
-        chosen = values[:, columns]
-        chosen = chosen.toarray() if sparse.issparse(chosen) else np.asarray(chosen)
-        table = pd.DataFrame(chosen.astype(float), columns=genes[columns])
+        table = pd.DataFrame(_dense(values[:, columns]), columns=genes[columns])
         table = table.loc[:, ~table.columns.duplicated()]
         for name, column in score_signatures(table, dict(signatures))[0].items():
             signature_values.setdefault(name, [None] * len(sources))[number] = column.to_numpy(
@@ -578,7 +577,7 @@ def _held_out(
 ) -> HeldOut | None:
     """Return the prediction of a section by a model of the fold that holds it out."""
     paths = [path for path in map(Path, predictions) if (path.parent.name, path.stem) == (fold, model)]  # fmt: skip
-    return next((one for one in read_heldout(paths) if one.slide == slide), None)
+    return next((one for one in read_held_out(paths) if one.slide == slide), None)
 
 
 def _of_places(held: HeldOut | None, gene: str, places: pd.Index) -> np.ndarray | None:
@@ -595,9 +594,11 @@ def _column(values: np.ndarray | sparse.spmatrix, genes: pd.Index, gene: str) ->
     place = genes.get_indexer([gene])[0] if genes.is_unique else -1
     if place < 0:
         return None
-    column = values[:, [place]]
-    dense = column.toarray() if sparse.issparse(column) else np.asarray(column)
-    return dense.ravel().astype(float)
+    return _dense(values[:, [place]]).ravel()
+
+
+def _dense(values: Any) -> np.ndarray:
+    return np.asarray(values.toarray() if sparse.issparse(values) else values, float)
 
 
 def _predictable(scores: Scores, gene: str) -> bool:

@@ -202,7 +202,8 @@ def _encoded(layer: Layer) -> dict[str, Any]:
             for part in layer.values
         ]
         return shared | {"names": names, "colours": list(layer.colours.values()), "codes": codes}
-    parts, limits = [], []
+    parts: list[dict[str, Any] | None] = []
+    limits = []
     for part in layer.values:
         if part is None or not np.isfinite(part).any():
             parts.append(None)

@@ -151,7 +151,7 @@ def save(fig: Figure, path: str | Path) -> None:
     width, height = fig.canvas.get_width_height()
     with complete(path) as temporary:
         picture = Image.frombuffer("RGBA", (width, height), drawn.getvalue()).convert("RGB")
-        dots = round(float(STYLE["savefig.dpi"]))
+        dots = int(str(STYLE["savefig.dpi"]))
         picture.quantize(256, dither=Image.Dither.NONE).save(
             temporary, format="PNG", optimize=True, dpi=(dots, dots)
         )

@@ -83,7 +83,7 @@ def find_fiducials(rgb: np.ndarray, *, um_per_px: float) -> np.ndarray:
             even.mean() >= MIN_EVEN and np.median(chroma[tuple(centres[mine].T)]) <= MAX_CHROMA
         )
 
-    strips = [number for number in np.flatnonzero(sizes >= MIN_STRIP) if printed(number)]
+    strips = [number for number in np.flatnonzero(sizes >= MIN_STRIP).tolist() if printed(number)]
     if not strips:
         return none
     strip = np.isin(group, strips)

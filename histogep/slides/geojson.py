@@ -386,8 +386,8 @@ def write_squares(
                     if np.isfinite(values[i])
                 },
             }
-            if classes[i] is not None:
-                properties["classification"] = dict(classes[i])
+            if (kind := classes[i]) is not None:
+                properties["classification"] = dict(kind)
             ring = np.round(centre + corners, 1).tolist()
             feature = {
                 "type": "Feature",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
@@ -39,7 +40,8 @@ def place_on_slides(table: anndata.AnnData, spots: Sequence[str | Path]) -> None
     files = {Path(path).stem: path for path in spots}
     owner = table.obs["slide"].astype(str).to_numpy(object)
     barcode = table.obs["barcode"].astype(str).to_numpy(object)
-    places, images = np.empty((table.n_obs, 2)), {}
+    places = np.empty((table.n_obs, 2))
+    images: dict[str, Any] = {}
     for slide in dict.fromkeys(owner):
         if slide not in files:
             raise InputError(f"there are predictions but no spots of section {slide}")

@@ -149,7 +149,7 @@ def _read_table(path: Path) -> tuple[anndata.AnnData, dict[str, Any]]:
     from anndata.io import read_elem
 
     lacking = check_zarr(path)
-    group = zarr.open_group(path, mode="r", use_consolidated=False)
+    group: Any = zarr.open_group(path, mode="r", use_consolidated=False)
     for part in ("obs", "var", "uns"):
         if part not in group:
             raise InputError(f"{path} has no {part}: it is no table of SpatialData")
@@ -206,9 +206,11 @@ def _check_sparse(group: Any, path: Path) -> None:
         shape = [int(side) for side in attributes.get("shape", ())]
         if len(shape) != 2:
             raise InputError(f"{path}: {name} is a sparse matrix without a shape")
-        arrays = (np.asarray(group[f"{name}/{part}"][:]) for part in ("data", "indices", "indptr"))
-        lines = shape if form == "csr" else shape[::-1]
-        check_compressed(*arrays, *lines, name=f"{path}: {name}")
+        values, indices, indptr = (
+            np.asarray(group[f"{name}/{part}"][:]) for part in ("data", "indices", "indptr")
+        )
+        n_lines, n_across = shape if form == "csr" else shape[::-1]
+        check_compressed(values, indices, indptr, n_lines, n_across, name=f"{path}: {name}")
 
 
 def _region(data: anndata.AnnData, keys: Mapping[str, Any], path: Path) -> str:

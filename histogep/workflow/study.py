@@ -408,9 +408,9 @@ class Study:
         if unknown:
             raise InputError(
                 f"export.{kind}: {min(unknown)} is not in the slide sheet, which has "
-                f"{', '.join(self.slides.index[:3])}"
+                f"{', '.join(list(self.slides)[:3])}"
             )
-        return [slide for slide in self.slides.index if slide in set(chosen)]
+        return [slide for slide in self.slides if slide in set(chosen)]
 
     def export_targets(self) -> list[str]:
         """Return the files that the configuration asks for beyond the results."""

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,8 @@ def z_scores(targets: np.ndarray) -> np.ndarray:
 
 def find_programmes(targets: Sequence[np.ndarray], *, most: int = N_PROGRAMMES) -> Programmes:
     """Return the leading programmes of sections, from the covariance of their z-scored genes."""
-    covariance, n = 0.0, 0
+    covariance: Any = 0.0
+    n = 0
     for part in targets:
         scores = z_scores(part)
         covariance, n = covariance + scores.T @ scores, n + len(scores)
