@@ -7,6 +7,7 @@ __all__ = [
     "enrichment",
     "errors",
     "evaluation",
+    "export",
     "files",
     "inputs",
     "labels",

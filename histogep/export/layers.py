@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,8 +180,8 @@ def _tissue(table: pd.DataFrame, data: anndata.AnnData, lattice: Lattice) -> pd.
     return tissue
 
 
-def layers_of(files: Mapping[str, str], **options: Any) -> SlideLayers:
-    """Return `read_layers` of those files of a rule that it takes."""
+def layers_of(files: Any, **options: Any) -> SlideLayers:
+    """Return `read_layers` of the inputs of a rule, of which `get` gives a file by its name."""
     names = ("spots", "labels", "expression", "cnv", "markers")
-    given: dict[str, Any] = {name: files[name] for name in names if name in files}
-    return read_layers(**given, **options)
+    given: dict[str, Any] = {name: files.get(name) for name in names}
+    return read_layers(**{name: path for name, path in given.items() if path}, **options)

@@ -38,6 +38,7 @@ SETTINGS = {
         **{"min_size": 5, "max_size": 50, "permutations": 10, "patient_permutations": 10},
         "subtype": "S1",
     },
+    "export": {"spatialdata": False, "qupath": False, "tiles": [], "clam": False},
 }
 REFERENCES = References(
     gene_positions="genes.gtf",
@@ -378,3 +379,27 @@ def test_figures_of_all_slides_are_there_to_choose_from():
         figures["neighbourhoods"]
     )
     assert study(references={"gene_positions": None, "gene_sets": {}}).slide_figures()["cnv"] == []
+
+
+def test_nothing_is_exported_unless_asked_and_what_is_asked_has_its_cost():
+    rows = section("A", "p1"), section("B", "p2"), slide("S", "H1")
+    assert study(*rows).export_targets() == []
+    assert study(*rows).export_costs() == []
+    given = study(*rows, export=SETTINGS["export"] | {"spatialdata": True, "tiles": ["S", "A"]})
+    wanted = [f"results/spatialdata/{name}.zarr" for name in ("A", "B", "S")]
+    wanted += ["results/tile_images/A.tar", "results/tile_images/S.tar"]
+    assert given.export_targets() == wanted
+    assert set(wanted) <= set(given.targets())
+    stores, tiles = given.export_costs()
+    assert stores.startswith(
+        "export.spatialdata: 3 slides as results/spatialdata/{slide}.zarr: about"
+    )
+    assert "for each cm2" in stores
+    assert tiles.startswith("export.tiles: 2 slides")
+    # A slide that cannot be used is left out, one that is not in the sheet is a mistake.
+    assert given.without(["S"]).export_targets() == [*wanted[:2], "results/tile_images/A.tar"]
+    wrong = study(*rows, export=SETTINGS["export"] | {"qupath": ["A", "X"]})
+    with pytest.raises(
+        InputError, match="export.qupath: X is not in the slide sheet, which has A, B"
+    ):
+        wrong.export_targets()
