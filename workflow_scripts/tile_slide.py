@@ -41,9 +41,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             quality = summarise_quality(slide, mask, table, lattice=lattice)
             keypoints = {name: find_keypoints(slide, mask, table, tile_um=lattice.tile_um)}
             thumbnail = slide.picture(THUMBNAIL_PX)
-        pieces = "1 piece" if mask.n_fragments == 1 else f"{mask.n_fragments} pieces"
-        title = f"{name}: {mask.tissue_mm2:.1f} mm² tissue, {pieces}"
-        overview = draw_tiles(mask, table, title=title)
+        overview = draw_tiles(mask, table, slide=name)
         write_outlines(outlines, name=name, mask=mask.mask, px_per_px=mask.px_per_px)
         log.info("%d tiles on %.2f mm2 of tissue", len(table), mask.tissue_mm2)
         mask = None  # drawing takes the most memory of all

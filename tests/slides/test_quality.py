@@ -62,9 +62,9 @@ def test_quality_and_overview(made):
     assert values["share_pen"] == pytest.approx(5000 / 37500)
     assert values["share_blurred"] == pytest.approx(0.25, abs=0.02)
     assert values["share_folded"] == pytest.approx(0.5, abs=0.02)
-    axes = draw_tiles(mask, tiles, title="S1").axes[0]
+    axes = draw_tiles(mask, tiles, slide="S1").axes[0]
     blurred = f"{values['share_blurred']:.1%} of tiles blurred"
-    title = f"S1\n{blurred}, {values['share_folded']:.1%} folded, 13.3% under pen"
+    title = f"S1: 2.1 mm² tissue, 2 pieces\n{blurred}, {values['share_folded']:.1%} folded, 13.3% under pen"
     assert axes.get_title(loc="left") == title
     sharp, blurred = (c.get_offsets() for c in axes.collections[-2:])
     assert len(sharp) + len(blurred) == len(tiles)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from scipy import linalg
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from histogep.encoders.precision import determinism
 from histogep.errors import InputError
@@ -175,6 +176,7 @@ def train_committee(
         averaged = [parameter.detach().clone() for parameter in parameters]
         kept: list[dict[str, np.ndarray]] = []
         total = torch.zeros(len(sees), device=device)
+        average = get_ema_multi_avg_fn(AVERAGING)
         for step in range(1, steps + 1):
             for group in optimiser.param_groups:
                 group["lr"] = LEARNING_RATE * rate_at(step, steps)
@@ -185,7 +187,7 @@ def train_committee(
             optimiser.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimiser.step()
-            torch._foreach_lerp_(averaged, [p.detach() for p in parameters], 1 - AVERAGING)
+            average(averaged, [p.detach() for p in parameters], step)
             total += loss.detach()
             if step in snapshots:
                 names = [name for name, _ in committee.named_parameters()]

@@ -19,7 +19,7 @@ _WIDTH_MM = 150.0
 _MARGINS_MM = (13.0, 5.0, 11.0, 17.0)
 
 
-def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
+def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, slide: str) -> Figure:
     """Draw a slide with its tissue's outline, the centres of its tiles, and pen marks.
 
     A line above it gives the shares that are blurred, folded or under pen.
@@ -30,8 +30,8 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
         Tissue, pen marks and overview.
     tiles
         x_px and y_px (level-0 centres), blur and fold.
-    title
-        Of the figure.
+    slide
+        Its id, for the title.
     """
     step = mask.overview_step
     overview = mask.overview.copy()
@@ -62,7 +62,8 @@ def draw_tiles(mask: TissueMask, tiles: pd.DataFrame, *, title: str) -> Figure:
     folded, n_pen = (tiles["tissue_fold"] > FOLDED).mean(), np.count_nonzero(mask.pen)
     marked = n_pen / max(1, int(n_pen + np.count_nonzero(mask.mask)))
     quality = f"{blurred.mean():.1%} of tiles blurred, {folded:.1%} folded, {marked:.1%} under pen"
-    axes.set_title(f"{title}\n{quality}")
+    pieces = "1 piece" if mask.n_fragments == 1 else f"{mask.n_fragments} pieces"
+    axes.set_title(f"{slide}: {mask.tissue_mm2:.1f} mm² tissue, {pieces}\n{quality}")
     axes.set_aspect("equal")
     entries = [
         Line2D([], [], color=_OUTLINE, lw=1, label="tissue"),
