@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -14,6 +15,7 @@ from histogep.evaluation.cards import tumour_cards
 from histogep.evaluation.held_out import read_held_out
 from histogep.evaluation.tumour_scores import tumour_table
 from histogep.files import read_json, read_tsv, write_json, write_tsv
+from histogep.models.network import lattice_fit
 from histogep.models.predict import read_model
 from histogep.models.sections import read_sections
 from histogep.slides.same_tissue import write_keypoints
@@ -32,6 +34,8 @@ MODELS = {
     "head": {"kind": "neighbours", "task": "tumour", "panel": "main", "rings": 1},
     "ridge": {"kind": "ridge", "task": "expression", "panel": "main"},
     "neighbours": {"kind": "neighbours", "task": "expression", "panel": "main", "ranks": [2, 0]},
+    "lattice": {"kind": "lattice", "task": "expression", "panel": "main"},
+    "blend": {"kind": "blend", "task": "expression", "panel": "main", "ranks": [2, 0]},
     "mean": {
         "kind": "ensemble",
         "task": "expression",
@@ -123,10 +127,12 @@ def forget(study, fold):
     return kept
 
 
-@pytest.mark.parametrize("model", ["ridge", "neighbours"])
+@pytest.mark.parametrize("model", ["ridge", "neighbours", "lattice", "blend"])
 def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(
-    study, train, predict, model
+    study, train, predict, model, monkeypatch
 ):
+    shorter = functools.partial(lattice_fit.train_committee, steps=80, snapshots=(40, 80))
+    monkeypatch.setattr(lattice_fit, "train_committee", shorter)
     kept = forget(study, "patient_cv-2")
     assert len(kept) == 3
     output, _ = train(model, "patient_cv-2")
@@ -150,6 +156,8 @@ def test_an_honest_fold_trains_without_its_test_sections_and_finds_the_genes(
     assert table.layers["level"].std(0).max() < 1e-4
     assert table.uns["protocol"] == "patient_cv"
     assert table.uns["model"] == model
+    for member in settings.get("committee", ()):
+        assert not test & {*member["trained_slides"], *member["judged_slides"]}
 
 
 @pytest.mark.parametrize("model", ["cmunet", "tumour"])
