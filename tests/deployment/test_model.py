@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
@@ -10,14 +11,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from histogep.deployment.extended_panel import predict_extended
-from histogep.deployment.folder import folder_digest, read_settings
+from histogep.deployment.folder import folder_digest, read_settings, tiles_of
 from histogep.deployment.model import load_model
 from histogep.deployment.out_of_distribution import FeatureDistance
 from histogep.deployment.pack import choose_models, gene_table, package_model
 from histogep.encoders.feature_file import read_features
 from histogep.errors import InputError
-from histogep.files import write_json, write_tsv
+from histogep.files import read_json, write_json, write_tsv
 from histogep.models.fit import fit_model
+from histogep.models.network import lattice_fit
+from histogep.models.predict import build_model
 from histogep.models.sections import read_sections
 from histogep.slides.geojson import write_tiles
 from histogep.slides.same_file import training_section
@@ -119,6 +122,44 @@ def test_the_folder_predicts_a_new_slide_in_three_lines(packed, new_slide, tmp_p
     assert table.uns["model_digest"] == model.settings["digest"]
     assert table.uns["mpp"] == 0.5
     assert not table.obs["out_of_distribution"].to_numpy().mean() > 0.05
+
+
+@pytest.mark.parametrize("kind", ["lattice", "blend"])
+def test_a_committee_is_packed_checked_and_applied(
+    packed, study, new_slide, tmp_path, kind, monkeypatch
+):
+    """The folder predicts what the model did before it was packed, and says what it is."""
+    shorter = functools.partial(lattice_fit.train_committee, steps=20, snapshots=(10, 20))
+    monkeypatch.setattr(lattice_fit, "train_committee", shorter)
+    files = [study.files[what] for what in ("features", "spots", "labels")]
+    sections = read_sections(study.roles(), *files, task="expression", genes=GENES[:14])
+    fitted = fit_model(
+        {"train": sections}, name=kind,
+        settings={"kind": kind, "task": "expression", "panel": "main", "ranks": [2], "rings": 1},
+        protocol="all", fold="all", genes=GENES[:14], seed=1, published_grid=(32, 32), test={},
+    )  # fmt: skip
+    save_file(fitted.arrays, tmp_path / "weights.safetensors")
+    write_json(fitted.settings, tmp_path / "settings.json")
+    arguments = dict(packed[1])
+    arguments["weights"] = [*arguments["weights"], tmp_path / "weights.safetensors"]
+    arguments["settings"] = [*arguments["settings"], tmp_path / "settings.json"]
+    arguments["deploy"] = DEPLOY | {"expression": kind}
+    folder = tmp_path / "model"
+    package_model(folder, **arguments)
+    said = load_model(folder).predict(new_slide[0]).expression
+    before = build_model(fitted.arrays, fitted.settings).predict(tiles_of(new_slide[0]))[0]
+    assert said == pytest.approx(np.maximum(before, 0), abs=1e-5)
+    assert said.std(0).min() > 0.01
+    card = (folder / "README.md").read_text()
+    assert (
+        f"| expression | {kind} ({kind}, {fitted.settings['n_parameters']:,} parameters) |" in card
+    )
+    settings = read_json(folder / "settings.json")
+    settings["models"]["expression"]["architecture"]["n_networks"] += 1
+    settings["digest"] = folder_digest(folder, settings)
+    write_json(settings, folder / "settings.json")
+    with pytest.raises(InputError, match="the settings declare"):
+        load_model(folder)
 
 
 def test_packing_twice_gives_the_same_folder(packed, tmp_path):

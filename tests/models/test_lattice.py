@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -128,3 +131,8 @@ def test_a_model_survives_its_file(model):
     settings["architecture"]["n_networks"] = 3
     with pytest.raises(InputError, match="do not have the declared shapes"):
         LatticeModel.from_arrays(model.to_arrays(), settings)
+
+
+def test_it_is_applied_without_torch():
+    code = "import sys, histogep.models.lattice, histogep.models.predict; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
