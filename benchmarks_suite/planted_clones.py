@@ -5,6 +5,7 @@ profiled as infer_cnv does. Clones are compared with the clone that prevails in 
 spots that are mostly tumour; those that the annotation leaves undetermined count as one more group.
 
     .venv/bin/python benchmarks_suite/planted_clones.py --seeds 1 2 3 4 5
+    .venv/bin/python benchmarks_suite/planted_clones.py --rows 78 --cols 64 --sections P02-1
 """
 
 from __future__ import annotations
@@ -104,16 +105,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--rows", type=int, help="rows of spots, in place of the default study's")
+    parser.add_argument("--cols", type=int)
+    parser.add_argument("--sections", nargs="+", default=SECTIONS, choices=SECTIONS)
     options = parser.parse_args()
     schema = yaml.safe_load((ROOT / "config/schemas/config.schema.yaml").read_text())
     settings = complete_settings(yaml.safe_load((ROOT / "config/config.yaml").read_text()), schema)
+    sizes = {"section_rows": options.rows, "section_cols": options.cols}
+    settings["simulation"] |= {name: size for name, size in sizes.items() if size}
     positions = bundled_positions()
     print("seed", "section", "spots", "clones", "adjusted_rand", "arms right", "cpu_s", sep="\t")
     every: list[float] = []
     for seed in options.seeds:
         truth = plant_truth(positions, seed=seed)
         scores = []
-        for section in SECTIONS:
+        for section in options.sections:
             row = score_section(
                 section, seed=seed, positions=positions, truth=truth, settings=settings
             )

@@ -21,6 +21,9 @@ _MOST_NEIGHBOURS = 100
 #: Share of the points that are neighbours where there are few: enough that parts are recognised by the gap
 #: between them, and a part of a fifth of the points keeps a gap.
 _NEAR = 0.4
+#: Points that the halves of the genes are compared on: what two halves agree about does not need more, and
+#: their graphs are most of the cost of a large slide.
+_MOST_HALVED = 1000
 #: Resolutions that are tried, from one part to more than any tumour's clones.
 _RESOLUTIONS = np.geomspace(0.02, 2, 21)
 
@@ -59,7 +62,8 @@ def divide_spots(
     """Return the spots in the numbers of parts, 1 to `most`, that Leiden finds at some resolution.
 
     Resolutions rise by a quarter from .02 to 2; of those that give one number of parts the middle
-    one stands for it. The halves of the genes are divided at that resolution.
+    one stands for it. The halves of the genes are divided at that resolution; above 1,000 spots they are
+    divided on 1,000 that are drawn, where as large a share of them are neighbours.
 
     Parameters
     ----------
@@ -70,9 +74,10 @@ def divide_spots(
     most
         Most parts.
     seed
-        Seed of Leiden.
+        Seed of Leiden, and of the draw of spots.
     """
-    graph = join_neighbours(points)
+    near = count_neighbours(len(points))
+    graph = join_neighbours(points, near)
     found: dict[int, list[tuple[float, np.ndarray]]] = {1: [(np.nan, np.zeros(len(points), int))]}
     for resolution in _RESOLUTIONS:
         partition = find_communities(graph, resolution=resolution, seed=seed)
@@ -81,7 +86,14 @@ def divide_spots(
             break
         if number > 1:
             found.setdefault(number, []).append((float(resolution), partition))
-    graphs = [[join_neighbours(half) for half in pair] for pair in halves if len(found) > 1]
+    drawn = np.arange(len(points))
+    if len(points) > _MOST_HALVED:
+        rng = np.random.default_rng(seed)
+        drawn = np.sort(rng.choice(len(points), _MOST_HALVED, replace=False))
+        near = round(near * _MOST_HALVED / len(points))
+    graphs = [
+        [join_neighbours(half[drawn], near) for half in pair] for pair in halves if len(found) > 1
+    ]
     divisions = {}
     for number, candidates in sorted(found.items()):
         resolution, partition = candidates[len(candidates) // 2]
@@ -97,8 +109,13 @@ def divide_spots(
     return divisions
 
 
-def join_neighbours(points: np.ndarray) -> anndata.AnnData:
-    """Return the graph of each point's nearest two fifths of the points, 100 at most.
+def count_neighbours(n_points: int) -> int:
+    """Return how many points are neighbours of one: two fifths of them, 100 at most."""
+    return max(2, min(_MOST_NEIGHBOURS, int(_NEAR * n_points)))
+
+
+def join_neighbours(points: np.ndarray, near: int) -> anndata.AnnData:
+    """Return the graph of each point and those nearest to it.
 
     Edges of `scanpy.pp.neighbors`, weighed by a Gaussian of each point's own width.
 
@@ -106,11 +123,13 @@ def join_neighbours(points: np.ndarray) -> anndata.AnnData:
     ----------
     points
         Points by dimensions.
+    near
+        How many points are joined to one (`count_neighbours`).
     """
     graph = anndata.AnnData(X=np.asarray(points, np.float32))
     sc.pp.neighbors(
         graph,
-        n_neighbors=max(2, min(_MOST_NEIGHBOURS, int(_NEAR * len(points)))),
+        n_neighbors=max(2, near),
         use_rep="X",
         method="gauss",
         transformer="sklearn",  # exact, whatever the number of spots

@@ -23,7 +23,7 @@ def test_slides_go_through_slurm_to_their_features_in_one_job(tmp_path):
     with started_cluster(tmp_path / "slurm") as cluster:
         study = Study(tmp_path / "small", profile="profiles/slurm", grouped=True)
         features = [f"results/features/{slide}.h5" for slide in ("H01-1", "P01-1")]
-        call = study.finish(*features)
+        call = study.finish(*features, "--slurm-init-seconds-before-status-checks", "2")
         jobs = call.jobs()
         assert len(jobs) == len(call.submitted())  # none twice
         assert "10 of 10 steps (100%) done" in call.said

@@ -3,7 +3,13 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
-from histogep.cnv.clone_divisions import divide_spots, find_communities, join_neighbours
+from histogep.cnv import clone_divisions
+from histogep.cnv.clone_divisions import (
+    count_neighbours,
+    divide_spots,
+    find_communities,
+    join_neighbours,
+)
 
 SIZES = (40, 60, 30)
 
@@ -50,9 +56,26 @@ def test_the_bic_is_that_of_a_mixture_of_one_shape():
 
 def test_the_seed_decides_and_no_state_is_left_behind():
     points, _, _ = _parts(apart=2)
-    graph = join_neighbours(points)
+    near = count_neighbours(len(points))
+    graph = join_neighbours(points, near)
     first = find_communities(graph, resolution=1, seed=1)
     np.random.seed(5)
-    again = find_communities(join_neighbours(points), resolution=1, seed=1)
+    again = find_communities(join_neighbours(points, near), resolution=1, seed=1)
     np.testing.assert_array_equal(first, again)
     assert first.max() >= 1
+
+
+@pytest.mark.parametrize(("times", "halved"), [(7, 910), (12, 1000)])
+def test_the_halves_of_a_large_slide_are_compared_on_a_thousand_spots(monkeypatch, times, halved):
+    joined = []
+
+    def join(points, near):
+        joined.append((len(points), near))
+        return join_neighbours(points, near)
+
+    monkeypatch.setattr(clone_divisions, "join_neighbours", join)
+    points, truth, halves = _parts(apart=7, times=times)
+    found = divide_spots(points, halves, most=4, seed=3)
+    assert joined == [(len(points), 100), *[(halved, round(100 * halved / len(points)))] * 2]
+    assert adjusted_rand_score(truth, found[3].partition) > 0.95
+    assert found[3].stability > 0.95
