@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from histogep.errors import InputError
 
-# Each parsing of the workflow asks for the names of the folds, which are no table.
+# Each parsing of the workflow asks for the names of the folds, which need no arrays and no tables.
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -181,6 +179,8 @@ def _deal(sizes: Mapping[str, int], k: int, *, in_order: bool, seed: int) -> lis
     names = list(sizes)
     if in_order:
         return [[name] for name in names]
+    import numpy as np
+
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     hands: list[list[str]] = [[] for _ in range(k)]
     for name in sorted(shuffled, key=lambda name: -sizes[name]):

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from histogep.errors import InputError, suggestion
-from histogep.lattice import Lattice
+
+# Of a study that applies a model alone; every job of a cluster parses the workflow.
+if TYPE_CHECKING:
+    from histogep.lattice import Lattice
 
 #: Name of the encoder that is not a network.
 DESCRIPTORS = "descriptors"
@@ -107,6 +110,8 @@ def applied_encoders(
         is known once slides are encoded (`model_folder.check_features`).
     """
     trained = {encoder["name"]: encoder.get("precision") for encoder in model["encoders"]}
+    from histogep.lattice import Lattice
+
     given = block_names(encoders, Lattice.from_settings(model["lattice"]))
     if given != list(trained):
         raise InputError(

@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_costs_no_run(given):
     assert not write_resolved(open_study(given, main_process=True), given)
 
 
-def test_the_parse_of_a_job_imports_no_tables(written, given, tmp_path):
+def test_the_parse_of_a_job_imports_no_arrays_and_no_tables(written, given, tmp_path):
     (tmp_path / "given.json").write_text(
         json.dumps([given.config, [str(file) for file in given.configfiles], str(ROOT)])
     )
@@ -188,7 +188,7 @@ def test_the_parse_of_a_job_imports_no_tables(written, given, tmp_path):
         "import histogep.workflow.lineage, histogep.inputs.resources, histogep.inputs.sheet_ids;"
         "given = Given(*json.load(open('given.json')));"
         "study = open_study(given, main_process=False);"
-        "print(len(study.slides), 'pandas' in sys.modules, 'scipy' in sys.modules)"
+        "print(len(study.slides), study.folds, {'numpy', 'pandas', 'scipy'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -198,7 +198,8 @@ def test_the_parse_of_a_job_imports_no_tables(written, given, tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["14", "False", "False"]
+    folds = ["patient_cv-1", "patient_cv-2", "published-1", "published-2", "all"]
+    assert done.stdout.strip() == f"14 {folds} set()"
 
 
 @pytest.mark.workflow
