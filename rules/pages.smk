@@ -1,8 +1,47 @@
 """Pages: one to look at for each slide, one that lists all, and which figures the report shows.
 
 Needs:  whatever was computed of a slide: pages show less where less was.
-Writes: results/slides_html/{slide}.html and index.html, results/report/
+Writes: results/slides_html/{slide}.html and index.html, results/report/, results/batch_effects.tsv
 """
+
+
+rule compare_batches:
+    input:
+        slides="results/slides.tsv",
+        features=usable(Study.slide_files, pattern="results/features/{slide}.h5"),
+        spots=of_sections("results/spots/{slide}.h5ad"),
+    output:
+        table="results/batch_effects.tsv",
+        page=report(
+            "results/batch_effects.html",
+            caption="../report/batch_effects.rst",
+            category="01 Data and quality",
+            labels={"slide": "all", "figure": "what features go with: table"},
+        ),
+        figure=report(
+            "results/batch_effects.png",
+            caption="../report/batch_effects.rst",
+            category="01 Data and quality",
+            labels={"slide": "all", "figure": "what features go with"},
+        ),
+    log:
+        "logs/compare_batches.log",
+    benchmark:
+        "benchmarks/compare_batches.tsv"
+    conda:
+        "../envs/spatial.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        code=code_of("compare_batches.py"),
+        slides=usable(Study.slide_patients),
+        sections=usable(Study.section_patients),
+        seed=SETTINGS["seed"],
+    message:
+        "Compare the variance of patients, slides and stains"
+    script:
+        "../workflow_scripts/compare_batches.py"
 
 
 rule draw_slide_page:

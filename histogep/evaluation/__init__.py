@@ -1,6 +1,7 @@
 """Held-out predictions: scores, leak audit, registration, copy number."""
 
 __all__ = [
+    "batch_effects",
     "cards",
     "copies",
     "copy_number",

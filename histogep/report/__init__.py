@@ -5,6 +5,7 @@ __all__ = [
     "cohort_page",
     "figures",
     "pages",
+    "pages_batch_effects",
     "pages_evaluation",
     "pages_leakage",
     "self_contained",

@@ -110,6 +110,8 @@ class SlideLayers:
         In the order of the menu.
     notes
         What must be known to read the page.
+    warnings
+        Why its predictions may not be trusted.
     """
 
     slide: str
@@ -121,6 +123,7 @@ class SlideLayers:
     maps: tuple[str, ...]
     layers: tuple[Layer, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ def read_scores(
     known = table[["predictable", "score", "null", "half_width"]]
     known = known.assign(null_upper=np.nan, ceiling=np.nan)
     deployed = set(known.index)
-    tumour: dict[str, str] = {}
+    tumour = {"held-out AUROC": "not known here, but in the study that trained the model"}
     if genes is not None:
         scored = read_tsv(genes, dtype={"gene": str, "model": str})
         mine = scored["model"] == models["expression"]
@@ -370,16 +373,15 @@ def predicted_layers(
         found = predicted_places(expression, markers, tumour_threshold=tumour_threshold, cnv=cnv)
         layers += _neighbour_layers(found.table.reindex(places), lattice, n_maps=1)
     layers += list(_profile_layers(slide, places, cnv, subtypes, n_maps=1))
-    notes = [f"Predicted by {_models(scores)}.", _interval_note(scores)]
+    warnings = []
     if bool(data.uns["out_of_distribution"]):
-        notes.insert(
-            0,
+        warnings.append(
             f"This slide is out of distribution: its median score is "
             f"{float(data.uns['median_ood_score']):.2f}, and at most 10 % of new patients would reach 1. "
             "What is predicted of it is extrapolated.",
         )
     if section := str(data.uns["training_section"]):
-        notes.insert(0, f"This is the image of the training section {section}: not out of sample.")
+        warnings.append(f"This is the image of the training section {section}: not out of sample.")
     return SlideLayers(
         slide=slide,
         mpp=mpp,
@@ -389,7 +391,8 @@ def predicted_layers(
         round=False,
         maps=(PREDICTED,),
         layers=tuple(layers),
-        notes=tuple(notes),
+        notes=(f"Predicted by {_models(scores)}.", _interval_note(scores)),
+        warnings=tuple(warnings),
     )
 
 
@@ -406,7 +409,7 @@ def _tumour_layer(
     values: tuple[np.ndarray | None, ...], scores: Scores, *, name: str = "tumour probability"
 ) -> Layer:
     return Layer(
-        name, "Tumour", values, unit="probability", diverging=True,
+        name, "Tumour", values, unit="0 to 1", diverging=True,
         limits=(0.0, 1.0), about=scores.tumour,
     )  # fmt: skip
 

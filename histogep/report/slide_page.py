@@ -85,6 +85,7 @@ def write_slide_page(
     parts = {
         "TITLE": html.escape(f"Slide {layers.slide}"),
         "NOTES": "".join(f"<p>{html.escape(note)}</p>" for note in layers.notes),
+        "WARNINGS": "".join(f"<p>{html.escape(text)}</p>" for text in layers.warnings),
         "ITEM": as_json(item),
         "CONTENT": as_json(content),
         "BOKEH": "\n".join(scripts),

@@ -59,11 +59,11 @@
 
     function draw() {
       const layer = layerOf();
-      const about = layer.about.map(([name, text]) => `${name}: ${text}`).join("; ");
+      const about = layer.about.map(([name, text]) => `${name}: ${text}`).join("; ") || "–";
       content.maps.forEach((title, map) => {
         const colour = new Array(n).fill(UNKNOWN);
         const value = new Array(n).fill("no value");
-        const interval = new Array(n).fill("");
+        const interval = new Array(n).fill("–");
         const scale = model("scale", map);
         const bar = model("bar", map);
         const drawn = model("drawn", map);

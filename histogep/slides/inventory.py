@@ -18,7 +18,7 @@ from histogep.slides.same_file import SECTION
 #: Metrics of a results/tiles/{slide}.quality.tsv that the table has, in its order.
 METRICS = (
     *("mpp", "tissue_mm2", "n_fragments", "n_tiles", "share_pen", "share_blurred"),
-    *("share_folded", "median_sharpness"),
+    *("share_folded", "median_sharpness", "mean_haematoxylin", "mean_eosin"),
 )
 #: A slide of which more than this is under pen, blurred or folded is flagged.
 MOST = 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from skimage.color import hed_from_rgb
 
 from histogep.lattice import Lattice
 from histogep.progress import progress
@@ -71,6 +72,22 @@ def measure_quality(slide: Slide, tiles: pd.DataFrame, *, tile_um: float) -> pd.
     )
 
 
+def mean_stains(mask: TissueMask) -> tuple[float, float]:
+    """Return the mean density of haematoxylin and of eosin over a slide's tissue; NaN without any.
+
+    Optical densities (log10) by colour deconvolution with the stain vectors of Ruifrok and Johnston
+    (Anal Quant Cytol Histol 2001), as scikit-image has them, on the overview of the slide.
+    """
+    step = mask.overview_step
+    tissue = mask.overview[mask.mask[::step, ::step]]
+    if not len(tissue):
+        return float("nan"), float("nan")
+    density = -np.log10((tissue.astype(np.float64) + 1) / 256)
+    # rgb2hed clips each stain at 0 pixel by pixel: the mean is taken of unclipped densities.
+    haematoxylin, eosin, _ = density.mean(axis=0) @ hed_from_rgb
+    return float(haematoxylin), float(eosin)
+
+
 def summarise_quality(
     slide: Slide, mask: TissueMask, tiles: pd.DataFrame, *, lattice: Lattice
 ) -> pd.DataFrame:
@@ -86,6 +103,7 @@ def summarise_quality(
     size_um = slide.width_px * slide.mpp, slide.height_px * slide.mpp
     n_positions = sum(len(row) for row, _ in lattice.cover_by_rows(*size_um))
     n_pen, n_tissue = np.count_nonzero(mask.pen), np.count_nonzero(mask.mask)
+    haematoxylin, eosin = mean_stains(mask)
     values = {
         "n_positions": n_positions,
         "n_tiles": len(tiles),
@@ -96,6 +114,8 @@ def summarise_quality(
         "share_blurred": (tiles["blur"] < BLURRED).mean(),
         "share_folded": (tiles["tissue_fold"] > FOLDED).mean(),
         "median_sharpness": tiles["blur"].median(),
+        "mean_haematoxylin": haematoxylin,
+        "mean_eosin": eosin,
         "mean_tissue": tiles["tissue"].mean(),
         "mpp": slide.mpp,
         "mask_um": mask.um_per_px,

@@ -721,7 +721,8 @@ class Study:
         if not len(self.slides):
             return []
         pages = [*self.page_slides(), "index"]
-        return [*_files("results/slides_html/{slide}.html", pages), "results/report/tiles"]
+        listed = ["results/report/tiles"] + ["results/batch_effects.tsv"] * (len(self.slides) > 1)
+        return _files("results/slides_html/{slide}.html", pages) + listed
 
     def page_slides(self) -> list[str]:
         """Return the slides that have a page, in the order of the sheet.

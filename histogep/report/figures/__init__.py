@@ -1,6 +1,7 @@
 """Figures of each stage."""
 
 __all__ = [
+    "batch_effects",
     "cnv",
     "enrichment",
     "evaluation",
