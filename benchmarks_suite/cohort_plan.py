@@ -69,7 +69,8 @@ def write_study(folder: Path, n_slides: int, *, on_bad_slide: str = "stop") -> P
             patients.append(f"{patient}\t{i % 97}\t{i // 2 % 2}\t60\tf\tII\t{i // 4 % 2}")
     (folder / "slides.tsv").write_text("\n".join(slides) + "\n")
     (folder / "patients.tsv").write_text("\n".join(patients) + "\n")
-    (folder / "positions.gtf").touch()
+    gene = 'gene_id "ENSG1"; gene_name "GENE";'
+    (folder / "positions.gtf").write_text(f"chr1\tx\tgene\t1\t9\t.\t+\t.\t{gene}\n")
     (folder / "sets.gmt").write_text("SET\t\tGENE\n")
     config = folder / "study.yaml"
     config.write_text(

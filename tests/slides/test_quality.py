@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import pyvips
+from skimage.color import hed2rgb, rgb2hed
 
 from histogep.lattice import Lattice
 from histogep.report.figures.slides import draw_tiles
-from histogep.slides.quality import measure_quality, summarise_quality
+from histogep.slides.quality import mean_stains, measure_quality, summarise_quality
 from histogep.slides.reader import Slide
 from histogep.slides.tiles import lattice_tiles
+from histogep.slides.tissue import TissueMask
 
 LATTICE = Lattice("visium", 100, 112)
 
@@ -46,6 +48,22 @@ def test_a_fold_is_tissue_that_light_goes_through_twice(tmp_path):
     assert folded == pytest.approx(60 / 112, abs=0.12)
     assert half == pytest.approx(56 / 112, abs=0.08)
     assert max(plain, clean, glass) < 0.03
+
+
+def test_the_stains_of_the_tissue_are_those_that_it_was_made_of():
+    """With the forward model of scikit-image, and no stain of the glass around it."""
+    stains = np.zeros((60, 80, 3))
+    stains[10:50, 10:40, :2] = (0.12, 0.03)
+    stains[10:50, 40:70, :2] = (0.04, 0.05)
+    rgb = np.round(hed2rgb(stains) * 255).astype(np.uint8)
+    tissue = stains.any(axis=2)
+    mask = TissueMask(tissue, np.zeros_like(tissue), rgb, 8.0, (4.0, 4.0), 1)
+    haematoxylin, eosin = mean_stains(mask)
+    hed = rgb2hed(rgb)[tissue].mean(axis=0) * -np.log10(1e-6)
+    assert haematoxylin == pytest.approx(hed[0], rel=0.03)
+    assert eosin == pytest.approx(hed[1], rel=0.05)
+    none = TissueMask(np.zeros_like(tissue), mask.pen, rgb, 8.0, (4.0, 4.0), 0)
+    assert np.isnan(mean_stains(none)).all()
 
 
 def test_quality_and_overview(made):
