@@ -116,6 +116,19 @@ def incomplete(folder: str | Path, name: str) -> InputError:
     )
 
 
+def refuse_linked_parts(store: str | Path) -> None:
+    """Refuse a store whose groups, down to the elements, are links; the store itself may be one.
+
+    Raises
+    ------
+    InputError
+        With the name of the link.
+    """
+    for path in (*Path(store).iterdir(), *Path(store).glob("*/*")):
+        if path.is_symlink():
+            raise InputError(f"{path} is a link: a store must hold its own files; {_AGAIN}")
+
+
 def _refuse_links(folder: Path) -> None:
     """Refuse links and special files, in and as the group, which may lead anywhere."""
     for place, folders, files in os.walk(folder):

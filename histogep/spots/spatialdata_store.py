@@ -23,7 +23,13 @@ import pandas as pd
 
 from histogep.errors import InputError
 from histogep.files import given_file
-from histogep.inputs.zarr_guard import check_zarr, incomplete, is_zarr, read_attributes
+from histogep.inputs.zarr_guard import (
+    check_zarr,
+    incomplete,
+    is_zarr,
+    read_attributes,
+    refuse_linked_parts,
+)
 from histogep.spots.matrices import check_compressed
 
 log = logging.getLogger(__name__)
@@ -78,6 +84,7 @@ def read_store(
         Something is missing, damaged or unsafe, of another layout, or of several sections.
     """
     folder = Path(folder)
+    refuse_linked_parts(folder)
     table, bin_um = _choose_table(folder, pitch_um)
     path = folder / "tables" / table
     with given_file(path, "a table of SpatialData"):

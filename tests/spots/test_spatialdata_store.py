@@ -358,3 +358,16 @@ def test_stores_of_zarr_format_2_are_read(visium, tmp_path):
     (path / "0").unlink()
     with pytest.raises(InputError, match="packed with pickle|lacks chunks"):
         read_section(copy)
+
+
+@pytest.mark.parametrize("part", ["tables", "shapes", "shapes/S1", "images/S1_hires_image"])
+def test_a_part_of_a_store_may_not_lie_elsewhere(copy, tmp_path, part):
+    """The store itself may: users keep large data on another disk."""
+    (copy / part).rename(tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", copy / part)
+    with pytest.raises(InputError, match=f"{part} is a link: a store must hold its own files"):
+        read_section(copy)
+    (copy / part).unlink()
+    (tmp_path / "elsewhere").rename(copy / part)
+    os.symlink(copy, tmp_path / "linked.zarr")
+    assert read_section(tmp_path / "linked.zarr").counts.shape == COUNTS.shape
