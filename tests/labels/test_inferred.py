@@ -49,6 +49,21 @@ def test_spots_all_alike_stay_undetermined(caplog):
     assert labels["ranked"].value_counts().to_dict() == {"": 32, "low": 16, "high": 16}
 
 
+def test_few_spots_are_not_divided_by_chance(caplog):
+    """Of 5 spots of one kind a mixture finds two groups in 4 sections of 10, of 2 always."""
+    divided = {}
+    for n_rows, n_cols in ((1, 2), (1, 3), (1, 5), (4, 5), (5, 6)):
+        found = 0
+        for seed in range(20):
+            spots, _ = make_spots(n_rows, n_cols, contrast=1.0, seed=seed)
+            labels = inferred.infer_labels(spots, MARKERS)
+            found += labels["label"].isin(["malignant", "non-malignant"]).any()
+        divided[n_rows * n_cols] = found
+    assert divided.pop(30) <= 3
+    assert set(divided.values()) == {0}
+    assert "20 spots are too few to tell two groups apart (30 are needed)" in caplog.text
+
+
 def test_ranked_names_the_ends_of_the_marker_score():
     spots, left = make_spots()
     ranked = inferred.infer_labels(spots, MARKERS)["ranked"].to_numpy()
