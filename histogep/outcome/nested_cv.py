@@ -189,7 +189,8 @@ def refit_bootstrap(
     draws
         Samples.
     folds
-        Outer folds, fewer where a sample has fewer patients of the rarer class.
+        Outer folds, fewer where a sample has fewer patients of a class that the learner has to see
+        in each of them (`Learner.learns`).
     seed
         Of samples and folds.
 
@@ -204,17 +205,20 @@ def refit_bootstrap(
     samples = []
     for draw in range(draws):
         while True:
-            rows = np.sort(np.concatenate([rng.choice(own, len(own)) for own in classes]))
+            rows = np.sort(np.concatenate([rng.choice(part, len(part)) for part in classes]))
             # A class of one patient could not be in training and test.
-            distinct = [len(np.intersect1d(rows, own)) for own in classes]
+            distinct = [len(np.intersect1d(rows, part)) for part in classes]
             if all(a >= min(3, len(b)) for a, b in zip(distinct, classes, strict=True)):
                 break
+        own = learner(rows)
+        names = np.unique(strata).tolist()
+        rarer = [n for name, n in zip(names, distinct, strict=True) if name in own.learns]
         scores = nested_scores(
-            learner(rows),
+            own,
             strata[rows],
             clinical=clinical.iloc[rows].reset_index(drop=True),
             image=tuple(block[rows] for block in image),
-            folds=min(folds, *distinct),
+            folds=min(folds, *rarer),
             shuffles=0,
             seed=seed + 10_000 * (draw + 1),
             shuffle_seed=seed,

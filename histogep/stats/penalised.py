@@ -14,7 +14,15 @@ from histogep.stats.cox import RiskSets, fit_cox
 
 
 class Learner(Protocol):
-    """A penalised linear model for an outcome known to it."""
+    """A penalised linear model for an outcome known to it.
+
+    Attributes
+    ----------
+    learns
+        Classes of patients without which nothing is learnt: events; responders and others.
+    """
+
+    learns: tuple[int, ...]
 
     def fit(
         self, x: np.ndarray, rows: np.ndarray, penalty: np.ndarray, *, tolerance: float = 1e-9
@@ -29,6 +37,8 @@ class Learner(Protocol):
 
 class CoxLearner:
     """Ridge Cox regression; the held-out likelihood is that of Verweij and van Houwelingen."""
+
+    learns = (1,)
 
     def __init__(self, time: np.ndarray, event: np.ndarray):
         self.time, self.event = np.asarray(time, float), np.asarray(event).astype(int)
@@ -68,6 +78,8 @@ class CoxLearner:
 
 class LogisticLearner:
     """Ridge logistic regression with a free intercept: scikit-learn's, with C = 1 / (n penalty)."""
+
+    learns = (0, 1)
 
     def __init__(self, response: np.ndarray):
         self.response = np.asarray(response, float)

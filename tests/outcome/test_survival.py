@@ -8,7 +8,13 @@ from lifelines.statistics import logrank_test
 from lifelines.utils import concordance_index
 
 from histogep.errors import InputError
-from histogep.outcome.nested_cv import fill_and_scale, nested_scores, reduce_image, stratified
+from histogep.outcome.nested_cv import (
+    fill_and_scale,
+    nested_scores,
+    reduce_image,
+    refit_bootstrap,
+    stratified,
+)
 from histogep.outcome.risk_groups import concordance, follow_up, group_z, median_time
 from histogep.outcome.survival import fit_survival
 from histogep.report.figures.outcome import forest, kaplan_meier
@@ -19,7 +25,7 @@ from histogep.stats.discrimination import (
     permutation_p,
     survival_pairs,
 )
-from histogep.stats.penalised import CoxLearner
+from histogep.stats.penalised import CoxLearner, LogisticLearner
 from histogep.study.covariates import stage_number
 
 QUICK = {"repeats": 2, "shuffles": 12, "refits": 50, "bootstraps": 300, "inner_folds": 3}
@@ -413,3 +419,28 @@ def tcga_brca(shared_data):
             "stage": stages.map(lambda s: stage_number("" if s != s else s)),
         }
     )
+
+
+@pytest.mark.parametrize("n_censored", [1, 3])
+def test_refits_have_the_folds_of_the_procedure_that_they_repeat(n_censored):
+    """Nearly all have died: few who are censored are no reason to train on fewer patients."""
+    table = simulate(n=24)
+    event = np.ones(24, int)
+    event[np.argsort(table["time"].to_numpy())[-n_censored:]] = 0
+    time = table["time"].to_numpy()
+    options = {
+        "clinical": table[["age", "sex"]],
+        "image": (table.filter(like="gene:").to_numpy(),),
+        "draws": 4,
+        "folds": 5,
+        "inner_folds": 3,
+        "penalties": [0.1, 1.0],
+        "components": 3,
+        "seed": 1,
+    }
+    refits = refit_bootstrap(lambda rows: CoxLearner(time[rows], event[rows]), event, **options)
+    assert [scores.fold.max() for _, scores in refits] == [5] * 4
+    assert all(np.isfinite(scores.scores["clinical+image"]).all() for _, scores in refits)
+    # A model of a response has to see both classes in training.
+    few = refit_bootstrap(lambda rows: LogisticLearner(event[rows]), event, **options)
+    assert all(scores.fold.max() <= max(n_censored, 2) for _, scores in few)
