@@ -56,6 +56,7 @@ rule summarise_neighbourhoods:
     params:
         code=code_of("summarise_neighbourhoods.py"),
         patients=usable(Study.described_patients),
+        sample_types=SETTINGS["summary"]["sample_types"],
     message:
         "Neighbourhoods of cohort {wildcards.cohort}"
     script:

@@ -16,6 +16,7 @@ with job_log(snakemake.log[0], snakemake):
         files_of(given, snakemake.input.tables, suffix=".tsv"),
         slides=list(given),
         slide_patients=list(given.values()),
+        sample_types=snakemake.params.sample_types,
     )
     write_tsv(slides, snakemake.output.slides)
     write_tsv(patients, snakemake.output.patients)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from histogep.errors import InputError
 from histogep.files import read_tsv
-from histogep.inputs.barcodes import patient_of
+from histogep.inputs.barcodes import PRIMARY, leave_out, patient_of
 
 #: Columns of results/neighbourhoods/{slide}.tsv.
 COLUMNS = (
@@ -24,7 +24,11 @@ _PARTS = {"": "value", "_null": "null_mean", "_low": "null_low", "_high": "null_
 
 
 def summarise_slides(
-    tables: Sequence[str | Path], *, slides: Sequence[str], slide_patients: Sequence[str]
+    tables: Sequence[str | Path],
+    *,
+    slides: Sequence[str],
+    slide_patients: Sequence[str],
+    sample_types: Sequence[str] = PRIMARY,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return what the slides of a cohort say of their patients.
 
@@ -34,6 +38,9 @@ def summarise_slides(
         `results/neighbourhoods/{slide}.tsv` of each slide.
     slides, slide_patients
         Their ids and patients, in the same order.
+    sample_types
+        TCGA sample types that describe their patient: other slides, and frozen sections of a patient
+        who has a diagnostic slide, are listed but are not in the patient's mean.
 
     Returns
     -------
@@ -73,7 +80,10 @@ def summarise_slides(
         )
         rows.append(row)
     of_slides = pd.DataFrame(rows)
-    return of_slides, average_slides(of_slides)
+    left_out = leave_out(
+        list(slides), [patient_of(patient) for patient in slide_patients], sample_types=sample_types
+    )
+    return of_slides, average_slides(of_slides[~of_slides["slide"].isin(list(left_out))])
 
 
 def average_slides(slides: pd.DataFrame) -> pd.DataFrame:

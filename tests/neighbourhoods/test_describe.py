@@ -511,7 +511,7 @@ def test_a_real_section_goes_through_the_scripts(her2st, run_script, tmp_path):
         "summarise_neighbourhoods.py",
         input={"tables": [outputs["table"]]},
         output=listed,
-        params={"patients": {"A1": "A"}},
+        params={"patients": {"A1": "A"}, "sample_types": ["01"]},
         wildcards={"cohort": "her2st"},
     )
     patients = read_tsv(listed["patients"])
@@ -549,6 +549,16 @@ def test_slides_are_averaged_by_their_places_and_missing_ones_left_out(tmp_path)
     assert row["immune_mixing"] == pytest.approx(expected)
     assert np.isnan(of_patients.set_index("patient").loc["b", "immune_mixing"])
     assert list(average_slides(of_slides.iloc[:1])["n_slides"]) == [1]
+    # Normal tissue, and a frozen section beside the diagnostic slide, are listed and not averaged.
+    names = ["TCGA-AA-0001-01Z-00-DX1", "TCGA-AA-0001-11A-01-TS1", "TCGA-AA-0001-01A-01-TS1"]
+    renamed = []
+    for path, name in zip(paths, names, strict=True):
+        renamed.append(tmp_path / f"{name}.tsv")
+        write_tsv(read_tsv(path, dtype={"slide": str}).assign(slide=name), renamed[-1])
+    listed, averaged = summarise_slides(renamed, slides=names, slide_patients=["TCGA-AA-0001"] * 3)
+    assert len(listed) == 3
+    assert averaged["n_slides"].tolist() == [1]
+    assert averaged.loc[0, "immune_mixing"] == pytest.approx(first.loc["S", "immune_mixing"])
     with pytest.raises(InputError, match="is not the table of slide X"):
         summarise_slides(paths[:1], slides=["X"], slide_patients=["a"])
 
