@@ -9,7 +9,6 @@ __all__ = [
     "given_features",
     "load",
     "networks",
-    "openvino_runtime",
     "precision",
     "registry",
     "tile_pixels",

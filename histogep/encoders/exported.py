@@ -8,6 +8,7 @@ the number of threads.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -79,8 +80,8 @@ def export_encoder(settings: Mapping[str, Any], description: str | Path) -> None
     import torch
 
     from histogep.encoders.load import load_encoder
-    from histogep.encoders.openvino_runtime import openvino
 
+    openvino = _openvino()
     torch.set_num_threads(1)
     encoder = load_encoder(settings)
     generator = torch.Generator().manual_seed(0)
@@ -167,11 +168,24 @@ def read_exported(description: str | Path, *, threads: int) -> ExportedEncoder:
 
 def _compile(network: Path, *, threads: int) -> Any:
     """Return a network for the CPU: each stream has one thread, whatever their number."""
-    from histogep.encoders.openvino_runtime import openvino
-
+    openvino = _openvino()
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
         "INFERENCE_PRECISION_HINT": "f32",
     }
     return openvino.Core().compile_model(str(network), "CPU", options)
+
+
+def _openvino() -> Any:
+    """Return OpenVINO without its telemetry.
+
+    It reports each import and conversion to its makers through a separate package, and works
+    without it where that cannot be imported. Slides are confidential and nothing here uses a
+    network, so for this process that package is hidden.
+    """
+    modules: dict[str, Any] = sys.modules
+    modules["openvino_telemetry"] = None
+    import openvino
+
+    return openvino
