@@ -26,6 +26,7 @@ include: "rules/enrichment.smk"
 include: "rules/export.smk"
 include: "rules/pages.smk"
 include: "rules/provenance.smk"
+include: "rules/summary.smk"
 
 
 if workflow.is_main_process:
@@ -44,10 +45,12 @@ onstart:
 
 onsuccess:
     record_run()
+    say_warnings(RUN_STARTED)
 
 
 onerror:
     record_run()
+    say_warnings(RUN_STARTED)
 
 
 rule all:

@@ -23,5 +23,6 @@ __all__ = [
     "spots",
     "stats",
     "study",
+    "warned",
     "workflow",
 ]

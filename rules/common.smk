@@ -5,6 +5,7 @@ What a rule reads is said by the methods of `histogep.workflow.study.Study`. `of
 """
 
 import re
+from datetime import UTC, datetime
 from inspect import signature
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from histogep.workflow.code import code_digest
 from histogep.inputs.resources import digest_resource
 from histogep.workflow.resolved import Given, open_study, write_resolved
 from histogep.workflow.study import Study
+from histogep.workflow.warnings_of_jobs import say_warnings
 from snakemake.exceptions import WorkflowError
 
+RUN_STARTED = datetime.now(UTC)
 # Of this Snakefile, also where another one uses it as a module.
 REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 

@@ -186,6 +186,8 @@ rule list_slides:
     input:
         quality=of_slide(Study.slide_files, pattern="results/tiles/{slide}.quality.tsv"),
         failed=STUDY.failures(),
+        # Read for their warnings only, which say of a section whether its labels can be used.
+        labels=of_sections("results/labels/{slide}.tsv"),
     output:
         table="results/slides.tsv",
         page=report(

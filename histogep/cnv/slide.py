@@ -46,6 +46,7 @@ from histogep.files import complete, read_labels, read_tsv
 from histogep.lattice import Lattice
 from histogep.slides.thumbnail import smaller_entry
 from histogep.spots.matrices import expression_of, read_h5ad
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ def profile_slide(
             "slide %s: its labels name no malignant or no non-malignant spot; the ends of the "
             "marker score stand in for them, so confidence is low",
             slide,
+            **decides("copy number"),
         )
     obs = obs[["row", "col"]].copy()
     obs.index = obs.index.astype(str)
@@ -155,7 +157,7 @@ def profile_slide(
             **_chosen(settings, _PROFILE_SETTINGS),
         )
     except InputError as error:
-        log.warning("slide %s: no copy number: %s", slide, error)
+        log.warning("slide %s: no copy number: %s", slide, error, **decides("copy number"))
         refused = _refused(obs, str(error), slide, measured, rule)
         _place(refused, spatial, lattice, picture)
         tables = (pd.DataFrame(columns=columns) for columns in (ARM_COLUMNS, MARKER_COLUMNS))

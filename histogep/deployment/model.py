@@ -39,6 +39,7 @@ from histogep.errors import InputError
 from histogep.models.predict import Model, build_model, network_shapes, predict_tiles
 from histogep.slides.same_file import IMAGE, SECTION, training_section
 from histogep.slides.same_tissue import Keypoints, read_keypoints, training_copy
+from histogep.warned import decides
 
 LOG = logging.getLogger(__name__)
 
@@ -187,6 +188,7 @@ class DeployedModel:
                 "predictions are extrapolated (stain, scanner, tissue or pixel size?)",
                 features.slide,
                 100 * share,
+                **decides("expression", "tumour"),
             )
         panel = self.settings["models"]["expression"]["genes"]
         return Prediction(

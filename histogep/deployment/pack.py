@@ -31,6 +31,7 @@ from histogep.models.sections import check_alike
 from histogep.models.selection import inner_scores
 from histogep.slides.same_file import IMAGES
 from histogep.slides.same_tissue import Keypoints, write_keypoints
+from histogep.warned import decides
 
 LOG = logging.getLogger(__name__)
 ROLES = ("expression", "tumour", "extended")
@@ -158,11 +159,17 @@ def choose_models(
             if role == "expression":
                 known = ", ".join(by_name)
                 raise InputError(f"deploy.expression names {name!r}; the models are {known}")
-            LOG.warning("deploy.%s: there is no model %r, so the folder has none", role, name)
+            LOG.warning(
+                "deploy.%s: there is no model %r, so the folder has none",
+                *(role, name),
+                **(decides("tumour") if role == "tumour" else decides("copy number")),
+            )
             continue
         reason = by_name[name].get("absent") or by_name[name].get("absent_tumour")
         if role == "tumour" and reason:
-            LOG.warning("deploy.tumour: the folder has no tumour map: %s", reason)
+            LOG.warning(
+                "deploy.tumour: the folder has no tumour map: %s", reason, **decides("tumour")
+            )
             continue
         if not _serves(by_name[name], role):
             raise InputError(f"deploy.{role}: model {name!r} is of task {by_name[name]['task']}")

@@ -21,6 +21,7 @@ from histogep.errors import InputError
 from histogep.lattice import Lattice
 from histogep.spots.matrices import expression_of, read_h5ad
 from histogep.spots.variable_genes import morans_i
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +193,11 @@ def score_activity(
         maps.append((scores.astype(np.float32), obs))
     table = pd.DataFrame(tables, columns=COLUMNS)
     if not maps:
-        log.warning("no gene set has %d to %d genes among those of the slides", min_size, max_size)
+        log.warning(
+            "no gene set has %d to %d genes among those of the slides",
+            *(min_size, max_size),
+            **decides("enrichment"),
+        )
         return table, ad.AnnData(np.zeros((0, 0), np.float32))
     var = pd.DataFrame(
         {"collection": [c for c, _, _ in chosen], "gene_set": [name for _, name, _ in chosen]},

@@ -23,6 +23,7 @@ from histogep.errors import InputError
 from histogep.files import read_labels, read_tsv
 from histogep.outcome.patients import GENE, SHARE
 from histogep.spots.matrices import expression_of, read_h5ad
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +247,7 @@ def enrich_contrast(
             **sources, subtype=subtype, tumour_threshold=tumour_threshold
         )
     except NothingToRankError as error:
-        log.warning("contrast %s: %s", contrast, error)
+        log.warning("contrast %s: %s", contrast, error, **decides("enrichment"))
         empty = pd.DataFrame(columns=["gene", "score"])
         return empty, not_tested(pd.DataFrame(columns=COLUMNS)), f"Contrast {contrast}", str(error)
     gsea = enrich(ranking, gene_sets, seed=seed, **settings)
@@ -327,7 +328,7 @@ def enrich(
         kept = {name: genes for name, genes in sorted(kept.items()) if len(genes) < len(ranked)}
         if not kept or flat:
             sizes = {"min_size": min_size, "max_size": max_size}
-            log.warning(_none_left(collection, sets, len(ranked), sizes))
+            log.warning(_none_left(collection, sets, len(ranked), sizes), **decides("enrichment"))
             continue
         result = gseapy.prerank(
             rnk=ranked,

@@ -25,6 +25,7 @@ from histogep.models.ridge import RidgeModel
 from histogep.models.sections import read_section
 from histogep.models.weights import read_arrays
 from histogep.spots.matrices import read_h5ad
+from histogep.warned import of_slide
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def compare_section(
             for values in (section.measured, section.predicted)
         ]
     except InputError as error:
-        log.warning("slide %s: no agreement: %s", section.slide, error)
+        log.warning("slide %s: no agreement: %s", section.slide, error, **of_slide(section.slide))
         return _nothing(same, str(error)), no_arms
     genes = profiles[0].genes.merge(profiles[1].genes[["gene"]], on="gene")
     rows, arms = [], []

@@ -31,6 +31,7 @@ from histogep.evaluation.section_scores import (
     section_table,
 )
 from histogep.evaluation.tumour_scores import tumour_table
+from histogep.warned import decides
 
 LOG = logging.getLogger(__name__)
 BASELINES = ("tissue_mask", "training_mean")
@@ -232,6 +233,7 @@ def registration_table(sections: Sequence[HeldOut], *, shifts: int) -> pd.DataFr
                 best["d_col"],
                 best["score"],
                 home["score"],
+                **decides("expression", "tumour", slide=section.slide),
             )
         table.insert(0, "slide", section.slide)
         tables.append(table)

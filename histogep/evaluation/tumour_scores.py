@@ -14,6 +14,7 @@ from histogep.evaluation.measured import Measured
 from histogep.evaluation.section_scores import SPATIAL_DRAWS, section_seed
 from histogep.stats.nulls import map_motions, moved_null, spatial_basis, spectral_null
 from histogep.stats.scores import auroc, average_precision, dice
+from histogep.warned import decides
 
 LOG = logging.getLogger(__name__)
 #: Threshold where none was chosen inside the fold.
@@ -71,7 +72,12 @@ def tumour_table(
         label = truth > 0.5
         who = (section.protocol, section.model, section.fold, section.slide, section.patient)
         if section.absent:
-            LOG.warning("section %s has no tumour map: %s", section.slide, section.absent)
+            LOG.warning(
+                "section %s has no tumour map: %s",
+                section.slide,
+                section.absent,
+                **decides("tumour", slide=section.slide),
+            )
             blank = [np.nan] * (len(COLUMNS) - len(who) - 4)
             rows.append((*who, len(label), int(label.sum()), *blank, "", section.absent))
             continue
@@ -111,7 +117,11 @@ def tumour_table(
         LOG.warning("no fold chose a tumour threshold for some models: Dice is taken at 0.5")
     unscored = table["auroc"].isna() & (table["absent"] == "")
     for slide in table.loc[unscored, "slide"].unique():
-        LOG.warning("section %s has spots of one class only: no AUROC", slide)
+        LOG.warning(
+            "section %s has spots of one class only: no AUROC",
+            slide,
+            **decides("tumour", slide=slide),
+        )
     return table
 
 

@@ -16,6 +16,7 @@ from histogep.cnv.profiles import compare_genes
 from histogep.errors import InputError
 from histogep.lattice import Lattice
 from histogep.spots.matrices import expression_of
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 #: Lineages of histogep/resources/markers.tsv that carcinoma cells express, and those of the other cells.
@@ -220,6 +221,7 @@ def _mixture(score: np.ndarray, *, seed: int) -> np.ndarray:
         log.warning(
             "%d spots are too few to tell two groups apart (%d are needed): all are left undetermined",
             *(len(score), MIN_SPOTS),
+            **decides("tumour"),
         )
         return np.full(len(score), np.nan)
     values = score[:, np.newaxis]
@@ -228,7 +230,9 @@ def _mixture(score: np.ndarray, *, seed: int) -> np.ndarray:
         for k in (1, 2)
     )
     if two.bic(values) >= one.bic(values):
-        log.warning("the spots do not fall into two groups: all are left undetermined")
+        log.warning(
+            "the spots do not fall into two groups: all are left undetermined", **decides("tumour")
+        )
         return np.full(len(score), np.nan)
     return two.predict_proba(values)[:, int(two.means_[:, 0].argmax())]
 

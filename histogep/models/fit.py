@@ -19,6 +19,7 @@ from histogep.models.ridge import ALPHAS, fit_ridge
 from histogep.models.sections import Section, both_classes
 from histogep.models.selection import METRICS, tumour_threshold
 from histogep.models.tumour_head import fit_tumour, probability_of
+from histogep.warned import decides
 
 LOG = logging.getLogger(__name__)
 COMPONENTS = 64
@@ -110,7 +111,7 @@ def fit_model(
 
         if reason:
             record["absent_tumour"] = reason
-            LOG.warning("%s: only expression is learned", reason)
+            LOG.warning("%s: only expression is learned", reason, **decides("tumour"))
         state = None
         if checkpoints is not None:
             state = (checkpoints, (record, dict(settings), code, device))
@@ -239,7 +240,7 @@ def _unlabelled(
 
 def _absent(record: dict[str, Any], reason: str) -> FittedModel:
     """Return a placeholder for a model that could not be trained, so that all else goes on."""
-    LOG.warning("%s", reason)
+    LOG.warning("%s", reason, **decides("tumour"))
     for what in ("scaler", "pca", "target", "alpha", "epoch", "threshold", "calibration"):
         record[f"{what}_fitted_on"] = []
     record |= {

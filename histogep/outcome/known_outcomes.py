@@ -9,6 +9,7 @@ import pandas as pd
 
 from histogep.errors import InputError
 from histogep.study.stages import MIN_EVENTS
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,11 @@ def known_covariates(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     kept = {}
     for name in names:
         if name not in table or not np.isfinite(table[name].to_numpy(float)).any():
-            log.warning("covariate %s is not known for any patient; left out", name)
+            log.warning(
+                "covariate %s is not known for any patient; left out",
+                name,
+                **decides("survival", "response"),
+            )
             continue
         values = table[name].to_numpy(float)
         if len(np.unique(values[np.isfinite(values)])) < 2 and np.isfinite(values).all():

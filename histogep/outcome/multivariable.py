@@ -22,6 +22,7 @@ from scipy import stats
 from histogep.stats.cox import fit_cox
 from histogep.stats.discrimination import permutation_p
 from histogep.study.covariates import STAGES
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def fit_multivariable(
         if has_image and shuffled is not None and len(shuffled):
             _against_shuffles(table, variables, fitted, time, event, shuffled[:, complete])
     for note in notes:
-        log.warning("multivariable Cox model: %s", note)
+        log.warning("multivariable Cox model: %s", note, **decides("survival"))
     return Multivariable(table, lacks, len(used), int(event.sum()), notes)
 
 

@@ -20,6 +20,7 @@ from histogep.outcome.signatures import Signature, score_signatures
 from histogep.slides.same_file import find_copies, image_of, section_of
 from histogep.spots.matrices import read_h5ad
 from histogep.study.covariates import STAGES, clinical_numbers, has_outcome
+from histogep.warned import decides, of_slide
 
 log = logging.getLogger(__name__)
 
@@ -350,6 +351,7 @@ def _pool_tiles(
                 "slide %s: %.0f %% of its tiles are far from the training features",
                 slide,
                 100 * out_of_distribution.mean(),
+                **of_slide(slide),
             )
         for chosen, total, scatter in (
             (values, part.tissue, part.tissue_scatter),
@@ -365,7 +367,8 @@ def _pool_tiles(
     if not genes:
         log.warning(
             "no gene of the panel is predictable on held-out patients: there are no gene columns "
-            "and no signatures"
+            "and no signatures",
+            **decides("expression", "survival", "response"),
         )
     return genes, sums
 
@@ -464,9 +467,11 @@ def _report(table: pd.DataFrame, n_genes: int) -> None:
             "the model was trained on these patients, who stay in as summary.training_patients is "
             "keep; what follows is not out of sample for them: %s",
             ", ".join(table.loc[table["in_training"], "patient"]),
+            **decides("survival", "response"),
         )
     if table["out_of_distribution"].any():
         log.warning(
             "mostly far from the training features: %s",
             ", ".join(table.loc[table["out_of_distribution"], "patient"]),
+            **decides("survival", "response"),
         )

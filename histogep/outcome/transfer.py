@@ -26,6 +26,7 @@ from histogep.stats.discrimination import (
 )
 from histogep.stats.penalised import LogisticLearner
 from histogep.stats.scores import unit_columns
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def transfer_response(
         try:
             learnt = with_response(tables[train][~shared])
         except InputError as error:
-            log.warning("%s to %s: no model (%s)", train, test, error)
+            log.warning("%s to %s: no model (%s)", train, test, error, **decides("response"))
             rows.append(row | {"n_train": int((~shared).sum()), **_sizes(tables[test])})
             continue
         scored, found = _transfer(learnt, tables[test], train, test, settings, seed)

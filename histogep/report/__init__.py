@@ -8,6 +8,7 @@ __all__ = [
     "pages_batch_effects",
     "pages_evaluation",
     "pages_leakage",
+    "pages_summary",
     "self_contained",
     "slide_layers",
     "slide_page",

@@ -9,6 +9,7 @@ import numpy as np
 import shapely
 
 from histogep.errors import InputError
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,9 @@ def check_fit(
             raise InputError(
                 f"{said}: are the areas in px of the full image, x before y, from its top left corner?"
             )
-        log.warning("%s%s", said, f"; {would}" if explained > 2 * share else "")
+        log.warning(
+            "%s%s", said, f"; {would}" if explained > 2 * share else "", **decides("tumour")
+        )
     if n_touching < FEW * n_areas:
         log.warning(
             "%s: %d of %d annotated areas hold no spot", where, n_areas - n_touching, n_areas

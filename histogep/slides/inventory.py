@@ -23,7 +23,9 @@ METRICS = (
 #: A slide of which more than this is under pen, blurred or folded is flagged.
 MOST = 0.5
 _SHARES = {"share_pen": "under pen", "share_blurred": "blurred", "share_folded": "folded"}
-COLUMNS = ("slide", "patient", "cohort", "role", "status", "reason", *METRICS)
+#: How many warnings the jobs gave that read, tiled and labelled a slide, and the texts of deciding ones.
+WARNED = ("warnings", "deciding")
+COLUMNS = ("slide", "patient", "cohort", "role", "status", "reason", *WARNED, *METRICS)
 #: Of a predicted slide.
 PREDICTED = (
     *("slide", "patient", "cohort", "n_tiles", "tumour_fraction", "median_ood_score"),
@@ -39,6 +41,7 @@ def list_slides(
     cohorts: Sequence[str],
     sections: Sequence[str],
     failed: str | Path | None = None,
+    warned: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Return one row per slide.
 
@@ -52,6 +55,8 @@ def list_slides(
         The ids of those with spots.
     failed
         results/failed_slides.tsv; None where a bad slide stops the study, so that there is none.
+    warned
+        What the jobs of the slides warned of: columns slide, decides ("" for nothing), n, warning.
 
     Returns
     -------
@@ -65,6 +70,10 @@ def list_slides(
     if failed is not None:
         table = read_tsv(failed, dtype=str, keep_default_na=False)
         reasons = dict(zip(table["slide"], table["reason"], strict=True))
+    if warned is None:
+        warned = pd.DataFrame(columns=["slide", "decides", "n", "warning"])
+    counts = warned.groupby("slide")["n"].sum()
+    deciding = warned[warned["decides"] != ""].groupby("slide")["warning"].agg("; ".join)
     rows = []
     for path, slide, patient, cohort in zip(quality, slides, patients, cohorts, strict=True):
         measured = read_tsv(path).set_index("metric")["value"]
@@ -76,12 +85,14 @@ def list_slides(
                 "role": "section" if slide in with_spots else "slide",
                 "status": "left out" if slide in reasons else "used",
                 "reason": reasons.get(slide, ""),
+                "warnings": int(counts.get(slide, 0)),
+                "deciding": deciding.get(slide, ""),
                 **{metric: measured.get(metric, float("nan")) for metric in METRICS},
             }
         )
     listed = pd.DataFrame(rows, columns=list(COLUMNS))
-    counts = ["n_fragments", "n_tiles"]
-    listed[counts] = listed[counts].astype("Int64")
+    whole = ["n_fragments", "n_tiles"]
+    listed[whole] = listed[whole].astype("Int64")
     return listed
 
 

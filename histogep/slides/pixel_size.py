@@ -14,6 +14,7 @@ import openslide
 
 from histogep.errors import BadSlide
 from histogep.files import given_file
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def settle_mpp(
             "full-resolution image, or correct `mpp`"
         )
     for warning in warnings:
-        log.warning("slide %s: %s", slide, warning)
+        log.warning("slide %s: %s", slide, warning, **decides("slide"))
     return {
         "mpp": mpp,
         "mpp_source": source,

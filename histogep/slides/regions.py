@@ -13,6 +13,7 @@ import shapely
 from histogep.errors import BadSlide, InputError
 from histogep.slides.annotation_fit import HARDLY_ANY, explain_misfit
 from histogep.slides.geojson import read_annotations
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,11 @@ class Regions:
         explained, explanation, _ = explain_misfit(self.include, points, mpp)
         would = f"; {explained:.0%} would be if {explanation}" if explained > 2 * left else ""
         if left > 0:
-            log.warning("%s: only %.1f %% of the tissue is left%s", where, 100 * left, would)
+            log.warning(
+                "%s: only %.1f %% of the tissue is left%s",
+                *(where, 100 * left, would),
+                **decides("slide"),
+            )
             return
         raise BadSlide(
             f"{where}: none of its tissue lies in the annotated regions{would}; annotate them in the "

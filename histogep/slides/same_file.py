@@ -17,6 +17,7 @@ import h5py
 from histogep.errors import InputError
 from histogep.files import readable
 from histogep.inputs.barcodes import patient_key
+from histogep.warned import decides, of_slide
 
 LOG = logging.getLogger(__name__)
 #: In the settings of a model folder: training section -> SHA-256 of its image.
@@ -40,7 +41,11 @@ def training_section(settings: Mapping[str, Any], sha256: str) -> str:
         return ""
     for section, known in settings[IMAGES].items():
         if known == sha256:
-            LOG.warning("the image is that of the training section %s: not out of sample", section)
+            LOG.warning(
+                "the image is that of the training section %s: not out of sample",
+                section,
+                **decides("expression", "tumour"),
+            )
             return section
     return ""
 
@@ -89,7 +94,11 @@ def find_copies(
             "slide out of the slide sheet:\n" + "\n".join(problems)
         )
     for slide, known in copies.items():
-        LOG.warning("slide %s is the same image as %s of its patient: left out", slide, known)
+        LOG.warning(
+            "slide %s is the same image as %s of its patient: left out",
+            *(slide, known),
+            **of_slide(slide),
+        )
     return copies
 
 

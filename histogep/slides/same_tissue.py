@@ -21,6 +21,7 @@ import pandas as pd
 from histogep.errors import InputError
 from histogep.files import complete, read_parquet
 from histogep.inputs.barcodes import patient_key
+from histogep.warned import decides
 
 if TYPE_CHECKING:
     from histogep.slides.reader import Slide
@@ -197,7 +198,9 @@ def training_copy(pictures: Mapping[str, Keypoints], picture: Keypoints | None) 
         verdict, detail, _ = judge_images(known, picture)
         if verdict:
             LOG.warning(
-                "the image is %s the training section %s: %s", _SAYS[verdict], section, detail
+                "the image is %s the training section %s: %s",
+                *(_SAYS[verdict], section, detail),
+                **decides("expression", "tumour"),
             )
         if verdict == "copy":
             return section

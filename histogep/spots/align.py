@@ -28,6 +28,7 @@ from histogep.spots.normalise import add_expression
 from histogep.spots.quality import measure_quality
 from histogep.spots.readers import RawSection, is_legacy, read_positions
 from histogep.spots.space_ranger import bin_folder, find_matrix, find_positions
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 #: How far apart the slide and its spots may say a pixel is, as a ratio.
@@ -272,7 +273,7 @@ def put_on_smaller_image(raw: RawSection, slide: Slide) -> RawSection:
             f"the image is Space Ranger's {image}: {name} {scale:.4g} puts all spots on it; its pixels "
             f"are {slide.mpp:.3g} um, too coarse to show cells: tiles are enlarged"
         )
-        log.warning("slide %s: %s", slide.slide, note)
+        log.warning("slide %s: %s", slide.slide, note, **decides("slide"))
         table = raw.table.assign(x_px=scaled[:, 0], y_px=scaled[:, 1])
         spot_px = raw.spot_px * scale if raw.spot_px else None
         return replace(raw, table=table, spot_px=spot_px, notes=(*raw.notes, note))
@@ -540,6 +541,7 @@ def _check_fit(raw: RawSection, lattice: Lattice) -> LatticeFit:
             "%s: the slide shows the array mirrored; was the image flipped, or are x and y of the "
             "spots exchanged?",
             raw.source,
+            **decides("slide"),
         )
     return fit
 
@@ -556,6 +558,7 @@ def _pixel_sizes(
                 "slide %s: %.4g um per px, but a pitch of %.4g px says %.4g; check mpp in the "
                 "slide sheet and lattice.pitch_um",
                 *(slide.slide, slide.mpp, fit.pitch_px, estimates["spots"]),
+                **decides("slide"),
             )
     return estimates
 

@@ -13,6 +13,7 @@ import pandas as pd
 from histogep.errors import InputError
 from histogep.inputs.gene_names import are_excluded, report_empty_patterns, why_absent
 from histogep.inputs.joins import HALF, NEAR_NOTHING
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def share_genes(genes: Mapping[str, Iterable[str]]) -> list[str]:
             f"{'; '.join(problems[:4]) or examples}"
         )
     for problem in problems:
-        log.warning("genes are lost: %s", problem)
+        log.warning("genes are lost: %s", problem, **decides("expression"))
     return shared
 
 
@@ -244,6 +245,7 @@ def choose_panel(
         log.warning(
             "only %d genes pass (median Moran's I above %g, p below %g): the best %d are taken",
             *(len(main), settings["min_moran"], settings["p"], settings["min_genes"]),
+            **decides("expression"),
         )
         main += [gene for gene in ranked if gene not in set(main) and detected[gene]]
         main = main[: settings["min_genes"]]

@@ -12,4 +12,5 @@ __all__ = [
     "study",
     "study_checks",
     "study_reading",
+    "warnings_of_jobs",
 ]

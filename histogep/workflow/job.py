@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histogep.errors import InputError
+from histogep.warned import heard
 
 if TYPE_CHECKING:
     from histogep.workflow.records import Job
@@ -29,7 +29,8 @@ def job_log(path: str | Path, job: Job | None = None) -> Iterator[logging.Logger
     An exception is written to the log before it goes on; of an `InputError` only the message,
     because its traceback tells a user nothing. SIGTERM (a cancelled, preempted or late job) ends
     the job as an exception does, so that no half-written file stays. A job that ends well leaves
-    its peak memory and CPU time, and the versions of the packages that it loaded.
+    its peak memory and CPU time, the versions of the packages that it loaded, and in its record what the
+    library warned of.
 
     Parameters
     ----------
@@ -58,7 +59,10 @@ def job_log(path: str | Path, job: Job | None = None) -> Iterator[logging.Logger
         main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
-            with recorded(Path(path).with_suffix(".json"), job) if job else nullcontext():
+            with contextlib.ExitStack() as stack:
+                if job:
+                    record = Path(path).with_suffix(".json")
+                    stack.enter_context(recorded(record, job, stack.enter_context(heard())))
                 yield log
             log.info("peak memory %.0f MB, %.1f s CPU", *_cost())
             log.info("%s", format_versions(loaded_versions()))

@@ -1,8 +1,9 @@
 """What one job was: the record that it writes beside its log when it ends well.
 
 `logs/<rule>/<wildcards>.json` holds the rule, its wildcards, its parameters by name, size, time and
-digest of all that it read and wrote, and the versions of the packages that it loaded. A job that
-fails or is killed leaves none. `histogep.workflow.lineage` joins the records of a study by output.
+digest of all that it read and wrote, the versions of the packages that it loaded, and what it warned
+of. A job that fails or is killed leaves none. `histogep.workflow.lineage` joins the records of a study
+by output, `histogep.workflow.warnings_of_jobs` lists what they warned of.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from histogep.files import complete, file_sha256
+from histogep.warned import Heard, Warned
 from histogep.workflow.software import loaded_versions
 
 #: What stands in every record, and in no other JSON.
@@ -72,7 +74,7 @@ class FileState:
 
 
 @contextlib.contextmanager
-def recorded(path: str | Path, job: Job) -> Iterator[None]:
+def recorded(path: str | Path, job: Job, heard: Heard) -> Iterator[None]:
     """Write the record of a job when the block ends without error; remove an older one before.
 
     It holds the state of each input when the block began, that of each output when it ended, and the
@@ -84,6 +86,8 @@ def recorded(path: str | Path, job: Job) -> Iterator[None]:
         The record.
     job
         What the job is.
+    heard
+        What listens to the warnings of the job.
     """
     path = Path(path)
     path.unlink(missing_ok=True)
@@ -105,6 +109,7 @@ def recorded(path: str | Path, job: Job) -> Iterator[None]:
             if not name.startswith("_") and name not in _INCIDENTAL
         },
         "software": loaded_versions(),
+        "warnings": [asdict(warned) for warned in heard.warned],
         "started": started,
         "ended": utc(datetime.now(UTC).timestamp()),
         "inputs": {file: asdict(state) for file, state in inputs.items() if state is not None},
@@ -119,7 +124,10 @@ def recorded(path: str | Path, job: Job) -> Iterator[None]:
 
 
 def read_record(path: str | Path) -> dict[str, Any] | None:
-    """Return what `recorded` wrote, inputs and outputs as `FileState`s; None of any other file."""
+    """Return what `recorded` wrote, its states as `FileState`s, its warnings as `Warned`s; None of other files.
+
+    A record of a version that kept no warnings has none.
+    """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         texts = (record[name] for name in ("rule", "script", "code", "started", "ended"))
@@ -128,7 +136,9 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
         record["params"].items()
         for side in ("inputs", "outputs"):
             record[side] = {file: FileState(**state) for file, state in record[side].items()}
-        return {name: record[name] for name in _FIELDS}
+        told = record.get("warnings", [])
+        warned = [Warned(**{**one, "decides": tuple(one["decides"])}) for one in told]
+        return {name: record[name] for name in _FIELDS} | {"warnings": warned}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Where the table of slides that cannot be used is written.
 FAILED_SLIDES = "results/failed_slides.tsv"
+#: Where what was asked and what may be relied on is written.
+SUMMARY = "results/warnings.tsv"
 _SIMULATED = "data/simulated/"
 #: Kind of export -> its file, and what it costs (docs/export.md has the measurements).
 EXPORTS = {
@@ -263,6 +265,10 @@ class Study:
 
     def targets(self) -> list[str]:
         """Return the files that the whole study asks for."""
+        return [SUMMARY, *self.finished()]
+
+    def finished(self) -> list[str]:
+        """Return the files that the whole study asks for, but for the summary of them all."""
         listed = ["results/slides.tsv", "results/similar_slides.tsv"] if len(self.slides) else []
         made = self.stages.targets() + listed + self.failures()
         return made + self.page_targets() + self.export_targets()

@@ -23,6 +23,7 @@ from histogep.inputs.patient_joins import join_ids
 from histogep.lattice import Lattice
 from histogep.problems import Problems
 from histogep.study.bulk import measured_samples, read_expression
+from histogep.warned import heard
 from histogep.workflow.annotation_checks import check_annotations
 
 log = logging.getLogger(__name__)
@@ -194,22 +195,13 @@ def check_columns(renamed: Mapping[str, str], *sheets: pd.DataFrame | None) -> N
 @contextlib.contextmanager
 def collected_warnings() -> Iterator[list[str]]:
     """Collect the warnings of the library's readers, in place of printing them."""
-    lines: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            line = record.getMessage()
-            if line not in lines:
-                lines.append(line)
-
-    logger, handler = logging.getLogger("histogep"), Collect(logging.WARNING)
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
+    logger, lines = logging.getLogger("histogep"), []
+    before, logger.propagate = logger.propagate, False
     try:
-        yield lines
+        with heard() as listener:
+            yield lines
+            lines += dict.fromkeys(warned.text for warned in listener.warned)
     finally:
-        logger.removeHandler(handler)
         logger.propagate = before
 
 

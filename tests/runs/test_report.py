@@ -7,7 +7,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAIN = [
-    *("01 Data and quality", "02 Alignment", "03 Genes", "04 Scorecards", "05 Maps", "06 Tumour"),
+    *(
+        "00 Answer",
+        "01 Data and quality",
+        "02 Alignment",
+        "03 Genes",
+        "04 Scorecards",
+        "05 Maps",
+        "06 Tumour",
+    ),
     *("07 Copy number", "08 Survival", "09 Response", "10 Enrichment", "11 Failed slides"),
     "12 Provenance",
 ]
