@@ -43,6 +43,12 @@ rule subtype_tumours:
         patients="results/cnv/{cohort}/patients.tsv",
         controls="results/cnv/{cohort}/controls.tsv",
         markers="results/cnv/{cohort}/markers.tsv",
+        controls_page=report(
+            "results/cnv/{cohort}/controls.html",
+            caption="../report/subtypes.rst",
+            category="07 Copy number",
+            labels={"of": "{cohort}", "figure": "controls: what may be called so"},
+        ),
         page=report(
             "results/cnv/{cohort}/markers.html",
             caption="../report/subtypes.rst",

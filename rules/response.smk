@@ -13,6 +13,12 @@ rule predict_response:
         performance="results/response/{cohort}/performance.tsv",
         scores="results/response/{cohort}/scores.tsv",
         genes="results/response/{cohort}/genes.tsv",
+        page=report(
+            "results/response/{cohort}/response.html",
+            caption="../report/response.rst",
+            category="09 Response",
+            labels={"cohort": "{cohort}", "figure": "models, signatures and patients"},
+        ),
         roc=report(
             "results/response/{cohort}/roc.svg",
             caption="../report/response.rst",

@@ -52,6 +52,15 @@ rule fit_survival:
         multivariable="results/survival/{cohort}/multivariable.tsv",
         horizons="results/survival/{cohort}/horizons.tsv",
         calibration="results/survival/{cohort}/calibration.tsv",
+        page=report(
+            "results/survival/{cohort}/survival.html",
+            caption="../report/survival.rst",
+            category="08 Survival",
+            labels={
+                "cohort": "{cohort}",
+                "figure": "image beside stage, hazard ratios, who is at high risk",
+            },
+        ),
         km=report(
             "results/survival/{cohort}/km.svg",
             caption="../report/survival.rst",

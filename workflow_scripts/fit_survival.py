@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING
 from histogep.files import read_parquet, write_tsv
 from histogep.outcome.survival import fit_survival
 from histogep.report.figures.outcome import adjusted_forest, calibration_at, forest, kaplan_meier
+from histogep.report.pages_outcome import write_survival_page
 from histogep.report.style import save
+from histogep.warned import heard
 from histogep.workflow.job import job_log
+from histogep.workflow.warnings_of_jobs import deciding_warnings
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0], snakemake):
+with job_log(snakemake.log[0], snakemake), heard() as own:
     result = fit_survival(
         read_parquet(snakemake.input.patients),
         settings=snakemake.params.survival,
@@ -33,3 +36,9 @@ with job_log(snakemake.log[0], snakemake):
     save(calibration_at(result.horizons, result.calibration), snakemake.output.at_horizons)
     beside = adjusted_forest(adjusted.table, adjusted.notes, n=adjusted.n, events=adjusted.events)
     save(beside, snakemake.output.adjusted)
+    write_survival_page(
+        result,
+        snakemake.output.page,
+        cohort=snakemake.wildcards.cohort,
+        warnings=deciding_warnings([snakemake.input.patients], "survival", own=own.warned),
+    )

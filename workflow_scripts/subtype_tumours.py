@@ -7,13 +7,16 @@ from histogep.cnv.subtypes import DEFAULTS, subtype_cohort
 from histogep.files import files_of, write_tsv
 from histogep.report.figures.cnv import subtype_figure, subtype_maps
 from histogep.report.pages import Table, write_page
+from histogep.report.pages_copy_number import write_controls_page
 from histogep.report.style import save
+from histogep.warned import heard
 from histogep.workflow.job import job_log
+from histogep.workflow.warnings_of_jobs import deciding_warnings
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job_log(snakemake.log[0], snakemake):
+with job_log(snakemake.log[0], snakemake), heard() as own:
     patients = snakemake.params.patients
     paths = files_of(patients, snakemake.input.cnv, suffix=".h5ad")
     settings = {name: snakemake.params.cnv.get(name, value) for name, value in DEFAULTS.items()}
@@ -27,9 +30,14 @@ with job_log(snakemake.log[0], snakemake):
     write_tsv(subtypes.patients, snakemake.output.patients)
     write_tsv(subtypes.controls, snakemake.output.controls)
     write_tsv(subtypes.markers, snakemake.output.markers)
+    cohort = snakemake.wildcards.cohort
+    warned = deciding_warnings(snakemake.input.cnv, "copy number", own=own.warned)
+    controls = snakemake.output.controls_page
+    write_controls_page(subtypes.controls, controls, cohort=cohort, warnings=warned)
     write_page(
         snakemake.output.page,
-        title=f"Cohort {snakemake.wildcards.cohort}: marker genes of the subtypes",
+        warnings=warned,
+        title=f"Cohort {cohort}: marker genes of the subtypes",
         notes=[
             "Genes that are higher in the clones of a subtype than in those of the others, best "
             "first. Subtypes were found from the same expression, and clones of one patient are not "
@@ -38,6 +46,5 @@ with job_log(snakemake.log[0], snakemake):
         ],
         tables=[Table(subtypes.markers, group_by="subtype")],
     )
-    cohort = snakemake.wildcards.cohort
     save(subtype_figure(subtypes, cohort=cohort), snakemake.output.heatmap)
     save(subtype_maps(subtypes, profiles, cohort=cohort), snakemake.output.maps)

@@ -49,7 +49,7 @@ def gain(table: pd.DataFrame, settings: dict, seed: int) -> dict[str, float]:
     result = fit_survival(table, settings=settings, seed=seed)
     row = result.concordance.set_index("model").loc[f"{FULL} - {CLINICAL}"]
     risk = result.risk.set_index("patient").loc[table["patient"]]
-    scores = risk[["risk_clinical_image", "risk_clinical"]].to_numpy(float).T
+    scores = risk[["risk_clinical+image", "risk_clinical"]].to_numpy(float).T
     pairs = survival_pairs(table["time"], table["event"]).astype(float)
     drawn = bootstrap_concordance(
         scores, pairs, bootstrap_weights(len(table), draws=500, seed=seed)

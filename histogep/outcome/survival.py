@@ -66,15 +66,15 @@ class SurvivalResult:
         `shuffles`: the range over them), p (one-sided permutation p over the shuffles: the
         covariates' for the clinical model, the images' for the others), null (mean over the
         shuffles; NaN without), protocol (patient_cv; published: the best epoch of the map
-        network picked on the test fold, beside noise through the same protocol), repeats (whose
-        mean it is), n, events.
+        network picked on the test fold, beside noise through the same protocol; as given: the
+        stage by itself, which nothing was fitted to), repeats (whose mean it is), n, events.
     risk
         One row per patient: patient, fold (of each repeat, separated by commas), time, event,
-        risk_clinical, risk_image, risk_clinical_image (mean over repeats of the out-of-fold risk,
+        risk_clinical, risk_image, risk_clinical+image (mean over repeats of the out-of-fold risk,
         in standard deviations of the training patients' risk; NaN where there is no such model;
         `expression` in place of `image` where it was measured),
-        group (high or low: above or below the median of the fullest model's risk),
-        group_clinical, and lacks (covariates without a value, for which the patient is not in the
+        group (high or low: above or below the median risk of `model`, the fullest), model,
+        group_clinical, group_image (the same by these; empty without them), and lacks (covariates without a value, for which the patient is not in the
         multivariable model).
     log_rank
         Patients of high against those of low risk, by model: `histogep.outcome.risk_groups.compare_halves`.
@@ -203,6 +203,11 @@ def fit_survival(
         seed=seed,
     )
     of_image = [r.scores[source] for r in repeats if source in r.scores]
+    if "stage" in clinical:
+        c_index = pd.concat(
+            [c_index, _stage_alone(clinical["stage"].to_numpy(float), time, event, settings, seed)],
+            ignore_index=True,
+        )
     multivariable = fit_multivariable(
         clinical,
         np.mean(of_image, axis=0) if of_image else None,
@@ -319,6 +324,29 @@ def _concordance(
     return table
 
 
+def _stage_alone(
+    stage: np.ndarray, time: np.ndarray, event: np.ndarray, settings: dict[str, Any], seed: int
+) -> pd.DataFrame:
+    """Return the C-index of the stage as it stands, over the patients whose stage is known.
+
+    Nothing is fitted, so that there is no fold: the interval draws the patients again, and p deals
+    their stages to one another.
+    """
+    known = np.isfinite(stage)
+    stage, time, event = stage[known], time[known], event[known]
+    n, pairs = len(stage), survival_pairs(time, event).astype(float)
+    weights = np.vstack([np.ones(n), bootstrap_weights(n, draws=settings["bootstraps"], seed=seed)])
+    drawn = bootstrap_concordance(stage[None], pairs, weights)[0]
+    rng = np.random.default_rng(seed)
+    dealt = np.stack([rng.permutation(stage) for _ in range(settings["bootstraps"])])
+    null = bootstrap_concordance(dealt, pairs, weights[:1])[:, 0]
+    low, high = interval(drawn[1:])
+    p = permutation_p(float(drawn[0]), null)
+    row = _row("stage", drawn[0], low, high, p, float(null.mean()), 1, "patients")
+    sizes = {"protocol": "as given", "n": n, "events": int(event.sum())}
+    return pd.DataFrame([row | sizes])
+
+
 def _row(
     model: str,
     value: float,
@@ -348,17 +376,15 @@ def _risk_table(
     risk = pd.DataFrame({"patient": table["patient"].astype(str)})
     risk["fold"] = [",".join(map(str, row)) for row in zip(*(r.fold for r in repeats), strict=True)]
     risk["time"], risk["event"] = table["time"], table["event"].astype(int)
-    fullest = ""
+    models = [m for m in ("clinical", source, f"clinical+{source}") if m in repeats[0].scores]
     for name in ("clinical", source, f"clinical+{source}"):
-        column = "risk_" + name.replace("+", "_")
-        if name in repeats[0].scores:
-            risk[column] = np.mean([r.scores[name] for r in repeats], axis=0)
-            fullest = column
-        else:
-            risk[column] = np.nan
-    risk["group"] = split_at_median(risk[fullest])
-    known = risk["risk_clinical"].notna().all()
-    risk["group_clinical"] = split_at_median(risk["risk_clinical"]) if known else ""
+        known = name in models
+        risk[f"risk_{name}"] = (
+            np.mean([r.scores[name] for r in repeats], axis=0) if known else np.nan
+        )
+    risk["group"], risk["model"] = split_at_median(risk[f"risk_{models[-1]}"]), models[-1]
+    for name in ("clinical", source):
+        risk[f"group_{name}"] = split_at_median(risk[f"risk_{name}"]) if name in models else ""
     risk["lacks"] = list(lacks)
     return risk.sort_values("patient", ignore_index=True)
 

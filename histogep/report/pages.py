@@ -34,6 +34,7 @@ td.number, th.number { text-align: right; }
 td.none { color: #aaa; } tr:hover td { background-color: #f3f6f9; }
 code { font-size: .95em; background: #f1f1f1; padding: 0 .2em; }
 tr.group td { border-top: 2px solid #888; }
+div.warning { border-left: 4px solid #c0392b; background: #fdf1ef; padding: .3em .8em; margin: .8em 0; }
 """
 
 
@@ -72,7 +73,13 @@ class Table:
     group_by: str | None = None
 
 
-def render_page(title: str, tables: Sequence[Table], *, notes: Sequence[str] = ()) -> str:
+def render_page(
+    title: str,
+    tables: Sequence[Table],
+    *,
+    notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+) -> str:
     """Return a page of tables as HTML that needs no other file.
 
     Parameters
@@ -83,8 +90,13 @@ def render_page(title: str, tables: Sequence[Table], *, notes: Sequence[str] = (
         What is shown, in order.
     notes
         Sentences under the title, one paragraph each.
+    warnings
+        Warnings of jobs that decide what the page shows, set apart above all else.
     """
     body = [f"<h1>{html.escape(title)}</h1>"]
+    if warnings:
+        told = "".join(map(_paragraph, warnings))
+        body.append(f'<div class="warning"><p>Read this first:</p>{told}</div>')
     body += [_paragraph(note) for note in notes]
     for table in tables:
         body.append(_render_table(table))
@@ -97,10 +109,15 @@ def render_page(title: str, tables: Sequence[Table], *, notes: Sequence[str] = (
 
 
 def write_page(
-    path: str | Path, *, title: str, tables: Sequence[Table], notes: Sequence[str] = ()
+    path: str | Path,
+    *,
+    title: str,
+    tables: Sequence[Table],
+    notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write a page of tables (see `render_page`)."""
-    text = render_page(title, tables, notes=notes)
+    text = render_page(title, tables, notes=notes, warnings=warnings)
     with complete(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

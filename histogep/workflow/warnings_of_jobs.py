@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from histogep.warned import Warned
 from histogep.workflow.records import read_record
 
 LOGS = Path("logs")
@@ -55,7 +56,10 @@ def list_warnings(
 
 
 def deciding_warnings(
-    files: Iterable[str], *subjects: str, directory: str | Path = "."
+    files: Iterable[str],
+    *subjects: str,
+    own: Iterable[Warned] = (),
+    directory: str | Path = ".",
 ) -> list[str]:
     """Return the warnings of the jobs behind some files that decide one of some results, as sentences.
 
@@ -65,10 +69,14 @@ def deciding_warnings(
         Inputs of the job whose page repeats the warnings.
     subjects
         What they decide (`histogep.warned.SUBJECTS`).
+    own
+        What the job itself has warned of, of which there is no record yet.
     directory
         The working directory of the study.
     """
-    return sentences(list_warnings(files, directory=directory), *subjects)
+    rows = [("this step", w.slide, "", ",".join(w.decides), w.n, w.text) for w in own]
+    table = pd.concat([list_warnings(files, directory=directory), _ordered(rows)])
+    return sentences(table, *subjects)
 
 
 def sentences(warned: pd.DataFrame, *subjects: str) -> list[str]:

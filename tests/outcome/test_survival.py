@@ -96,10 +96,31 @@ def test_risk_is_split_at_its_median(planted):
     assert list(risk["patient"]) == sorted(table["patient"])
     assert (risk["group"] == "high").sum() == len(risk) // 2
     assert (
-        risk.loc[risk["group"] == "high", "risk_clinical_image"].min()
-        > risk["risk_clinical_image"].median()
+        risk.loc[risk["group"] == "high", "risk_clinical+image"].min()
+        > risk["risk_clinical+image"].median()
     )
     assert all(len(folds.split(",")) == QUICK["repeats"] for folds in risk["fold"])
+
+
+def test_the_groups_are_named_with_the_model_that_made_them(planted):
+    risk = planted[1].risk
+    assert set(risk["model"]) == {"clinical+image"}
+    for name in ("clinical", "image"):
+        high = risk[f"risk_{name}"] > risk[f"risk_{name}"].median()
+        assert (risk[f"group_{name}"] == "high").tolist() == high.tolist()
+    assert not (risk["group_image"] == risk["group_clinical"]).all()
+
+
+def test_the_stage_alone_stands_beside_the_models_as_lifelines_scores_it():
+    table = simulate(seed=3)
+    table.loc[:4, "stage"] = np.nan
+    row = fit_survival(table, settings=QUICK, seed=1).concordance.set_index("model").loc["stage"]
+    known = table[table["stage"].notna()]
+    expected = concordance_index(known["time"], -known["stage"], known["event"])
+    assert row["c_index"] == pytest.approx(expected)
+    assert (row["n"], row["protocol"]) == (len(known), "as given")
+    assert row["ci_low"] < row["c_index"] < row["ci_high"]
+    assert row["null"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_two_runs_are_identical_and_another_seed_is_not(planted):
@@ -164,9 +185,9 @@ def test_measured_expression_is_called_what_it_is():
     result = fit_survival(table, settings=QUICK | {"repeats": 1, "refits": 5}, seed=1)
     assert set(result.concordance["model"]) == {
         "clinical", "expression", "clinical+expression", "shuffled", "clinical+shuffled",
-        "clinical+expression - clinical",
+        "clinical+expression - clinical", "stage",
     }  # fmt: skip
-    assert {"risk_expression", "risk_clinical_expression"} <= set(result.risk)
+    assert {"risk_expression", "risk_clinical+expression"} <= set(result.risk)
     titles = [axes.get_title(loc="left") for axes in _km(result).axes]
     assert any(title.startswith("Clinical + expression") for title in titles)
     texts = [text.get_text() for text in forest(result.concordance, result.cox).axes[0].texts]
@@ -214,7 +235,7 @@ def test_an_interval_counts_the_training(planted):
     assert row["interval"] == "refitted"
     scores = result.risk.set_index("patient").loc[table["patient"].astype(str)]
     fixed = bootstrap_concordance(
-        scores[["risk_clinical_image", "risk_clinical"]].to_numpy(float).T,
+        scores[["risk_clinical+image", "risk_clinical"]].to_numpy(float).T,
         survival_pairs(table["time"], table["event"]).astype(float),
         bootstrap_weights(len(table), draws=400, seed=0),
     )
@@ -267,20 +288,25 @@ def test_curves_equal_lifelines_and_their_p_is_that_of_the_shuffles(planted):
     high = risk["group"] == "high"
     km = _km(result)
     # Out-of-fold groups are not independent, so that the p of the log-rank's law may not stand there.
-    titles = [axes.get_title(loc="left") for axes in km.axes[:2]]
+    titles = [axes.get_title(loc="left") for axes in km.axes[:3]]
+    assert [title.splitlines()[0] for title in titles] == [
+        *("Clinical covariates", "Image", "Clinical + image"),
+    ]
     by_model = result.concordance.set_index("model")["p"]
     halves = result.log_rank.set_index("model")
-    for title, model in zip(titles, ("clinical", "clinical+image"), strict=True):
+    for title, model in zip(titles, ("clinical", "image", "clinical+image"), strict=True):
         assert f"p = {by_model[model]:.2g} by shuffles" in title
         chi2, p = halves.loc[model, ["chi2", "p"]]
         assert f"log-rank χ² {chi2:.2f}, p = {p:.2g} by shuffles" in title
-    curve = km.axes[1].lines[0].get_ydata()
-    fitted = lifelines.KaplanMeierFitter().fit(risk["time"][high], risk["event"][high])
-    np.testing.assert_allclose(curve, fitted.survival_function_["KM_estimate"])
+    by_image = risk["group_image"] == "high"
+    for axes, group in ((km.axes[1], by_image), (km.axes[2], high)):
+        fitted = lifelines.KaplanMeierFitter().fit(risk["time"][group], risk["event"][group])
+        curve = axes.lines[0].get_ydata()
+        np.testing.assert_allclose(curve, fitted.survival_function_["KM_estimate"])
     labels = [
         tick.get_text() for tick in forest(result.concordance, result.cox).axes[0].get_yticklabels()
     ]
-    assert len(labels) == 5
+    assert len(labels) == 6
     assert any(label.startswith("shuffled") for label in labels)
 
 

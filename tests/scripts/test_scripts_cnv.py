@@ -83,6 +83,7 @@ def _section(genome, folder, *, seed=1, reference=True, ranked=False):
 def _pages(folder):
     """Return what subtype_tumours writes besides tables."""
     names = {"heatmap": "subtypes.png", "maps": "maps.png", "page": "markers.html"}
+    names["controls_page"] = "controls.html"
     return {name: folder / file for name, file in names.items()}
 
 
@@ -177,6 +178,9 @@ def test_ranked_spots_stand_in_for_labels_and_all_say_so(run_script, genome, tmp
     controls = pd.read_csv(outputs["controls"], sep="\t")
     assert set(controls["reference"]) == {"ranked"}
     assert controls["note"].str.contains("low confidence").all()
+    page = (tmp_path / "controls.html").read_text()
+    assert "What each profile may be called" in page
+    assert "<td>ranked</td>" in page
 
 
 def test_labels_go_before_ranks(genome):

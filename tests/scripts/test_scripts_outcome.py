@@ -90,6 +90,7 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
             "calibration": "calibration.tsv", "at_horizons": "horizons.svg",
             "log_rank": "log_rank.tsv", "follow_up": "follow_up.tsv",
             "multivariable": "multivariable.tsv", "adjusted": "multivariable.svg",
+            "page": "survival.html",
         }.items()
     }  # fmt: skip
     log = run_script(
@@ -97,6 +98,7 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
         input={"patients": table},
         output=survival,
         params={"survival": QUICK | {"shuffles": 5}, "seed": 1},
+        wildcards={"cohort": "hospital"},
     )
     assert "C-index clinical+image" in log
     models = read(survival["concordance"]).set_index("model")["c_index"]
@@ -110,13 +112,18 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
     assert adjusted.loc["image risk", "lr_p"] < 0.05
     assert survival["adjusted"].stat().st_size > 5000
     assert read(survival["follow_up"])["patients"].tolist() == [30, 15, 15]
+    page = survival["page"].read_text()
+    assert "Patients by risk (model clinical+image)" in page
+    assert "what the image adds to the covariates" in page
+    # What the job itself warned of stands above the numbers that it decides.
+    assert page.index("Read this first") < page.index("events for") < page.index("C-index")
     first = survival["km"].read_bytes(), survival["forest"].read_bytes()
 
     response = {
         name: tmp_path / "response" / file
         for name, file in {
             "performance": "performance.tsv", "scores": "scores.tsv", "genes": "genes.tsv",
-            "roc": "roc.svg",
+            "roc": "roc.svg", "page": "response.html",
         }.items()
     }  # fmt: skip
     run_script(
@@ -124,7 +131,11 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
         input={"patients": table},
         output=response,
         params={"response": QUICK | {"permutations": 5}, "seed": 1},
+        wildcards={"cohort": "hospital"},
     )
+    page = response["page"].read_text()
+    assert "Response of cohort hospital" in page
+    assert "a signature, by its score alone" in page
     scored = read(response["performance"]).query("metric == 'auroc'").set_index("model")
     assert scored.loc["immune", "value"] > 0.9
     assert response["roc"].stat().st_size > 5000
@@ -162,6 +173,7 @@ def test_from_slides_to_outcomes(run_script, study, tmp_path):
         input={"patients": table},
         output=survival,
         params={"survival": QUICK | {"shuffles": 5}, "seed": 1},
+        wildcards={"cohort": "hospital"},
     )
     assert first == (survival["km"].read_bytes(), survival["forest"].read_bytes())
 

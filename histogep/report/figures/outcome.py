@@ -27,7 +27,7 @@ _N_GENES = 15
 
 
 def kaplan_meier(risk: pd.DataFrame, concordance: pd.DataFrame, log_rank: pd.DataFrame) -> Figure:
-    """Draw survival by the median of the out-of-fold risk: the clinical model, and the fullest.
+    """Draw survival by the median of the out-of-fold risk: clinical model, image alone, and both.
 
     Parameters
     ----------
@@ -36,15 +36,17 @@ def kaplan_meier(risk: pd.DataFrame, concordance: pd.DataFrame, log_rank: pd.Dat
         the log-rank test takes the groups as given, which out-of-fold groups are not, and counts
         it as a finding too when patients of low risk die earlier.
     """
-    panels = []
     source = "expression" if "risk_expression" in risk else "image"
-    has_clinical = risk["risk_clinical"].notna().any()
-    if has_clinical:
-        panels.append(("Clinical covariates", "group_clinical", "clinical"))
-    if risk[f"risk_{source}"].notna().any():
-        title = f"Clinical + {source}" if has_clinical else source.capitalize()
-        model = f"clinical+{source}" if has_clinical else source
-        panels.append((title, "group", model))
+    full = f"clinical+{source}"
+    panels = [
+        (title, group, model)
+        for title, group, model in (
+            ("Clinical covariates", "group_clinical", "clinical"),
+            (source.capitalize(), f"group_{source}", source),
+            (f"Clinical + {source}", "group", full),
+        )
+        if risk[f"risk_{model}"].notna().any()
+    ]
     tested, compared = concordance.set_index("model"), log_rank.set_index("model")
     fig = figure(width_mm=90 * len(panels), height_mm=98)
     ticks = _time_ticks(float(risk["time"].max()))
