@@ -160,6 +160,7 @@ rule evaluate_model:
         settings=usable(Study.held_out_settings),
         panels=of_folds("results/genes/{study}/{fold}.json"),
         spots=of_sections("results/spots/{slide}.h5ad"),
+        labels=of_sections("results/labels/{slide}.tsv"),
     output:
         scorecards="results/evaluation/{study}/scorecards.tsv",
         genes="results/evaluation/{study}/genes.tsv",
@@ -235,6 +236,7 @@ rule package_model:
         slides=of_sections("results/slides/{slide}.json"),
         features=of_sections("results/features/{slide}.h5"),
         keypoints=of_sections("results/keypoints/{slide}.parquet"),
+        labels=of_sections("results/labels/{slide}.tsv"),
     output:
         model=directory("results/model/{study}"),
     log:

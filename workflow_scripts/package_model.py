@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from histogep.deployment.pack import package_model
 from histogep.files import read_json
+from histogep.labels.sources import describe_sources, read_label_sources
 from histogep.slides.same_tissue import read_keypoints
 from histogep.workflow.job import job_log
 
@@ -26,5 +27,6 @@ with job_log(snakemake.log[0], snakemake) as log:
         scorecards=files.scorecards,
         deploy=snakemake.params.deploy,
         lattice=snakemake.params.lattice,
+        labels=describe_sources(read_label_sources(files.labels)),
     )
     log.info("model %s", settings["digest"])

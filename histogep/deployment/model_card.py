@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+_CALLED = {"expression": "gene expression", "tumour": "tumour map"}
 _USE = """```python
 from histogep.deployment.model import load_model
 from histogep.encoders.feature_file import read_features
@@ -14,7 +15,13 @@ table = load_model("PATH/OF/THIS/FOLDER").predict(read_features("SLIDE.h5")).to_
 ```"""
 
 
-def model_card(settings: Mapping[str, Any], genes: pd.DataFrame, scorecards: pd.DataFrame) -> str:
+def model_card(
+    settings: Mapping[str, Any],
+    genes: pd.DataFrame,
+    scorecards: pd.DataFrame,
+    *,
+    labels: str = "",
+) -> str:
     """Return the model card as Markdown.
 
     Parameters
@@ -25,6 +32,8 @@ def model_card(settings: Mapping[str, Any], genes: pd.DataFrame, scorecards: pd.
         Its genes.tsv.
     scorecards
         results/evaluation/{study}/scorecards.tsv.
+    labels
+        Whose labels the tumour map was trained on, in words; "" where nothing is known of them.
     """
     lattice = settings["lattice"]
     encoders = ", ".join(
@@ -35,7 +44,9 @@ def model_card(settings: Mapping[str, Any], genes: pd.DataFrame, scorecards: pd.
     lines = [
         f"# Model folder of the study {settings['study']}",
         "",
-        "Predicts spatial gene expression (log1p CP10k) and a tumour map from H&E tiles.",
+        "Predicts spatial gene expression (log1p CP10k)"
+        + (" and a tumour map" if "tumour" in settings["models"] else "; it has no tumour map")
+        + " from H&E tiles.",
         "Use it in another study by `model: PATH/OF/THIS/FOLDER`, or from Python:",
         "",
         _USE,
@@ -55,12 +66,16 @@ def model_card(settings: Mapping[str, Any], genes: pd.DataFrame, scorecards: pd.
             f"| {role} | {record['model']} ({record['kind']}, {record['n_parameters']:,} parameters) |"
         )
     lines += [f"| {name} | no tumour map: {why} |" for name, why in settings["absent"].items()]
+    if labels:
+        lines.append(f"| tumour labels | {labels} |")
     lines += ["", "## Measured on held-out patients (patient_cv card)", ""]
     names = [record["model"] for record in settings["models"].values()]
     card = scorecards[(scorecards["protocol"] == "patient_cv") & scorecards["model"].isin(names)]
-    if card.empty:
-        lines.append("No scorecard of these models was made.")
-    else:
+    tested = set(card.loc[card["value"].notna(), "task"])
+    for task in ("expression", "tumour"):
+        if task not in tested:
+            lines += [f"The {_CALLED[task]} was never tested on held-out patients.", ""]
+    if len(card):
         columns = [
             name
             for name in ("task", "model", "metric", "value", "ci_low", "ci_high", "null", "ceiling")

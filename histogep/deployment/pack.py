@@ -52,6 +52,7 @@ def package_model(
     scorecards: str | Path,
     deploy: Mapping[str, str | None],
     lattice: Mapping[str, Any],
+    labels: str = "",
 ) -> dict[str, Any]:
     """Write the model folder of a study; return its settings.
 
@@ -80,6 +81,8 @@ def package_model(
         folds), `extended` (a model name).
     lattice
         Lattice settings of the study.
+    labels
+        Whose labels the tumour map was trained on, in words; "" where nothing is known of them.
     """
     records = [read_json(path) for path in settings]
     trained = {r["model"]: (r, path) for r, path in zip(records, weights, strict=True)}
@@ -120,7 +123,7 @@ def package_model(
         save_file(distances.to_arrays(), temporary / DISTANCE)
         write_tsv(genes, temporary / GENES)
         write_keypoints(keypoints, temporary / KEYPOINTS)
-        card = model_card(record, genes, read_tsv(scorecards))
+        card = model_card(record, genes, read_tsv(scorecards), labels=labels)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         record["digest"] = folder_digest(temporary, record)
         write_json(record, temporary / SETTINGS)

@@ -44,6 +44,7 @@ COLUMNS = (
     "ci_low",
     "ci_high",
     "null",
+    "null_upper",
     "ceiling",
     "ceiling_spatial",
     "n_sections",
@@ -185,7 +186,7 @@ def evaluate(
 
     tumour = tumour_table(sections, measured, permutations=int(settings["permutations"]), seed=seed)
     cards += tumour_cards(tumour, settings=settings, seed=seed)
-    scorecards = pd.DataFrame(cards, columns=[*COLUMNS, "null_upper"])
+    scorecards = pd.DataFrame(cards, columns=list(COLUMNS))
     best = best_model(scorecards)
     return Evaluation(
         scorecards=scorecards,

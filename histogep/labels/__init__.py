@@ -1,3 +1,3 @@
 """Which spots are malignant: annotated or inferred."""
 
-__all__ = ["agreement", "annotated", "inferred"]
+__all__ = ["agreement", "annotated", "inferred", "sources"]

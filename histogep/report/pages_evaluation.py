@@ -37,7 +37,8 @@ _TEXT = {
         "tumour.",
     ),
 }
-_METRICS = {
+#: What a metric of scorecards.tsv is called on the page.
+METRICS = {
     "pearson": "Pearson r, mean over sections",
     "pearson_patients": "Pearson r, mean over patients",
     "pearson_within": "Pearson r within sections",
@@ -51,7 +52,7 @@ _METRICS = {
     "auprc": "average precision",
     "dice": "Dice",
 }
-_ORDER = tuple(_METRICS)
+_ORDER = tuple(METRICS)
 
 
 def write_scorecards_page(
@@ -61,6 +62,8 @@ def write_scorecards_page(
     study: str,
     settings: dict[str, Any],
     alike: Sequence[Mapping[str, str]] = (),
+    labels: str = "",
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write results/evaluation/{study}/scorecards.html.
 
@@ -76,13 +79,23 @@ def write_scorecards_page(
         The evaluation settings, which the notes report.
     alike
         What the leak audit noticed (each: what, detail): patients that may be one.
+    labels
+        Whose labels the tumour map is scored against, in words.
+    warnings
+        Warnings of jobs that decide the scores.
     """
     cards = evaluation.scorecards
     tables = []
     for (protocol, task), (heading, note) in _TEXT.items():
         part = cards[(cards["protocol"] == protocol) & (cards["task"] == task)]
         if len(part):
-            tables.append(_card_table(part, heading, note))
+            whose = f" The labels are {labels}." if task == "tumour" and labels else ""
+            tables.append(_card_table(part, heading, note + whose))
+    if not (cards["task"].eq("tumour") & cards["value"].notna()).any():
+        heading, _ = _TEXT["patient_cv", "tumour"]
+        said = "No tumour map was tested on held-out patients, so there is no score of one."
+        whose = [f"The labels of the sections are {labels}."] if labels else []
+        tables.append(Table(pd.DataFrame(), heading=heading, notes=[said, *whose]))
     patient_cv = evaluation.genes
     if len(patient_cv):
         patient_cv = patient_cv[patient_cv["protocol"] == "patient_cv"]
@@ -92,6 +105,7 @@ def write_scorecards_page(
         path,
         title=f"Scorecards of {study}",
         tables=tables,
+        warnings=warnings,
         notes=[
             "`value` with its 95 % interval (bootstrap over patients: the spread between patients "
             "with the models as trained; with few patients it is too narrow). `null`: the score "
@@ -210,7 +224,7 @@ def _card_table(part: pd.DataFrame, heading: str, note: str) -> Table:
         relative = np.where(part["ceiling"] > 0, part["value"] / part["ceiling"], np.nan)
     shown = pd.DataFrame(
         {
-            "metric": part["metric"].map(_METRICS),
+            "metric": part["metric"].map(METRICS),
             "model": part["model"],
             # Errors in log units have no place on the axis of the bars.
             "value": part["value"].where(bounded),

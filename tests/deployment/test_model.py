@@ -13,11 +13,12 @@ from safetensors.numpy import save_file
 from histogep.deployment.extended_panel import predict_extended
 from histogep.deployment.folder import folder_digest, read_settings, tiles_of
 from histogep.deployment.model import load_model
+from histogep.deployment.model_card import model_card
 from histogep.deployment.out_of_distribution import FeatureDistance
 from histogep.deployment.pack import choose_models, gene_table, package_model
 from histogep.encoders.feature_file import read_features
 from histogep.errors import InputError
-from histogep.files import read_json, write_json, write_tsv
+from histogep.files import read_json, read_tsv, write_json, write_tsv
 from histogep.models.fit import fit_model
 from histogep.models.network import lattice_fit
 from histogep.models.predict import build_model
@@ -175,6 +176,25 @@ def test_packing_twice_gives_the_same_folder(packed, tmp_path):
     card = (folder / "README.md").read_text()
     assert "0.345" in card
     assert "12 of them predictable" in card
+
+
+def test_the_card_says_whose_labels_and_what_was_never_tested(packed, tmp_path):
+    _, arguments = packed
+    package_model(tmp_path / "m", **arguments, labels="inferred from markers, by no pathologist")
+    card = (tmp_path / "m/README.md").read_text()
+    assert "| tumour labels | inferred from markers, by no pathologist |" in card
+    assert "and a tumour map from H&E tiles" in card
+    cards = read_tsv(arguments["scorecards"])
+    settings = json.loads((tmp_path / "m/settings.json").read_text())
+    genes = read_tsv(tmp_path / "m/genes.tsv")
+    untested = model_card(settings, genes, cards[cards["task"] != "tumour"])
+    assert "The tumour map was never tested on held-out patients." in untested
+    assert "gene expression was never" not in untested
+    del settings["models"]["tumour"]
+    settings["absent"] = {"tumour": "all labels are undetermined"}
+    without = model_card(settings, genes, cards[cards["task"] != "tumour"])
+    assert "it has no tumour map" in without
+    assert "no tumour map: all labels are undetermined" in without
 
 
 @pytest.mark.parametrize("name", ["genes.tsv", "expression.safetensors", "settings.json"])

@@ -93,7 +93,10 @@ def write_study(folder, *, keep=lambda section: True):
         write_json(record, folder / f"{model}.json")
     limits = {"sentence": "9 genes, of 9 that pass; genes.min_moran (0.05) is what binds"}
     write_json({"fold": "patient_cv-1", "limits": limits}, folder / "panel.json")
+    labels = folder / "S1.tsv"
+    write_tsv(pd.DataFrame({"barcode": ["a"], "label": ["malignant"], "source": ["cnv"]}), labels)
     return {
+        "labels": [labels],
         "settings": [folder / f"{model}.json" for model in trained],
         "panels": [folder / "panel.json"],
         "verdict": folder / "leakage.json",
@@ -126,12 +129,16 @@ def test_evaluate_model_writes_every_table_and_figure_the_same_twice(run_script,
     assert all(len(table) for table in tables.values())
     cards = tables["scorecards.tsv"].set_index(["protocol", "model", "metric"])
     assert cards.columns.tolist() == [
-        *("task", "value", "ci_low", "ci_high", "null", "ceiling", "ceiling_spatial"),
-        *("n_sections", "n_patients", "n_genes"),
+        *("task", "value", "ci_low", "ci_high", "null", "null_upper", "ceiling"),
+        *("ceiling_spatial", "n_sections", "n_patients", "n_genes"),
     ]
     assert cards.loc[("patient_cv", "tissue_mask", "pearson"), "value"] == 0
     assert cards.loc[("patient_cv", "net", "pearson"), "value"] > 0.1
     assert cards.loc[("published", "net", "pearson"), "null"] > 0.4
+    assert (
+        "inferred from copy number with markers, by no pathologist, in 1 of 1 (S1)"
+        in (folder / "scorecards.html").read_text()
+    )
     page = (folder / "genes.html").read_text()
     assert set(tables["genes.tsv"]["gene"]) == set(re.findall(r"<tr><td>(\w+)</td>", page))
     assert "is what binds" in page

@@ -466,6 +466,7 @@ def test_the_chain_from_all_sections_to_a_new_slide(study, train, run_script, tm
             "features": study.files["features"],
             "slides": images,
             "keypoints": [no_picture],
+            "labels": study.files["labels"],
         },
         output={"model": tmp_path / "model"},
         params={

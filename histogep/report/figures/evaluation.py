@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -122,16 +123,38 @@ def plot_maps(
     return fig
 
 
+#: Warnings below a figure; all are on the scorecard.
+_MOST_LINES = 4
+
+
 def plot_tumour(
-    sections: Sequence[HeldOut], measured: Mapping[str, Measured], tumour: pd.DataFrame
+    sections: Sequence[HeldOut],
+    measured: Mapping[str, Measured],
+    tumour: pd.DataFrame,
+    *,
+    labels: str = "",
+    warnings: Sequence[str] = (),
 ) -> Figure:
-    """Draw labels and predicted tumour probability of held-out sections, and their ROC curves."""
+    """Draw labels and predicted tumour probability of held-out sections, and their ROC curves.
+
+    Parameters
+    ----------
+    sections, measured
+        Held-out predictions, and what was measured there.
+    tumour
+        The table of an `Evaluation`.
+    labels
+        Whose labels they are, in words.
+    warnings
+        Warnings of jobs that decide the tumour map.
+    """
+    told = [*([f"Labels: {labels}."] if labels else []), *warnings]
     maps = [s.tissue for s in sections if s.task == "tumour" and s.protocol == "patient_cv"]
     absent = sorted({s.absent for s in maps if s.absent})
     maps = [s for s in maps if not s.absent]
     if not maps:
-        told = "\n".join(absent) or "No tumour model was evaluated."
-        return _say(figure(width_mm=180, height_mm=60), told)
+        lines = [*(absent or ["No tumour model was evaluated."]), *told]
+        return _say(figure(width_mm=180, height_mm=60), "\n".join(lines[:_MOST_LINES]))
     patient_cv = tumour[tumour["protocol"] == "patient_cv"]
     means = patient_cv.groupby("model")["auroc"].mean().reindex(sorted({s.model for s in maps}))
     model = means.index[means.fillna(-1).argmax()]
@@ -139,7 +162,11 @@ def plot_tumour(
     rows = patient_cv[patient_cv["model"] == model]
     area = rows.set_index("slide")["auroc"]
     shown = maps[:_MOST_SECTIONS]
-    fig = figure(width_mm=max(110, 33 * len(shown) + 62), height_mm=82)
+    width = max(110, 33 * len(shown) + 62)
+    lines = [part for line in told[:_MOST_LINES] for part in textwrap.wrap(line, int(0.8 * width))]
+    fig = figure(width_mm=width, height_mm=82 + 4 * len(lines))
+    if lines:
+        fig.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5)
     left, right = fig.subfigures(1, 2, width_ratios=[max(1.6, 0.55 * len(shown)), 1])
     axes = left.subplots(2, len(shown), squeeze=False)
     drawn = None
@@ -241,5 +268,7 @@ def _cells(
 
 
 def _say(fig: Figure, text: str) -> Figure:
-    fig.text(0.5, 0.5, text, ha="center", va="center")
+    # A long reason would run off the figure on both sides.
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 95)]
+    fig.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=8)
     return fig
