@@ -1,14 +1,24 @@
 """Summary: what the study was asked, what may be relied on, and all that its jobs warned of.
 
 Needs:  every file that the study asks for.
-Writes: results/warnings.tsv
+Writes: results/summary.*, results/warnings.tsv
 """
 
 
 rule summarise_study:
     input:
-        finished=usable(Study.finished),
+        unpack(usable(Study.summary_sources)),
     output:
+        table="results/summary.tsv",
+        summary="results/summary.json",
+        # The report begins with it (report/workflow.rst).
+        text="results/summary.rst",
+        page=report(
+            "results/summary.html",
+            caption="../report/summary.rst",
+            category="00 Answer",
+            labels={"page": "what may be relied on"},
+        ),
         warnings="results/warnings.tsv",
         warnings_page=report(
             "results/warnings.html",
@@ -26,8 +36,9 @@ rule summarise_study:
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         code=code_of("summarise_study.py"),
+        study=STUDY.name,
         planned=STUDY.warnings,
     message:
-        "Summarise the study"
+        "Say what may be relied on"
     script:
         "../workflow_scripts/summarise_study.py"

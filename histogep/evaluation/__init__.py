@@ -13,5 +13,7 @@ __all__ = [
     "registration",
     "scorecards",
     "section_scores",
+    "summary",
     "tumour_scores",
+    "verdicts",
 ]

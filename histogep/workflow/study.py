@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: Where the table of slides that cannot be used is written.
 FAILED_SLIDES = "results/failed_slides.tsv"
 #: Where what was asked and what may be relied on is written.
-SUMMARY = "results/warnings.tsv"
+SUMMARY = "results/summary.tsv"
 _SIMULATED = "data/simulated/"
 #: Kind of export -> its file, and what it costs (docs/export.md has the measurements).
 EXPORTS = {
@@ -272,6 +272,40 @@ class Study:
         listed = ["results/slides.tsv", "results/similar_slides.tsv"] if len(self.slides) else []
         made = self.stages.targets() + listed + self.failures()
         return made + self.page_targets() + self.export_targets()
+
+    def summary_sources(self) -> dict[str, Any]:
+        """Return what the summary of the study is written from: every result, and by name what it reads."""
+        stages, evaluation = self.stages, f"results/evaluation/{self.name}"
+        trained = {
+            "scorecards": f"{evaluation}/scorecards.tsv",
+            "tumour": f"{evaluation}/tumour.tsv",
+            "verdict": f"{evaluation}/leakage.json",
+            "labels": self.section_files("results/labels/{slide}.tsv"),
+        }
+        tables = {
+            "controls": ("cnv", "results/cnv/{}/controls.tsv"),
+            "concordance": ("survival", "results/survival/{}/concordance.tsv"),
+            "multivariable": ("survival", "results/survival/{}/multivariable.tsv"),
+            "follow_up": ("survival", "results/survival/{}/follow_up.tsv"),
+            "performance": ("response", "results/response/{}/performance.tsv"),
+            "counts": ("patients", "results/patients/{}.counts.tsv"),
+        }
+        named = {
+            name: [pattern.format(cohort) for cohort in stages.cohorts(stage)]
+            for name, (stage, pattern) in tables.items()
+        }
+        return {
+            "finished": self.finished(),
+            "stages": "results/provenance/stages.tsv",
+            **(
+                {"slides": "results/slides.tsv", "model": self.model_folder}
+                if len(self.slides)
+                else {}
+            ),
+            **(trained if stages.runs("model") else {}),
+            **({"predicted": "results/predicted_slides.tsv"} if self.predicted else {}),
+            **{name: paths for name, paths in named.items() if paths},
+        }
 
     def failures(self) -> list[str]:
         """Return the table of slides that cannot be used; with `on_bad_slide: stop` there is none."""

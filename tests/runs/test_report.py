@@ -70,3 +70,13 @@ def test_labels_of_a_category_are_alike():
     for item in ITEMS:
         keys.setdefault(item.values[0]["category"], set()).add(tuple(item.values[0]["labels"]))
     assert {category: found for category, found in keys.items() if len(found) > 1} == {}
+
+
+def test_the_first_page_has_no_link_that_leaves_another_list_on_the_screen():
+    """Snakemake's `showCategory`, to which its references to categories lead, shows the first list."""
+    front = (ROOT / "report/workflow.rst").read_text()
+    assert not re.search(r"[`\w]_+(?![\w\"])(?=[\s:.,]|$)", front)
+    assert "showCategory" not in front
+    assert "javascript:" not in front
+    # It begins with the answer.
+    assert front.index("summary.html") < front.index("The pages, in the list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import re
@@ -306,8 +307,15 @@ def report(extended, tmp_path_factory):
 #: One worker runs what is off by default, and builds the report for all of its tests.
 reported = pytest.mark.xdist_group("report")
 CATEGORIES = [
-    *("01 Data and quality", "02 Alignment", "03 Genes", "04 Scorecards", "05 Maps", "06 Tumour"),
-    *("07 Copy number", "08 Survival", "09 Response", "10 Enrichment", "12 Provenance"),
+    *("00 Answer", "01 Data and quality", "02 Alignment", "03 Genes", "04 Scorecards", "05 Maps"),
+    *(
+        "06 Tumour",
+        "07 Copy number",
+        "08 Survival",
+        "09 Response",
+        "10 Enrichment",
+        "12 Provenance",
+    ),
 ]
 
 
@@ -360,11 +368,48 @@ def test_report_tells_what_the_other_stages_show(report):
         assert told in text, told
 
 
+def test_the_answers_to_the_ten_questions_stand_where_the_documents_say(demo):
+    text = (REPOSITORY / "docs/answers.md").read_text()
+    questions = re.findall(r"(?m)^\| \d+\. .+ \| `([^`]+)` \| (.+) \|$", text)
+    assert len(questions) == 10
+    for file, columns in questions:
+        found = table(demo, file.format(study="demo", cohort="hospital"))
+        assert set(re.findall(r"`(\w+)`", columns)) <= set(found), file
+    # Each metric and model of the tables is explained there.
+    metrics = set(table(demo, "evaluation/demo/scorecards.tsv")["metric"])
+    models = set(table(demo, "survival/hospital/concordance.tsv")["model"])
+    groups = set(table(demo, "survival/hospital/risk.tsv")["group"])
+    for name in metrics | models | groups:
+        assert f"| `{name}`" in text, name
+
+
+def test_the_verdicts_of_the_demo_have_their_numbers(demo):
+    verdicts = table(demo, "summary.tsv").set_index("question")
+    assert 3 <= len(verdicts) <= 6
+    assert set(verdicts["grade"]) <= {"rely on it", "with care", "do not"}
+    expression = verdicts.loc["Gene expression"]
+    cards = table(demo, "evaluation/demo/scorecards.tsv")
+    row = card(cards, protocol="patient_cv", model=expression["model"], metric="pearson_patients")
+    assert expression["value"] == row["value"]
+    assert expression["ceiling"] == row["ceiling"]
+    # What is wrong with one slide of the simulated study is found.
+    assert "H22-1" in verdicts.loc["Slides like the training slides", "because"]
+
+
+def test_the_warnings_of_the_run_are_listed_and_those_that_decide_come_first(demo):
+    warned = table(demo, "warnings.tsv", keep_default_na=False)
+    deciding = (warned["decides"] != "").tolist()
+    assert deciding == sorted(deciding, reverse=True)
+    assert "survival" in set(warned["decides"])
+    listed = table(demo, "slides.tsv")
+    assert (listed["warnings"] >= 0).all()
+
+
 @reported
 def test_report_has_the_categories_in_the_order_of_the_chain(report):
     text = report.read_text()
     # The front page lists them with what they hold, each once.
-    front = [text.find(f">{category}</a>: ") for category in CATEGORIES]
+    front = [text.find(f">{category}</strong>: ") for category in CATEGORIES]
     assert front == sorted(front), dict(zip(CATEGORIES, front, strict=True))
     assert front[0] > 0
     assert "{{" not in text[front[0] - 2000 : front[-1]]
@@ -391,6 +436,81 @@ def test_report_opens_without_network(report):
     # The menu is drawn by the report's own scripts.
     for category in CATEGORIES:
         assert done.stdout.count(category) > text.count(category), category
+
+
+#: Opens the results one after another and the pages of two categories, each by a click, and
+#: writes what is then shown where --dump-dom finds it.
+CLICKS = """
+<script>
+const told = [];
+const shown = () => document.querySelector("nav").innerText;
+const wait = () => new Promise(resolve => setTimeout(resolve, 300));
+const menu = name => [...document.querySelectorAll("nav a")].find(a => a.innerText.trim() === name);
+async function visit() {
+  await wait();
+  told.push(["first", document.body.innerText]);
+  told.push(["links", document.querySelectorAll(".prose a[href]").length]);
+  for (const category of ["04 Scorecards", "08 Survival"]) {
+    menu(category).click();
+    await wait();
+    told.push([category, shown()]);
+    [...document.querySelectorAll("nav a")].find(a => a.innerText.trim() === "Results").click();
+    await wait();
+  }
+}
+function tell() {
+  const pre = document.createElement("pre");
+  pre.id = "told";
+  pre.textContent = JSON.stringify(told);
+  document.body.appendChild(pre);
+}
+visit().catch(error => told.push(["error", String(error)])).finally(tell);
+</script>
+"""
+
+
+@reported
+def test_the_first_page_is_the_answer_and_every_link_of_it_shows_what_it_names(
+    report, extended, tmp_path
+):
+    """Snakemake's own links to categories leave the first list on the screen (`showCategory`)."""
+    text = report.read_text()
+    description = json.loads(re.search(r"var workflow_desc = (\".*\");", text)[1])
+    assert not re.findall(r"<a [^>]*href", description)
+    answer = json.loads((extended.folder / "results/summary.json").read_text())
+    order = [
+        description.find(html.escape(v["finding"], quote=False)[:60]) for v in answer["verdicts"]
+    ]
+    assert len(order) >= 3
+    assert order == sorted(order)
+    assert order[0] > 0
+    assert description.find("The pages, in the list") > order[-1]
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium to click in")
+    page = tmp_path / "clicked.html"
+    head, _, tail = text.rpartition("</body>")
+    page.write_text(f"{head}{CLICKS}</body>{tail}")
+    done = subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *("--virtual-time-budget=20000", f"file://{page}"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    found = re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
+    told = dict(json.loads(html.unescape(found[1])))
+    assert "error" not in told, told["error"]
+    # What is seen first, from the top.
+    assert told["first"].find("What may be relied on") < told["first"].find(
+        "The pages, in the list"
+    )
+    assert told["links"] == 0
+    assert "scorecards" in told["04 Scorecards"]
+    assert "hazard ratios" in told["08 Survival"]
+    assert "scorecards" not in told["08 Survival"]
 
 
 @reported

@@ -1,13 +1,14 @@
 """What each job reads, asked of a study without Snakemake."""
 
 import os
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from histogep.errors import InputError
 from histogep.files import files_of, write_tsv
-from histogep.workflow.study import References, Sheets, Study
+from histogep.workflow.study import SUMMARY, References, Sheets, Study
 
 SETTINGS = {
     "study": "s",
@@ -297,6 +298,31 @@ def test_what_follows_is_asked_of_the_usable_slides_only():
     # The whole study still knows all of them.
     assert "S0" in whole.slide_patients()
     assert whole.section_files("{slide}") == ["A1", "A2", "B1", "C1"]
+
+
+def test_the_summary_waits_for_every_result_and_names_those_that_it_reads():
+    whole = study()
+    files = whole.summary_sources()
+    assert [SUMMARY, *files["finished"]] == whole.targets()
+    assert SUMMARY not in files["finished"]
+    assert files["scorecards"] == "results/evaluation/s/scorecards.tsv"
+    assert files["labels"] == whole.section_files("results/labels/{slide}.tsv")
+    assert files["model"] == "results/model/s"
+    assert files["predicted"] == "results/predicted_slides.tsv"
+    for name, stage in (("controls", "cnv"), ("counts", "patients"), ("concordance", "survival")):
+        cohorts = whole.stages.cohorts(stage)
+        assert len(files.get(name, [])) == len(cohorts)
+        assert all(
+            cohort in path for cohort, path in zip(cohorts, files.get(name, []), strict=True)
+        )
+
+
+def test_the_summary_of_a_model_from_elsewhere_reads_its_folder_and_no_scorecards():
+    applied = {"models": {"expression": {}, "tumour": {}}, "training_slides": [], "digest": "d"}
+    other = study(files=replace(REFERENCES, model="there"), applied=applied, model="there")
+    files = other.summary_sources()
+    assert files["model"] == "there"
+    assert not {"scorecards", "tumour", "verdict", "labels"} & set(files)
 
 
 def test_a_study_without_slides_has_none_to_check():
