@@ -34,6 +34,15 @@ def test_three_tiny_slides_go_through_the_whole_workflow(tmp_path):
     assert len(jobs) == int(re.search(r"(?m)^total +(\d+)$", said)[1])
     assert f"{len(jobs)} of {len(jobs)} steps (100%) done" in said
     assert "Reason:" not in said
-    lines = [line for line in said.splitlines() if "left out:" not in line and "results/" in line]
-    assert lines == []
+    # At the end what the jobs warned of, which is what the table has of them.
+    warned = read_tsv(tmp_path / "results/warnings.tsv", keep_default_na=False)
+    warned = warned[warned["rule"] != "(plan)"]
+    told = re.search(r"(?m)^(\d+) warnings?, .*; see results/warnings.tsv:$", said)
+    assert int(told[1]) == warned["n"].sum()
+    for rule, n in warned.groupby("rule")["n"].sum().items():
+        assert re.search(rf"(?m)^  {rule}: {n}\b", said[told.start() :]), rule
+    for text in warned.loc[warned["decides"] != "", "warning"]:
+        assert text.split(": ")[-1] in said[told.start() :]
+    lines = [line for line in said[: told.start()].splitlines() if "results/" in line]
+    assert [line for line in lines if "left out:" not in line] == []
     assert "Nothing to be done" in snakemake(tmp_path, "--dry-run")
