@@ -211,8 +211,9 @@ def _deployed(settings: Mapping[str, Any] | None) -> list[str]:
     for role, what in ROLES.items():
         if role in settings["models"]:
             record = settings["models"][role]
-            kind = "" if record["kind"] == record["model"] else f", a {record['kind']}"
-            said.append(f"{what}: {record['model']}{kind} ({record['n_parameters']:,} parameters)")
+            said.append(
+                f"{what}: {record['model']} ({record['kind']}, {record['n_parameters']:,} parameters)"
+            )
         elif role == "tumour":
             said.append(f"{what}: none")
     return [*said, f"model folder of the study {settings['study']}, {settings['digest'][:12]}"]

@@ -81,7 +81,7 @@ def test_a_study_with_undetermined_labels_says_so_and_promises_no_tumour_map(fil
         "(predicted); 1 slides are left out"
     )
     assert summary.deployed == (
-        "gene expression: best, a blend (1,234 parameters)",
+        "gene expression: best (blend, 1,234 parameters)",
         "tumour map: none",
         "model folder of the study s, 0123456789ab",
     )
