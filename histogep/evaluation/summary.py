@@ -175,12 +175,13 @@ def _asked(
     if slides is not None and len(slides):
         used = slides[slides["status"] == "used"]
         sections = int((used["role"] == "section").sum())
-        left_out = len(slides) - len(used)
-        said.append(
-            f"{used['patient'].nunique()} patients with {sections} sections (measured, they train "
-            f"the model) and {len(used) - sections} slides without spots (predicted)"
-            + (f"; {left_out} slides are left out" if left_out else "")
-        )
+        numbers = {
+            "sections (measured, they train the model)": sections,
+            "slides without spots (predicted)": len(used) - sections,
+            "left out": len(slides) - len(used),
+        }
+        counted = [f"{what}: {n}" for what, n in numbers.items() if n]
+        said.append("; ".join([f"{used['patient'].nunique()} patients", *counted]))
     if len(labels):
         said.append(f"Tumour labels: {describe_sources(labels)}")
     for path in counts:

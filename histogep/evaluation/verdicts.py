@@ -195,16 +195,18 @@ def judge_applied_expression(
     reasons.when(True, "it was tested where it was trained, and on no section of this study")
     reasons.when(usable < HALF * n and usable > 0, "fewer than half of the genes can be used")
     reasons.few(len(patients))
-    score = main.loc[main["predictable"].astype(bool), "score"]
+    score, null = (
+        main.loc[main["predictable"].astype(bool), n].median() for n in ("score", "null")
+    )
     finding = (
         f"{usable} of the {n} genes of the panel can be used: they beat chance in held-out patients of "
         f"the study {settings['study']} ({len(patients)} patients), where the model was trained"
     )
     if usable:
-        finding += f"; their median r was {_n(score.median())} there"
+        finding += f"; their median r was {_n(score)} there, where knowing nothing has {_n(null)}"
     return Verdict(
         "Gene expression", finding + ".", file, model=_name(settings, "expression"),
-        measure="median r of usable genes", value=float(score.median()) if usable else np.nan,
+        measure="median r of usable genes", value=float(score), null=float(null),
         n_patients=len(patients), **reasons.given(),
     )  # fmt: skip
 

@@ -70,7 +70,8 @@ def write_summary_text(summary: Summary, warned: pd.DataFrame, path: str | Path)
 def _answer(summary: Summary, warned: pd.DataFrame, more: str = "") -> str:
     rows = "\n".join(map(_row, summary.verdicts))
     deciding = warned[warned["decides"] != ""]
-    said = f"{int(warned['n'].sum())} warnings, of which {int(deciding['n'].sum())} decide a result"
+    total, n = int(warned["n"].sum()), int(deciding["n"].sum())
+    said = f"Warnings: {total}, of which {n} decide a result" if total else "No warnings"
     texts = [
         f"{row.decides.replace(',', ', ')}: {row.warning}"
         for row in deciding.drop_duplicates(["decides", "warning"]).itertuples()

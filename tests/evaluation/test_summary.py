@@ -34,7 +34,9 @@ def files(tmp_path):
     """What a study of sections and H&E writes."""
     (tmp_path / "model").mkdir()
     write_json(SETTINGS, tmp_path / "model/settings.json")
-    genes = pd.DataFrame({"gene": ["A", "NA"], "main": True, "predictable": True, "score": 0.4})
+    genes = pd.DataFrame(
+        {"gene": ["A", "NA"], "main": True, "predictable": True, "score": 0.4, "null": 0.0}
+    )
     write_tsv(genes, tmp_path / "model/genes.tsv")
     write_tsv(pd.DataFrame([CARD]), tmp_path / "scorecards.tsv")
     columns = ["protocol", "model", "slide", "patient", "auroc_upper"]
@@ -77,8 +79,8 @@ def test_a_study_with_undetermined_labels_says_so_and_promises_no_tumour_map(fil
     assert "labels are undetermined" in summary.verdicts[1].because
     assert "undetermined in all spots of 1 of 1 (P1)" in summary.verdicts[1].finding
     assert summary.asked[0] == (
-        "2 patients with 1 sections (measured, they train the model) and 1 slides without spots "
-        "(predicted); 1 slides are left out"
+        "2 patients; sections (measured, they train the model): 1; slides without spots (predicted): 1; "
+        "left out: 1"
     )
     assert summary.deployed == (
         "gene expression: best (blend, 1,234 parameters)",

@@ -18,7 +18,7 @@ CARD = {
 }  # fmt: skip
 PANEL = pd.DataFrame(
     {"gene": list("abcdef"), "main": [True] * 5 + [False], "predictable": [True] * 4 + [False] * 2,
-     "score": 0.4}
+     "score": 0.4, "null": 0.01}
 )  # fmt: skip
 
 
@@ -259,6 +259,9 @@ def test_a_model_that_is_applied_is_never_more_than_with_care():
     assert verdict.grade == v.CARE
     assert "on no section of this study" in verdict.because
     assert "4 of the 5 genes" in verdict.finding
+    assert "median r was 0.40 there, where knowing nothing has 0.01" in verdict.finding
+    none = v.judge_applied_expression(PANEL.assign(predictable=False), settings, file="f")
+    assert (none.grade, np.isnan(none.value)) == (v.DO_NOT, True)
     assert v.judge_applied_tumour(settings, file="f").grade == v.DO_NOT
     settings["models"]["tumour"] = {"model": "t"}
     assert v.judge_applied_tumour(settings, file="f").grade == v.CARE

@@ -46,7 +46,7 @@ def test_the_page_gives_every_verdict_with_grade_finding_and_reasons(tmp_path):
     assert "Response (höspital)" in text
     for said in ("3 patients", "gene expression: net", "survival: no time"):
         assert said in text
-    assert "5 warnings, of which 2 decide a result" in text
+    assert "Warnings: 5, of which 2 decide a result" in text
     assert "tumour: all are left undetermined" in text
     assert "slow" not in text
     assert not re.search(r"(?:src|href)=", text)
