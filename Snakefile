@@ -1,5 +1,6 @@
 """From H&E slides to spatial gene expression, tumour maps and outcome: the entry point."""
 
+import atexit
 import sys
 
 from snakemake.utils import min_version
@@ -34,8 +35,21 @@ if workflow.is_main_process:
         f"warning: {line}"
         for line in (*STUDY.warnings, *STUDY.stages.leftovers(Path(".")))
     ]
-    for line in (*warnings, *STUDY.stages.left_out(), *STUDY.export_costs()):
-        print(line, file=sys.stderr)
+    notes = [*warnings, *STUDY.stages.left_out(), *STUDY.export_costs()]
+    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
+
+    def repeat_notes():
+        """Say once more, below the list of jobs of a dry run, what must not be missed."""
+        if notes and workflow.dryrun:
+            print(
+                "",
+                "What this plan leaves out or warns of:",
+                *notes,
+                sep="\n",
+                file=sys.stderr,
+            )
+
+    atexit.register(repeat_notes)
 
 
 onstart:

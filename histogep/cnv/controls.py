@@ -160,12 +160,16 @@ def check_held_out(agreement: pd.DataFrame | None) -> pd.DataFrame:
     return pd.DataFrame([_row(HELD_OUT, share, passed=share > 0.5)], columns=COLUMNS)
 
 
-def name_result(controls: pd.DataFrame, *, measured: bool) -> str:
-    """Return "CNV", or "expression subtype" for predicted expression that failed a control.
+def name_result(controls: pd.DataFrame, *, measured: bool, ranked: bool = False) -> str:
+    """Return "CNV", or "expression subtype" for what may not bear that name.
 
-    Measured counts are copy-number data whatever their signal. Predicted expression has to pass
-    every control that applies, and the one of whole arms in the tumour has to apply.
+    Measured counts are copy-number data whatever their signal, if labels tell tumour from reference;
+    where the ends of the marker score stand in for them (`ranked`) the profile is along that score.
+    Predicted expression has to pass every control that applies, and the one of whole arms in the
+    tumour has to apply.
     """
+    if measured and ranked:
+        return EXPRESSION_SUBTYPE
     if measured:
         return COPY_NUMBER
     verdict = controls.set_index("control")["verdict"]

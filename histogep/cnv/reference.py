@@ -11,6 +11,8 @@ MALIGNANT, NON_MALIGNANT, UNDETERMINED = "malignant", "non-malignant", "undeterm
 #: What told malignant spots from the reference: labels; where these name one kind at most, the ends
 #: of the marker score (low confidence); on a slide without spots the predicted tumour map.
 LABELS, RANKED, PREDICTION = "labels", "ranked", "prediction"
+#: How far a reference can be relied on.
+CONFIDENCE = {LABELS: "", RANKED: "low", PREDICTION: ""}
 
 
 def tile_labels(tumour: np.ndarray, *, threshold: float) -> np.ndarray:

@@ -34,6 +34,7 @@ from histogep.cnv.marker_genes import COLUMNS as MARKER_MEASURES
 from histogep.cnv.marker_genes import rank_markers
 from histogep.cnv.profiles import CnvProfiles, infer_profiles
 from histogep.cnv.reference import (
+    CONFIDENCE,
     RANKED,
     check_reference,
     choose_spots,
@@ -51,7 +52,8 @@ from histogep.warned import decides
 log = logging.getLogger(__name__)
 
 ARM_COLUMNS = [
-    *("slide", "clone", "arm", "value", "n_genes", "n_spots", "call", "z", "z_order", "name"),
+    *("slide", "clone", "arm", "value", "n_genes", "n_spots", "call", "z", "z_order"),
+    *("reference", "confidence", "name"),
 ]
 
 MARKER_COLUMNS = ["slide", "clone", "gene", "arm", *MARKER_MEASURES[1:], "name"]
@@ -138,7 +140,7 @@ def profile_slide(
     if rule == RANKED:
         log.warning(
             "slide %s: its labels name no malignant or no non-malignant spot; the ends of the "
-            "marker score stand in for them, so confidence is low",
+            "marker score stand in for them, so confidence is low and the result is not called CNV",
             slide,
             **decides("copy number"),
         )
@@ -178,6 +180,7 @@ def profile_slide(
         **_chosen(settings, ("min_z", "min_arm_genes")),
     )
     arms.insert(0, "slide", slide)
+    arms["reference"], arms["confidence"] = rule, CONFIDENCE[rule]
     controls = run_controls(
         profiles,
         clones.labels,
@@ -190,7 +193,7 @@ def profile_slide(
     obs["cnv_score"] = profiles.score.astype(np.float32)
     obs["clone"] = clones.labels.astype(str)
     obs["clone_probability"] = clones.probability.astype(np.float32)
-    name = name_result(controls, measured=measured)
+    name = name_result(controls, measured=measured, ranked=rule == RANKED)
     log.info("slide %s: %d clones, called %s", slide, len(clones.names), name)
     for row in controls.itertuples():
         log.info("control %s: %.4g, p %.3g: %s", row.control, row.value, row.p, row.verdict)
@@ -392,7 +395,7 @@ def _refused(
     obs["clone_probability"] = np.float32(np.nan)
     result = anndata.AnnData(obs=obs)
     result.obsm["X_cnv"] = np.zeros((len(obs), 0), np.float32)
-    name = COPY_NUMBER if measured else EXPRESSION_SUBTYPE
+    name = COPY_NUMBER if measured and rule != RANKED else EXPRESSION_SUBTYPE
     controls = pd.DataFrame(columns=CONTROL_COLUMNS)
     controls.loc[0] = ["profile made", 0.0, np.nan, np.nan, np.nan, "fail"]
     result.uns |= _record(slide, measured, name, rule, refused=reason, controls=controls)

@@ -16,13 +16,15 @@ from histogep.cnv.controls import COLUMNS as CONTROL_COLUMNS
 from histogep.cnv.controls import COPY_NUMBER, EXPRESSION_SUBTYPE, FAIL, PASS
 from histogep.cnv.marker_genes import COLUMNS as MARKER_MEASURES
 from histogep.cnv.marker_genes import rank_markers
-from histogep.cnv.reference import RANKED
+from histogep.cnv.reference import CONFIDENCE, RANKED
 from histogep.inputs.barcodes import PRIMARY, leave_out
 from histogep.inputs.genome import order_arms
 
 #: Said of a slide whose reference the labels did not choose.
 RANKED_NOTE = "low confidence: reference and tumour are the ends of the marker score, not labels"
-SUBTYPE_COLUMNS = ["slide", "patient", "spot", "clone", "subtype", "name"]
+SUBTYPE_COLUMNS = [
+    *("slide", "patient", "spot", "clone", "subtype", "reference", "confidence", "name"),
+]
 _CONTROLS = ["slide", *CONTROL_COLUMNS, "name", "reference", "note"]
 #: Predicted profiles of so many patients can be told to be all the same one: above this median
 #: correlation of arms. (Of a single patient nothing can be told.)
@@ -44,7 +46,8 @@ class Subtypes:
     Attributes
     ----------
     spots
-        slide, patient, spot, clone, subtype, name ("CNV" or "expression subtype": what the slide's
+        slide, patient, spot, clone, subtype, reference (what chose the slide's reference), confidence
+        ("low" where that is "ranked") and name ("CNV" or "expression subtype": what the slide's
         result may be called) of every malignant spot with a clone.
     clones
         slide, patient, clone, subtype, n_spots, measured, then one column per arm; in the order
@@ -52,7 +55,7 @@ class Subtypes:
     patients
         patient, n_tumour_spots, cnv_burden (mean score of malignant spots minus that of reference
         spots), ithcna and ithgex (heterogeneity of the malignant spots, mean over the patient's slides),
-        share_<subtype>, name ("CNV" if all that the patient's slides gave bears it, "" if
+        share_<subtype>, reference (of the slides, joined by ;), confidence ("low" if any is), name ("CNV" if all that the patient's slides gave bears it, "" if
         they gave nothing); one row per patient. Unless all the cohort is copy number the burden is
         called expression_burden, and ithcna ithprofile.
     controls
@@ -258,6 +261,8 @@ def _spots(used: Sequence[SlideProfile], clones: pd.DataFrame) -> pd.DataFrame:
         table.insert(0, "patient", profile.patient)
         table.insert(0, "slide", profile.slide)
         table["subtype"] = [subtype[profile.slide, clone] for clone in table["clone"]]
+        table["reference"] = profile.reference
+        table["confidence"] = CONFIDENCE[profile.reference]
         table["name"] = profile.name
         tables.append(table)
     if not tables:
@@ -316,10 +321,13 @@ def _patients(
         names = set(own["name"])
         for subtype in subtypes:
             row[f"share_{subtype}"] = float(share.get(subtype, 0.0)) if len(own) else np.nan
+        row["reference"] = ";".join(sorted(set(own["reference"])))
+        row["confidence"] = "low" if (own["confidence"] == "low").any() else ""
         row["name"] = COPY_NUMBER if names == {COPY_NUMBER} else EXPRESSION_SUBTYPE if names else ""
         rows.append(row)
     columns = ["patient", "n_tumour_spots", "cnv_burden", *HETEROGENEITY]
-    return pd.DataFrame(rows, columns=[*columns, *(f"share_{s}" for s in subtypes), "name"])
+    last = ["reference", "confidence", "name"]
+    return pd.DataFrame(rows, columns=[*columns, *(f"share_{s}" for s in subtypes), *last])
 
 
 @dataclass(frozen=True)

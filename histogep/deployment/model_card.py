@@ -40,12 +40,13 @@ def model_card(
         f"{encoder['name']} (sha256 {str(encoder['sha256'])[:12]})"
         for encoder in settings["encoders"]
     )
+    mapped = settings["models"].get("tumour")
     main, predictable = int(genes["main"].sum()), int((genes["main"] & genes["predictable"]).sum())
     lines = [
         f"# Model folder of the study {settings['study']}",
         "",
         "Predicts spatial gene expression (log1p CP10k)"
-        + (" and a tumour map" if "tumour" in settings["models"] else "; it has no tumour map")
+        + (" and a tumour map" if mapped else "; it has no tumour map")
         + " from H&E tiles.",
         "Use it in another study by `model: PATH/OF/THIS/FOLDER`, or from Python:",
         "",
@@ -68,6 +69,12 @@ def model_card(
     lines += [f"| {name} | no tumour map: {why} |" for name, why in settings["absent"].items()]
     if labels:
         lines.append(f"| tumour labels | {labels} |")
+    if mapped is None:
+        lines.append("| tumour map | none in this folder, and never tested |")
+    elif not _was_tested(scorecards, mapped["model"]):
+        lines.append(
+            "| tumour map | never tested: no held-out section had malignant and other spots |"
+        )
     lines += ["", "## Measured on held-out patients (patient_cv card)", ""]
     names = [record["model"] for record in settings["models"].values()]
     card = scorecards[(scorecards["protocol"] == "patient_cv") & scorecards["model"].isin(names)]
@@ -99,3 +106,9 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _was_tested(scorecards: pd.DataFrame, model: str) -> bool:
+    """Return whether the tumour map of a model has a score on held-out patients."""
+    mine = scorecards[(scorecards["protocol"] == "patient_cv") & (scorecards["model"] == model)]
+    return bool(mine.loc[mine["task"] == "tumour", "value"].notna().any())

@@ -15,6 +15,7 @@ from histogep.inputs.delimited import open_delimited
 from histogep.inputs.joins import HALF, explain_names, judge_join
 from histogep.slides.annotation_fit import check_fit, points_within
 from histogep.slides.geojson import Annotation, read_annotations
+from histogep.warned import decides
 
 log = logging.getLogger(__name__)
 #: Labels, each with the key of the configuration that lists its texts.
@@ -77,6 +78,19 @@ def label_annotated(
     else:
         join = _judge_annotation(texts.index, barcodes, path)
     label = label.reindex(barcodes).fillna("undetermined").to_numpy(dtype=object)
+    if (label == "undetermined").all():
+        log.warning(
+            "slide %s: all spots that %s annotates are undetermined, so no tumour map is learned or "
+            "tested on this section",
+            *(spots.uns["slide"], path),
+            **decides("tumour"),
+        )
+    if (label == "undetermined").all():
+        log.warning(
+            "slide %s: all spots that %s annotates are undetermined, so no tumour map is learned or "
+            "tested on this section",
+            *(spots.uns["slide"], path),
+        )
     table = pd.DataFrame(
         {
             "barcode": barcodes,

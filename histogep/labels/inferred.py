@@ -49,6 +49,7 @@ MIN_SPOTS = 30
 RANKED_SHARE = 0.25
 #: Share of the spots, most epithelial first, whose mean copy-number profile is the reference.
 EPITHELIAL_SHARE = 0.2
+_GROUPED_BY = {"markers": "their markers", "cnv": "markers and copy number"}
 _CNV_OPTIONS = (*("exclude_chromosomes", "min_reference", "min_genes", "genome"),)
 
 
@@ -106,6 +107,7 @@ def infer_labels(
     probability = _mixture(score, seed=seed)
     label = np.full(len(score), "boundary", dtype=object)
     if np.isnan(probability).all():
+        _warn_undetermined(str(spots.uns.get("slide", "")), len(score), source)
         label[:] = "undetermined"
         probability = np.full(len(score), 0.5)
     else:
@@ -218,11 +220,6 @@ def _mixture(score: np.ndarray, *, seed: int) -> np.ndarray:
     groups by chance: spots of one Gaussian do in 9 % of sections of 20, 42 % of 5 and always of 2.
     """
     if len(score) < MIN_SPOTS:
-        log.warning(
-            "%d spots are too few to tell two groups apart (%d are needed): all are left undetermined",
-            *(len(score), MIN_SPOTS),
-            **decides("tumour"),
-        )
         return np.full(len(score), np.nan)
     values = score[:, np.newaxis]
     one, two = (
@@ -230,11 +227,28 @@ def _mixture(score: np.ndarray, *, seed: int) -> np.ndarray:
         for k in (1, 2)
     )
     if two.bic(values) >= one.bic(values):
-        log.warning(
-            "the spots do not fall into two groups: all are left undetermined", **decides("tumour")
-        )
         return np.full(len(score), np.nan)
     return two.predict_proba(values)[:, int(two.means_[:, 0].argmax())]
+
+
+def _warn_undetermined(slide: str, n_spots: int, source: str) -> None:
+    """Say why no spot of a section is labelled, and what follows."""
+    what = (
+        "all are left undetermined, so no tumour map is learned or tested on this section; give labels "
+        "(column labels of the sheet)"
+    )
+    if n_spots < MIN_SPOTS:
+        log.warning(
+            "slide %s: %d spots are too few to tell two groups apart (%d are needed): %s",
+            *(slide, n_spots, MIN_SPOTS, what),
+            **decides("tumour"),
+        )
+    else:
+        log.warning(
+            "slide %s: the spots do not fall into two groups by %s: %s",
+            *(slide, _GROUPED_BY[source], what),
+            **decides("tumour"),
+        )
 
 
 def _ends(score: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from histogep.cnv.controls import COLUMNS, compare_arms, name_result, run_contro
 from histogep.cnv.profiles import compare_genes
 from histogep.cnv.reference import join_labels, tile_labels
 from histogep.cnv.slide import MARKER_COLUMNS, profile_slide, write_profile
-from histogep.cnv.subtypes import subtype_cohort
+from histogep.cnv.subtypes import SUBTYPE_COLUMNS, subtype_cohort
 from histogep.errors import InputError
 from histogep.inputs.genome import assign_arms, order_arms
 from histogep.lattice import Lattice
@@ -136,6 +136,7 @@ def test_controls_pass_on_planted_copy_number(called):
     assert few.set_index("control").loc["genes", "verdict"] == "fail"
     assert name_result(few, measured=False) == "expression subtype"
     assert name_result(few, measured=True) == "CNV"
+    assert name_result(few, measured=True, ranked=True) == "expression subtype"
     assert name_result(controls.reset_index(), measured=False) == "CNV"
 
 
@@ -482,7 +483,7 @@ def test_two_patients_are_enough_to_see_one_profile_in_all(noise, patients, verd
 def test_small_cohorts_and_refused_slides(cohort, chosen):
     subtypes = subtype_cohort([cohort[i] for i in chosen])
     assert len(subtypes.patients) == len(chosen)
-    assert list(subtypes.spots.columns) == ["slide", "patient", "spot", "clone", "subtype", "name"]
+    assert list(subtypes.spots.columns) == SUBTYPE_COLUMNS
     assert set(subtypes.spots["subtype"]) <= {"S1"}
     subtype_figure(subtypes, cohort="c")
 

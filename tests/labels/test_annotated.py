@@ -379,3 +379,13 @@ def test_areas_on_several_planes_of_a_stack_are_refused(tmp_path, place):
         annotated.label_annotated(spots, path, TEXTS)
     write(path, json.dumps([second]))
     assert annotated.label_annotated(spots, path, TEXTS)["label"].iloc[0] == "non-malignant"
+
+
+def test_an_annotation_that_decides_nothing_is_warned_of(tmp_path, caplog):
+    spots, _ = make_spots()
+    lines = [f"{name}\tundetermined" for name in spots.obs_names]
+    path = write(tmp_path / "labels.tsv", "barcode\tlabel\n" + "\n".join(lines) + "\n")
+    labels = annotated.label_annotated(spots, path, TEXTS)
+    assert labels["label"].eq("undetermined").all()
+    assert "slide S: all spots that" in caplog.text
+    assert "no tumour map is learned" in caplog.text

@@ -46,6 +46,9 @@ def test_spots_all_alike_stay_undetermined(caplog):
     assert labels["label"].eq("undetermined").all()
     assert labels["confidence"].eq(0).all()
     assert "two groups" in caplog.text
+    assert "slide S: the spots do not fall into two groups by" in caplog.text
+    assert "no tumour map is learned" in caplog.text
+    assert "column labels" in caplog.text
     assert labels["ranked"].value_counts().to_dict() == {"": 32, "low": 16, "high": 16}
 
 

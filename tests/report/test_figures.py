@@ -14,9 +14,11 @@ from matplotlib.text import Text
 
 from histogep.deployment.model import Prediction
 from histogep.enrichment.gsea import enrich
+from histogep.evaluation.predictions import HeldOut
 from histogep.report import style as plots
 from histogep.report.figures.cnv import agreement_figure
 from histogep.report.figures.enrichment import activity_maps, dot_plot, running_sums
+from histogep.report.figures.evaluation import plot_tumour
 from histogep.report.figures.expression import plot_prediction
 from histogep.report.figures.outcome import forest
 from histogep.report.figures.slides import draw_failure
@@ -178,3 +180,43 @@ def test_the_maps_of_held_out_genes_are_drawn(tmp_path, name):
     )
     texts = save(plot_maps(evaluation, sections, measured), tmp_path)
     assert any(text.startswith(f"best: {drawn(name)}"[:10]) for text in texts)
+
+
+@pytest.mark.parametrize("n_folds", [1, 30])
+def test_the_reason_in_place_of_a_tumour_map_is_not_clipped(n_folds):
+    reason = (
+        "fold patient_cv-{}: its 12 training sections have 0 spots labelled malignant and 0 "
+        "non-malignant, so no tumour map can be learned; give labels (slides.tsv, column labels)"
+    )
+    nothing = np.zeros((0, 1))
+    sections = [
+        HeldOut(
+            protocol="patient_cv",
+            fold=f"patient_cv-{i}",
+            model="tumour",
+            task="tumour",
+            slide=f"S{i}",
+            patient=f"P{i}",
+            genes=("tumour",),
+            barcode=np.array([], object),
+            row=np.array([], int),
+            col=np.array([], int),
+            in_tissue=np.array([], bool),
+            truth=nothing,
+            predicted=nothing,
+            threshold=None,
+            absent=reason.format(i),
+        )
+        for i in range(n_folds)
+    ]
+    fig = plot_tumour(sections, {}, pd.DataFrame())
+    fig.canvas.draw()
+    (text,) = fig.texts
+    box, page = text.get_window_extent(), fig.bbox
+    assert box.x0 > 0
+    assert box.x1 < page.x1
+    assert box.y0 > 0
+    assert box.y1 < page.y1
+    said = text.get_text().replace("\n", " ")
+    assert reason.format(0) in said
+    assert ("more like these" in said) == (n_folds > 4)

@@ -155,8 +155,13 @@ def test_ranked_spots_stand_in_for_labels_and_all_say_so(run_script, genome, tmp
     np.testing.assert_array_equal(result.obs["reference"], col < 3)
     np.testing.assert_array_equal(result.obs["malignant"], col >= N_COLS - 3)
     calls = arms.set_index("arm")["call"]
-    assert calls["7q"] == "gain"
-    assert calls["3p"] == calls["3q"] == "loss"
+    # Between the ends of a score, not between tumour and normal tissue: never called CNV.
+    assert calls["7q"] == "higher"
+    assert calls["3p"] == calls["3q"] == "lower"
+    assert result.uns["name"] == "expression subtype"
+    assert set(arms["name"]) == {"expression subtype"}
+    assert set(arms["reference"]) == {"ranked"}
+    assert set(arms["confidence"]) == {"low"}
     title = profile_figure(result, arms).axes[1].get_title(loc="left")
     assert "low confidence" in title
     outputs = {
@@ -181,6 +186,12 @@ def test_ranked_spots_stand_in_for_labels_and_all_say_so(run_script, genome, tmp
     page = (tmp_path / "controls.html").read_text()
     assert "What each profile may be called" in page
     assert "<td>ranked</td>" in page
+    for name in ("subtypes", "patients"):
+        table = pd.read_csv(outputs[name], sep="\t")
+        assert set(table["reference"]) == {"ranked"}, name
+        assert set(table["confidence"]) == {"low"}, name
+        assert set(table["name"]) == {"expression subtype"}, name
+    assert "expression_burden" in table
 
 
 def test_labels_go_before_ranks(genome):
@@ -231,7 +242,13 @@ def test_section_without_reference_and_cohort(run_script, genome, tmp_path):
     )
     subtypes, patients, controls, markers = (pd.read_csv(p, sep="\t") for p in outputs.values())
     assert markers.empty
-    assert list(subtypes.columns) == ["slide", "patient", "spot", "clone", "subtype", "name"]
+    assert list(subtypes.columns) == [
+        *("slide", "patient", "spot", "clone", "subtype", "reference", "confidence", "name"),
+    ]
+    assert set(subtypes["reference"]) == {"labels"}
+    assert subtypes["confidence"].isna().all()
+    # A refused slide has no spot, and so no reference.
+    assert patients["reference"].fillna("").tolist() == ["labels", ""]
     assert set(subtypes["slide"]) == {"s1"}
     assert patients["patient"].tolist() == ["p1", "p2"]
     assert patients["n_tumour_spots"].tolist() == [84, 0]

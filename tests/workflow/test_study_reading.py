@@ -117,3 +117,25 @@ def test_a_job_trusts_what_the_process_that_planned_it_has_read(folder):
     with pytest.raises(InputError, match="sets.gmt"):
         read(folder, **given)
     assert read(folder, **given, main_process=False).sections == ["A1", "B1"]
+
+
+def test_the_example_for_space_ranger_folders_is_planned_without_the_deep_network(
+    tmp_path, monkeypatch
+):
+    """config/examples/visium.yaml as it stands, with the two sections that its sheet names."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("S1", "S2"):
+        (tmp_path / "data" / name / "outs").mkdir(parents=True)
+        (tmp_path / "data" / name / "image.tif").touch()
+    path = ROOT / "config/examples/visium.yaml"
+    config = yaml.safe_load(path.read_text())
+    given = {**config, "data_root": str(tmp_path / "data")}
+    study = read_study(given, configfiles=[path], repository=ROOT, main_process=True)
+    assert study.sections == ["S1", "S2"]
+    # The first step is linear; the second takes one line out.
+    assert list(study.settings["models"]) == ["tumour", "ridge", "extended", "neighbours"]
+    assert all(choices["kind"] != "cmunet" for choices in study.settings["models"].values())
+    assert "results/evaluation/visium/scorecards.tsv" in study.targets()
+    second = {**given, "models": {k: v for k, v in config["models"].items() if k != "cmunet"}}
+    study = read_study(second, configfiles=[path], repository=ROOT, main_process=True)
+    assert study.settings["models"]["cmunet"]["kind"] == "cmunet"

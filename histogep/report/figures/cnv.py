@@ -311,7 +311,8 @@ def agreement_figure(agreement: pd.DataFrame, arms: pd.DataFrame) -> Figure:
 def _title(slide: str, name: str, kind: str) -> str:
     if name == COPY_NUMBER:
         return f"{slide}: copy number (CNV) from {kind} expression"
-    return f"{slide}: expression subtype from {kind} expression (controls failed: not CNV)"
+    why = "no labels of tumour" if kind == "measured" else "controls failed"
+    return f"{slide}: expression subtype from {kind} expression ({why}: not CNV)"
 
 
 def _kind(subtypes: Subtypes) -> str:

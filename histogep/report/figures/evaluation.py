@@ -28,6 +28,8 @@ from histogep.report.style import (
 from histogep.stats.scores import pearson
 
 _MOST_SECTIONS = 6
+#: Sentences in place of a figure, and the letters of the usual font that an inch holds.
+_MOST_SENTENCES, _LETTERS_PER_INCH = 4, 13
 _TITLES = {
     "patient_cv": "patient_cv: tissue only, new patients",
     "published": "published: whole grid, new sections",
@@ -154,7 +156,7 @@ def plot_tumour(
     maps = [s for s in maps if not s.absent]
     if not maps:
         lines = [*(absent or ["No tumour model was evaluated."]), *told]
-        return _say(figure(width_mm=180, height_mm=60), "\n".join(lines[:_MOST_LINES]))
+        return _say(figure(width_mm=180, height_mm=70), "\n".join(lines))
     patient_cv = tumour[tumour["protocol"] == "patient_cv"]
     means = patient_cv.groupby("model")["auroc"].mean().reindex(sorted({s.model for s in maps}))
     model = means.index[means.fillna(-1).argmax()]
@@ -268,7 +270,16 @@ def _cells(
 
 
 def _say(fig: Figure, text: str) -> Figure:
-    # A long reason would run off the figure on both sides.
-    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 95)]
-    fig.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=8)
+    """Write sentences, one a line, in lines that the figure holds; the first ones of many."""
+    lines = text.split("\n")
+    if len(lines) > _MOST_SENTENCES:
+        lines[_MOST_SENTENCES:] = [f"and {len(lines) - _MOST_SENTENCES} more like these"]
+    width = int(fig.get_figwidth() * _LETTERS_PER_INCH)
+    fig.text(
+        0.5,
+        0.5,
+        "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in lines),
+        ha="center",
+        va="center",
+    )
     return fig
