@@ -923,3 +923,33 @@ def test_a_section_that_is_skipped_is_in_no_fold(demo, tmp_path):
     assert planned["select_genes"] == 7
     assert planned["score_genes"] == planned["label_spots"] == 3
     assert "encode_tiles" not in planned
+
+
+RECIPES = (REPOSITORY / "docs/recipes.md").read_text()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_recipe_of_the_documents_runs_as_it_stands_there(demo, monkeypatch, number):
+    code = re.findall(r"```python\n(.*?)```", RECIPES, re.DOTALL)[number]
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len([line for line in lines if not line.startswith("import ")]) <= 5
+    monkeypatch.chdir(demo)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    names = {}
+    exec(code, names)  # what a reader would type
+    assert names["spots"].n_obs > 100
+
+
+def test_the_geojson_that_the_recipe_names_has_the_form_that_qupath_reads(demo):
+    """As of RFC 7946 and of QuPath's own export: features with geometry, and the type of object."""
+    path = re.search(r"results/expression/[\w-]+\.geojson", RECIPES)[0]
+    content = json.loads((demo / path).read_text())
+    assert content["type"] == "FeatureCollection"
+    assert content["features"]
+    for feature in content["features"]:
+        assert feature["type"] == "Feature"
+        assert feature["geometry"]["type"] in ("Polygon", "MultiPolygon")
+        assert feature["properties"]["objectType"] in ("annotation", "detection", "tile")
+        for part in feature["geometry"]["coordinates"]:
+            ring = part if feature["geometry"]["type"] == "Polygon" else part[0]
+            assert ring[0] == ring[-1]

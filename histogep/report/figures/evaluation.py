@@ -125,10 +125,6 @@ def plot_maps(
     return fig
 
 
-#: Warnings below a figure; all are on the scorecard.
-_MOST_LINES = 4
-
-
 def plot_tumour(
     sections: Sequence[HeldOut],
     measured: Mapping[str, Measured],
@@ -165,7 +161,9 @@ def plot_tumour(
     area = rows.set_index("slide")["auroc"]
     shown = maps[:_MOST_SECTIONS]
     width = max(110, 33 * len(shown) + 62)
-    lines = [part for line in told[:_MOST_LINES] for part in textwrap.wrap(line, int(0.8 * width))]
+    lines = [
+        part for line in told[:_MOST_SENTENCES] for part in textwrap.wrap(line, int(0.8 * width))
+    ]
     fig = figure(width_mm=width, height_mm=82 + 4 * len(lines))
     if lines:
         fig.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5)
