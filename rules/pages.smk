@@ -116,7 +116,7 @@ rule choose_figures:
     input:
         unpack(usable(Study.slide_figures)),
         slides="results/slides.tsv",
-        predicted=of_slide(Study.predicted_table),
+        predicted=usable(Study.predicted_table),
         tiles=of_slide(Study.slide_files, pattern="results/tiles/{slide}.png"),
     output:
         tiles=report(

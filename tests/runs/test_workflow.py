@@ -327,7 +327,7 @@ def test_maps_activity_and_subtypes_of_the_finished_study(extended):
     again, done = extended.folder, extended.done
     assert planned_rules(done) == {
         **{"train_map_net": 2, "score_activity": 2, "fit_survival": 1, "predict_response": 1},
-        **{"enrich_genes": 3, "record_configuration": 1},
+        **{"enrich_genes": 3, "record_configuration": 1, "draw_cohort_page": 1},
     }
 
     models = table(again, "survival/hospital/concordance.tsv").set_index("model")
