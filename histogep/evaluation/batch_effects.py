@@ -169,8 +169,9 @@ def explain(components: Components, slides: pd.DataFrame, *, seed: int) -> pd.Da
     for factor, column in LINES.items():
         values = table.loc[names, column].to_numpy(float)
         known = np.isfinite(values)
-        row = {**shared, "factor": factor, "n_levels": len(np.unique(values[known])), "note": ""}
-        if not known.all() or row["n_levels"] < 2:
+        n_levels = len(np.unique(values[known]))
+        row = {**shared, "factor": factor, "n_levels": n_levels, "note": ""}
+        if not known.all() or n_levels < 2:
             rows.append(
                 {
                     **row,

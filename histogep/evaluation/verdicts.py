@@ -106,7 +106,7 @@ class _Reasons:
         said = f"{n_patients} patients were held out, fewer than {FEW_PATIENTS}"
         self.when(n_patients < FEW_PATIENTS, said)
 
-    def given(self) -> dict[str, tuple[str, ...]]:
+    def given(self) -> dict[str, Any]:
         return {"against": tuple(self.against), "care": tuple(self.care)}
 
 
@@ -245,7 +245,7 @@ def judge_tumour(
         reasons.when(True, f"there is no tumour map{f': {absent}' if absent else ''}", against=True)
     elif row is None or not np.isfinite(row["value"]):
         reasons.when(True, "it was never tested on patients held out", against=True)
-    if reasons.against:
+    if reasons.against or row is None:
         found = (
             f"No tumour map was tested. Labels: {whose}." if whose else "No tumour map was tested."
         )

@@ -38,7 +38,7 @@ class Learner(Protocol):
 class CoxLearner:
     """Ridge Cox regression; the held-out likelihood is that of Verweij and van Houwelingen."""
 
-    learns = (1,)
+    learns: tuple[int, ...] = (1,)
 
     def __init__(self, time: np.ndarray, event: np.ndarray):
         self.time, self.event = np.asarray(time, float), np.asarray(event).astype(int)
@@ -79,7 +79,7 @@ class CoxLearner:
 class LogisticLearner:
     """Ridge logistic regression with a free intercept: scikit-learn's, with C = 1 / (n penalty)."""
 
-    learns = (0, 1)
+    learns: tuple[int, ...] = (0, 1)
 
     def __init__(self, response: np.ndarray):
         self.response = np.asarray(response, float)

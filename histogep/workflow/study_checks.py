@@ -195,7 +195,8 @@ def check_columns(renamed: Mapping[str, str], *sheets: pd.DataFrame | None) -> N
 @contextlib.contextmanager
 def collected_warnings() -> Iterator[list[str]]:
     """Collect the warnings of the library's readers, in place of printing them."""
-    logger, lines = logging.getLogger("histogep"), []
+    logger = logging.getLogger("histogep")
+    lines: list[str] = []
     before, logger.propagate = logger.propagate, False
     try:
         with heard() as listener:
