@@ -47,6 +47,8 @@ CHANGES = {
     "`maps` (`noise_draws`)": {"settings": {"maps": {"noise_draws": 30}}},
     "`enrichment`": {"settings": {"enrichment": {"permutations": 200}}},
     "`enrichment` (`min_size`)": {"settings": {"enrichment": {"min_size": 10}}},
+    "`report`": {"settings": {"report": {"genes": 40}}},
+    "`report` (`figures`)": {"settings": {"report": {"figures": 10}}},
     "`on_bad_slide: skip`": {"settings": {"on_bad_slide": "skip"}},
 }
 #: Made once, or by a study of another kind: simulated, with `on_bad_slide: skip`, of two cohorts.
