@@ -1,4 +1,4 @@
-"""Attack one claim of docs/methods.md by simulation, and print how often it fails.
+"""Attack one claim of docs/methods by simulation, and print how often it fails.
 
     python benchmarks_suite/claims.py --row 2 [options of that row]
 

@@ -31,6 +31,6 @@ with job_log(snakemake.log[0], snakemake):
         notes=[
             f"Beside each of {', '.join(MEASURES)} stand mean and 95 % range (low, high) of its null: "
             "the same with the map of immune places or stroma turned, mirrored and shifted over "
-            "the slide. Classes are relative to their slide. Formulas: docs/methods.md."
+            "the slide. Classes are relative to their slide. Formulas: docs/methods."
         ],
     )

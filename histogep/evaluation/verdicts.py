@@ -1,6 +1,6 @@
 """What may be relied on: the few verdicts of a study, each with its number, null, ceiling and grade.
 
-The rules are here and nowhere else; docs/methods.md ("Verdicts") states them in the same order. A
+The rules are here and nowhere else; docs/methods ("Verdicts") states them in the same order. A
 verdict begins at `RELY`. Each reason for care lowers it to `CARE`, each reason against to `DO_NOT`;
 the reasons are given with it. A verdict is about what was tested, and never better than its test.
 """

@@ -17,7 +17,7 @@ COLUMNS = (
     *("slide", "partition", "statistic", "of", "beside", "distance_um", "value"),
     *("null", "null_mean", "null_low", "null_high", "p", "n_of", "n_beside", "note"),
 )
-#: What a slide says of its patient; formulas in docs/methods.md.
+#: What a slide says of its patient; formulas in docs/methods.
 MEASURES = ("immune_infiltration", "immune_mixing", "immune_border", "stroma_border")
 #: What stands beside a measure, and the column of the slide's table that it comes from.
 _PARTS = {"": "value", "_null": "null_mean", "_low": "null_low", "_high": "null_high"}
