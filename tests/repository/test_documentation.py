@@ -10,7 +10,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "config/README.md"]
-DOCUMENTS += sorted(ROOT.glob("docs/*.md"))
+DOCUMENTS += sorted(path for path in ROOT.glob("docs/**/*.md") if path.parent.name != "api")
+#: Documents of a page a subject, each in a folder with an index.
+FOLDERS = ("inputs", "methods", "outputs", "troubleshooting")
+
+
+def _named(path):
+    return str(path.relative_to(ROOT)).removesuffix(".md")
+
+
+def _pages(folder):
+    """Return the text of all pages of a folder."""
+    return "\n".join(path.read_text() for path in sorted(ROOT.glob(f"docs/{folder}/*.md")))
+
+
 _RULE = re.compile(r"(?ms)^(?:rule|checkpoint) (\w+):\n(.*?)(?=^(?:rule|checkpoint) |\Z)")
 
 
@@ -24,10 +37,8 @@ def _outputs():
 
 
 def _listed():
-    """Return file -> (rules, content) of the tables of docs/outputs.md."""
-    rows = re.findall(
-        r"(?m)^\| `([^`]+)` \| (.+?) \| (.+) \|$", (ROOT / "docs/outputs.md").read_text()
-    )
+    """Return file -> (rules, content) of the entries of docs/outputs."""
+    rows = re.findall(r"(?m)^\*\*`([^`]+)`\*\* · (.+)\n\n(.+)$", _pages("outputs"))
     assert len(rows) == len({file for file, _, _ in rows})
     return {file: (set(re.findall(r"`(\w+)`", rules)), content) for file, rules, content in rows}
 
@@ -75,8 +86,7 @@ def messages():
 
 
 def _quoted():
-    text = (ROOT / "docs/troubleshooting.md").read_text()
-    return re.findall(r"(?m)^\| `(.+?)` \| ", text)
+    return re.findall(r"(?m)^\*\*`(.+?)`\*\*\n\n.", _pages("troubleshooting"))
 
 
 def test_there_are_messages_to_look_for():
@@ -115,7 +125,7 @@ def _settings():
 FILES = {".tsv", ".md", ".csv", ".py", ".html", ".json", ".rst"}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_named)
 def test_named_settings_exist(document):
     settings = _settings()
     sections = {name.split(".")[0] for name in settings if "." in name}
@@ -124,14 +134,14 @@ def test_named_settings_exist(document):
             assert name in settings, name
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_named)
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_named)
 def test_named_files_targets_and_options_exist(document):
     text = document.read_text()
     makefile = (ROOT / "Makefile").read_text()
@@ -147,9 +157,27 @@ def test_the_table_of_documents_is_complete():
     readme = (ROOT / "README.md").read_text()
     for path in ROOT.glob("docs/*.md"):
         assert f"](docs/{path.name})" in readme, path.name
+    for folder in FOLDERS:
+        assert f"](docs/{folder}/index.md)" in readme, folder
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_page_of_a_folder_is_in_its_index_and_in_the_navigation(folder):
+    pages = {path.name for path in ROOT.glob(f"docs/{folder}/*.md")}
+    index = (ROOT / f"docs/{folder}/index.md").read_text()
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    assert pages - {"index.md"} == set(re.findall(r"(?m)^- \[.+?\]\(([\w.-]+)\)", index))
+    assert pages == set(re.findall(rf" {folder}/([\w.-]+)$", navigation, re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_named)
+def test_no_table_has_paragraphs_in_its_cells(document):
+    """Sentences stand in entries; a row of a table fits on two lines of a screen."""
+    rows = [line for line in document.read_text().splitlines() if line.startswith("| ")]
+    assert document.parent.name not in FOLDERS or all(len(row) < 500 for row in rows)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_named)
 def test_named_functions_and_modules_exist(document):
     for name in re.findall(r"histogep((?:\.\w+)+)\b(?!\()", document.read_text()):
         place, rest = ROOT / "histogep", name.strip(".").split(".")

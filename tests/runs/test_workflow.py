@@ -565,15 +565,16 @@ def test_every_file_of_the_study_traces_to_what_made_it(demo):
 
 
 def test_tables_have_the_columns_that_the_documents_list(demo):
-    """Those rows of docs/outputs.md that list all columns, after the word `columns`."""
-    text = (REPOSITORY / "docs/outputs.md").read_text()
+    """Those entries of docs/outputs that list all columns, after the word `columns`."""
+    text = "\n".join(path.read_text() for path in (REPOSITORY / "docs/outputs").glob("*.md"))
     compared = 0
-    for file, content in re.findall(r"(?m)^\| `([^`]+\.tsv)` \| .+? \| (.+) \|$", text):
+    for file, content in re.findall(r"(?m)^\*\*`([^`]+\.tsv)`\*\* · .+\n\n(.+)$", text):
         found = sorted(demo.glob("results/" + re.sub(r"\{\w+\}", "*", file)))
         # `genes/{study}/{fold}.tsv` and `genes/sections/{slide}.tsv` lie side by side.
         found = [path for path in found if ("sections" in path.parts) == ("sections" in file)]
-        if found and "columns `" in content:
-            listed = re.findall(r"`([^`]+)`", content.split("columns ", 1)[1].split(". ")[0])
+        if found and re.search("[Cc]olumns `", content):
+            after = re.split("[Cc]olumns ", content, maxsplit=1)[1]
+            listed = re.findall(r"`([^`]+)`", after.split(". ")[0])
             # The shortest name: `folds/{study}.copies.tsv` lies beside `folds/{study}.tsv`.
             first = min(found, key=lambda path: len(path.name))
             header = first.read_text().splitlines()[0].split("\t")
