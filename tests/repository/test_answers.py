@@ -11,9 +11,11 @@ from histogep.report.pages_outcome import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/answers.md").read_text()
-LISTED = dict(
-    re.findall(r"(?m)^\| `([^`]+)` \| .+? \| (.+) \|$", (ROOT / "docs/outputs.md").read_text())
-)
+LISTED = {
+    file: content
+    for page in ROOT.glob("docs/outputs/*.md")
+    for file, content in re.findall(r"(?m)^\*\*`([^`]+)`\*\* · .+\n\n(.+)$", page.read_text())
+}
 QUESTIONS = re.findall(r"(?m)^\| (\d+)\. .+ \| `([^`]+)` \| (.+) \|$", TEXT)
 
 

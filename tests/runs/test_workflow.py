@@ -927,7 +927,7 @@ def test_a_section_that_is_skipped_is_in_no_fold(demo, tmp_path):
     assert "encode_tiles" not in planned
 
 
-RECIPES = (REPOSITORY / "docs/outputs.md").read_text().split("in scanpy, squidpy and QuPath")[1]
+RECIPES = (REPOSITORY / "docs/outputs/results-in-scanpy-squidpy-and-qupath.md").read_text()
 
 
 @pytest.mark.parametrize("number", [0, 1])
