@@ -85,12 +85,6 @@ def label_annotated(
             *(spots.uns["slide"], path),
             **decides("tumour"),
         )
-    if (label == "undetermined").all():
-        log.warning(
-            "slide %s: all spots that %s annotates are undetermined, so no tumour map is learned or "
-            "tested on this section",
-            *(spots.uns["slide"], path),
-        )
     table = pd.DataFrame(
         {
             "barcode": barcodes,

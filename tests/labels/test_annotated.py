@@ -387,5 +387,7 @@ def test_an_annotation_that_decides_nothing_is_warned_of(tmp_path, caplog):
     path = write(tmp_path / "labels.tsv", "barcode\tlabel\n" + "\n".join(lines) + "\n")
     labels = annotated.label_annotated(spots, path, TEXTS)
     assert labels["label"].eq("undetermined").all()
-    assert "slide S: all spots that" in caplog.text
-    assert "no tumour map is learned" in caplog.text
+    (warning,) = caplog.records
+    assert "slide S: all spots that" in warning.getMessage()
+    assert "no tumour map is learned" in warning.getMessage()
+    assert warning.decides == ("tumour",)
