@@ -58,8 +58,8 @@ def cohort_rows(
         Section -> results/labels/{slide}.tsv: the tumour share of a section is that of its spots
         which are known to be malignant or not.
     risks
-        Cohort -> results/survival/{cohort}/risk.tsv; `risk` is that of the image, of a patient's
-        slides the same.
+        Cohort -> results/survival/{cohort}/risk.tsv; `risk` and `group` are those of the image alone,
+        of a patient's slides the same.
     """
     table = slides.set_index("slide", drop=False)
     rows = table[["slide", "patient", "cohort", "role", "n_tiles"]].copy()
@@ -81,7 +81,7 @@ def cohort_rows(
         found = of.isin(risk.index) & (rows["role"] == "slide")
         rows.loc[found, "risk"] = risk["risk_image"].reindex(of[found]).to_numpy(float)
         rows.loc[found, "group"] = (
-            risk["group"].reindex(of[found]).fillna("").astype(str).to_numpy()
+            risk["group_image"].reindex(of[found]).fillna("").astype(str).to_numpy()
         )
     flags = flag_slides(slides, predicted)
     rows["flags"] = ["; ".join(flags[slide]) for slide in rows["slide"]]

@@ -61,7 +61,13 @@ def test_a_row_has_tumour_flags_and_risk(tmp_path):
     risk = tmp_path / "risk.tsv"
     write_tsv(
         pd.DataFrame(
-            {"patient": ["P1", "P2"], "risk_image": [1.5, -1.0], "group": ["high", "low"]}
+            {
+                "patient": ["P1", "P2"],
+                "risk_image": [1.5, -1.0],
+                # By covariates and image together the two patients change places.
+                "group": ["low", "high"],
+                "group_image": ["high", "low"],
+            }
         ),
         risk,
     )
@@ -71,6 +77,7 @@ def test_a_row_has_tumour_flags_and_risk(tmp_path):
     assert np.isnan(rows.loc["S1", "tumour"])
     assert rows.loc["S5", "tumour"] == 0.9
     assert rows.loc[["S2", "S3", "S4", "S5"], "risk"].tolist() == [1.5, 1.5, -1.0, -1.0]
+    assert rows.loc[["S2", "S4"], "group"].tolist() == ["high", "low"]
     assert np.isnan(rows.loc["S0", "risk"])
     assert rows.loc["S3", "flags"] == "out of distribution"
     assert rows.loc["S4", "flags"] == "80% blurred"
