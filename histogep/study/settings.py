@@ -193,12 +193,19 @@ def _with_defaults(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> 
 
 
 def _leave_out(completed: Any, schema: dict[str, Any]) -> Any:
-    """Take the models out that are there by default and that the user set to null."""
+    """Take the models out that are there by default and that the user set to null.
+
+    Where the model of the extended panel is one of them, none is deployed.
+    """
     models = completed.get("models") if isinstance(completed, dict) else None
     by_default = schema.get("properties", {}).get("models", {}).get("properties", {})
     if isinstance(models, dict):
-        for model in [name for name in by_default if name in models and models[name] is None]:
+        left_out = [name for name in by_default if name in models and models[name] is None]
+        for model in left_out:
             del models[model]
+        deploy = completed.get("deploy")
+        if isinstance(deploy, dict) and deploy.get("extended") in left_out:
+            deploy["extended"] = ""
     return completed
 
 

@@ -231,14 +231,16 @@ def plan_stages(
             plan("enrichment", targets, f"gene sets: {', '.join(gene_sets)}", cohort)
 
     has_positions = config["references"]["gene_positions"] is not None
+    known = config["models"] if applied_model is None else applied_model["models"]
+    extended = known.get("extended" if applied else config["deploy"]["extended"], {})
+    has_extended = extended.get("kind") == "ridge"
     if not applied:
-        extended = config["models"].get(config["deploy"]["extended"], {})
         reason = "predicted is compared with measured copy number in held-out patients"
         if not has_positions:
             reason = "references.gene_positions is not given"
-        elif extended.get("kind") != "ridge":
+        elif not has_extended:
             reason = "deploy.extended names no ridge"
-        compared = has_positions and extended.get("kind") == "ridge"
+        compared = has_positions and has_extended
         plan("cnv agreement", [f"results/cnv/{study}/agreement.tsv"] if compared else [], reason)
     gene_sets = config["references"]["gene_sets"]
     subtype = config.get("enrichment", {}).get("subtype")
@@ -249,10 +251,17 @@ def plan_stages(
     for cohort, members in slides.groupby("cohort"):
         predicted = members.index.intersection(to_predict)
         reason = "references.gene_positions is given"
-        if has_positions:
-            plan("cnv", [f"results/cnv/{cohort}/subtypes.tsv"], reason, cohort)
-        else:
+        profiled = has_positions and (has_extended or not len(predicted))
+        if not has_positions:
             plan("cnv", [], "references.gene_positions is not given", cohort)
+        elif not profiled:
+            what = "the model folder has" if applied else "deploy.extended names"
+            reason = (
+                f"{what} no ridge of the extended panel, from which slides without spots need it"
+            )
+            plan("cnv", [], reason, cohort)
+        else:
+            plan("cnv", [f"results/cnv/{cohort}/subtypes.tsv"], reason, cohort)
 
         mapped = applied_model is None or "tumour" in applied_model.get("models", ())
         described = len(members) if mapped else len(members.index.intersection(sections))
@@ -298,7 +307,7 @@ def plan_stages(
             plan("patients", [f"results/patients/{cohort}.parquet"], reason, cohort, note)
         contrasts += plan_outcomes(cohort, known, unfit)
         summarised = any(s.name == "patients" and s.cohort == cohort and s.runs for s in planned)
-        if subtype is not None and has_positions and summarised:
+        if subtype is not None and profiled and summarised:
             contrasts.append("subtype")
         nothing = "no outcome to rank genes by" if mapped else _NO_MAP
         plan_enrichment(cohort, contrasts, nothing)

@@ -393,3 +393,5 @@ def test_null_leaves_a_default_model_out_and_no_other():
         kept = list(complete_settings(MINIMAL | {"models": {name: None}}, SCHEMA)["models"])
         assert kept == [other for other in by_default if other != name]
     assert "null leaves a default model out" in _problem(models={"mine": None})
+    deploy = complete_settings(MINIMAL | {"models": {"extended": None}}, SCHEMA)["deploy"]
+    assert deploy["extended"] == ""

@@ -240,6 +240,24 @@ def test_an_applied_model_brings_the_patients_that_it_learnt_from():
     assert not stages.runs("survival", "h")
 
 
+def test_slides_without_spots_need_the_extended_panel_for_copy_number():
+    slides = _slides(*TRAINING, *HOSPITAL)
+    config = {**CONFIG, "deploy": {"extended": ""}}
+    stages = plan_stages(config, slides, None)
+    # Sections are measured, and so need no model.
+    assert stages.cohorts("cnv") == ["v"]
+    rows = {r["stage"]: r for r in stages.rows() if r["cohort"] == "h"}
+    assert rows["cnv"]["reason"].startswith("deploy.extended names no ridge")
+    config, model = {**CONFIG, "model": "m"}, {"models": {"expression": {}}}
+    stages = plan_stages(config, _slides(*HOSPITAL), None, applied_model=model)
+    rows = {r["stage"]: r for r in stages.rows() if r["cohort"] == "h"}
+    assert rows["cnv"]["reason"].startswith("the model folder has no ridge")
+    model["models"]["extended"] = {"kind": "ridge"}
+    assert plan_stages(config, _slides(*HOSPITAL), None, applied_model=model).cohorts("cnv") == [
+        "h"
+    ]
+
+
 def test_without_a_tumour_map_there_is_no_contrast_of_tumour():
     config, slides = {**CONFIG, "model": "m"}, _slides(*HOSPITAL)
     without = {"models": {"expression": {}}}

@@ -389,7 +389,7 @@ def test_a_page_reads_what_there_is_of_its_slide():
     assert section_files["subtypes"] == "results/cnv/visium/subtypes.tsv"
     bare = study(references={"gene_positions": None, "gene_sets": {}}).page_files("S1")
     assert set(bare) == {"expression", "gene_scores", "scorecards"}
-    applied = {"models": {"expression": {}}, "digest": "d"}
+    applied = {"models": {"expression": {}, "extended": {"kind": "ridge"}}, "digest": "d"}
     elsewhere = study(applied=applied, model="model")
     assert set(elsewhere.page_files("A1")) == {"expression", "cnv", "subtypes"}
     assert elsewhere.page_coverage() is None
