@@ -35,8 +35,8 @@ try:
     GIVEN = Given(config, workflow.config_settings.configfiles, REPOSITORY)
     STUDY = open_study(GIVEN, main_process=workflow.is_main_process)
     if workflow.is_main_process:
-        STUDY.stages
-        STUDY.export_targets()
+        # Whatever names a slide wrongly is refused now, not after the last one has been encoded.
+        STUDY.finished()
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

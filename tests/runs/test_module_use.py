@@ -94,6 +94,10 @@ def test_the_whole_study_is_planned_under_other_names_and_waits_for_its_checkpoi
     # All slides are empty files.
     said = outer.run("results/slides/H01.json", returncode=1)
     assert "on_bad_slide: skip" in said
+    # What names a slide wrongly is refused at once, not when all slides have been encoded.
+    outer.configure(on_bad_slide="skip", report={"pages": ["H99"]})
+    said = outer.run("--dry-run", "--", "histogep_all", returncode=1)
+    assert "report.pages names H99, which the slide sheet" in said
     outer.configure(on_bad_slide="skip")
     outer.run("results/slides/H01.json")
     assert "zero bytes" in read_json(outer.folder / "results/slides/H01.json")["failed"]["reason"]
