@@ -24,7 +24,7 @@ from histogep.report.chosen_figures import KINDS, choose_slides
 from histogep.report.cohort_page import cohort_rows, write_cohort_page
 from histogep.report.pages import Table, write_page
 from histogep.slides.reader import Slide
-from histogep.slides.thumbnails import write_thumbnail
+from histogep.slides.thumbnail import THUMBNAIL_PX, write_thumbnail
 
 N_SECTIONS = 10
 _BASE64 = 4 / 3
@@ -67,8 +67,8 @@ def main() -> None:
             # The pictures lie relative to the folder of the study.
             record = read_record(results / f"slides/{slide}.json", given.of.resolve())
             with record as opened:
-                thumbnails[slide] = folder / f"{slide}.webp"
-                write_thumbnail(opened.thumbnail(8), thumbnails[slide])
+                thumbnails[slide] = folder / f"{slide}.jpg"
+                write_thumbnail(opened.picture(THUMBNAIL_PX), thumbnails[slide])
         rows = cohort_rows(slides, predicted=maps)
         page = folder / "index.html"
         of_each = {slide: thumbnails[one] for slide, one in like.items()}

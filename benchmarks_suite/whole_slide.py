@@ -31,6 +31,7 @@ from histogep.lattice import Lattice
 from histogep.models.neighbours import fit_neighbours
 from histogep.models.preparation import Preparation, Tiles
 from histogep.models.tumour_head import fit_tumour
+from histogep.slides.thumbnail import THUMBNAIL_PX
 
 BLOCKS = [("descriptors", 35), ("lite0", 1280)]
 ENCODERS = [{"name": name, "sha256": "", "precision": "float32"} for name, _ in BLOCKS]
@@ -130,8 +131,10 @@ def main() -> None:
         write_slide(slide, arguments.side)
         model = make_model(arguments.kind)
         before = peak_mb()
+        picture = np.full((THUMBNAIL_PX, THUMBNAIL_PX, 3), 255, np.uint8)
         wall, cpu = time.monotonic(), time.process_time()
-        with predict_into(Path(folder) / "S.h5ad", slide, model) as prediction:
+        answer = Path(folder) / "S.h5ad"
+        with predict_into(answer, slide, model, thumbnail=picture) as prediction:
             shape = prediction.expression.shape
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu
         sizes = [(Path(folder) / name).stat().st_size / 1e6 for name in ("S.h5", "S.h5ad")]

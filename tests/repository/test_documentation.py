@@ -198,3 +198,22 @@ def test_benchmarks_find_the_library_when_called_as_the_documents_say(path):
     if first is None:
         pytest.skip("it does not import the library")
     assert "sys.path.insert(0, str(Path(__file__).resolve().parents[1]))" in text[: first.start()]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("benchmarks_suite/**/*.py")), ids=lambda p: p.stem
+)
+def test_benchmarks_import_what_the_library_has(path):
+    """They run by hand, so that nothing else says when a module or a function moves."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("histogep"):
+            place = ROOT.joinpath(*node.module.split("."))
+            module = place.with_suffix(".py")
+            for name in node.names:
+                if not place.is_dir():
+                    assert module.is_file(), node.module
+                    assert re.search(rf"\b{name.name}\b", module.read_text()), name.name
+                elif not (place / f"{name.name}.py").is_file():
+                    assert (place / name.name).is_dir() or name.name in (
+                        place / "__init__.py"
+                    ).read_text(), f"{node.module}.{name.name}"
