@@ -46,8 +46,9 @@ def model_card(
         f"# Model folder of the study {settings['study']}",
         "",
         "Predicts spatial gene expression (log1p CP10k)"
-        + (" and a tumour map" if mapped else "; it has no tumour map")
-        + " from H&E tiles.",
+        + (" and a tumour map" if mapped else "")
+        + " from H&E tiles"
+        + ("." if mapped else "; it has no tumour map."),
         "Use it in another study by `model: PATH/OF/THIS/FOLDER`, or from Python:",
         "",
         _USE,

@@ -27,7 +27,8 @@ _MISSING = {"na", "nan", "null", "none"}
 SUFFIXES = frozenset(
     {
         *("arms", "counts", "dropped", "geojson", "h5", "h5ad", "published", "html", "json", "log"),
-        *("markers", "parquet", "png", "quality", "svg", "tiff", "truth", "tsv"),
+        *("markers", "parquet", "png", "pt", "quality", "svg", "tar", "thumbnail", "tiff", "truth"),
+        *("tsv", "zarr"),
     }
 )
 #: Bytes of a name, and of a whole path, that file systems take.

@@ -31,7 +31,10 @@ def _card(*, models, absent=None, auroc=None):
 
 def test_a_folder_without_a_tumour_map_promises_none():
     text = _card(models={"expression": "ridge"}, absent={"light": WHY})
-    assert "Predicts spatial gene expression (log1p CP10k) from H&E tiles." in text
+    assert (
+        "Predicts spatial gene expression (log1p CP10k) from H&E tiles; it has no tumour map."
+        in text
+    )
     assert "| tumour map | none in this folder, and never tested |" in text
     assert f"| light | no tumour map: {WHY} |" in text
 

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 
 from histogep.deployment.model import Prediction
 from histogep.enrichment.gsea import enrich
-from histogep.evaluation.predictions import HeldOut
+from histogep.evaluation.held_out import HeldOut
 from histogep.report import style as plots
 from histogep.report.figures.cnv import agreement_figure
 from histogep.report.figures.enrichment import activity_maps, dot_plot, running_sums

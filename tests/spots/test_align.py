@@ -27,12 +27,15 @@ VISIUM = Lattice("visium", 100, 112)
 
 
 class FakeSlide:
-    """A white slide of 3,000 x 2,600 px."""
+    """A white slide, of 3,000 x 2,600 px unless told otherwise."""
 
-    slide, mpp, width_px, height_px = "S1", MPP, 3000, 2600
+    def __init__(self, *, mpp=MPP, width_px=3000, height_px=2600):
+        self.slide, self.mpp, self.width_px, self.height_px = "S1", mpp, width_px, height_px
 
-    def read(self, x0, y0, width, height, *, size):
-        return np.full((size[1], size[0], 3), 255, np.uint8)
+    def picture(self, most_px):
+        scale = max(1.0, max(self.width_px, self.height_px) / most_px)
+        sides = (max(1, round(side / scale)) for side in (self.height_px, self.width_px))
+        return np.full((*sides, 3), 255, np.uint8)
 
 
 class FakeMask(SimpleNamespace):
@@ -340,7 +343,7 @@ def _full_resolution(*, scale=0.1, **changes):
 
 @pytest.mark.parametrize("scale", [0.1, 0.03])
 def test_on_space_rangers_smaller_image_its_scale_factor_is_used(scale, caplog):
-    small = SimpleNamespace(slide="S1", mpp=MPP, width_px=800, height_px=600, read=FakeSlide().read)
+    small = FakeSlide(mpp=MPP, width_px=800, height_px=600)
     raw = _full_resolution(scale=scale)
     spots = align_spots(raw, small, EVERYWHERE, lattice=VISIUM, settings=SETTINGS)
     check_alignment(spots, small, EVERYWHERE, min_on_tissue=0.8)
@@ -355,7 +358,7 @@ def test_on_space_rangers_smaller_image_its_scale_factor_is_used(scale, caplog):
 
 
 def test_the_pixel_size_of_the_full_image_is_refused_for_the_smaller_one():
-    small = SimpleNamespace(slide="S1", mpp=0.2, width_px=800, height_px=600, read=FakeSlide().read)
+    small = FakeSlide(mpp=0.2, width_px=800, height_px=600)
     spots = align_spots(_full_resolution(), small, EVERYWHERE, lattice=VISIUM, settings=SETTINGS)
     with pytest.raises(
         InputError, match=r"it has 0.2 um per px, .* it has 2: set .*mpp in the slide"
@@ -364,14 +367,12 @@ def test_the_pixel_size_of_the_full_image_is_refused_for_the_smaller_one():
 
 
 def test_the_full_image_is_never_scaled():
-    large = SimpleNamespace(
-        slide="S1", mpp=0.2, width_px=8000, height_px=6000, read=FakeSlide().read
-    )
+    large = FakeSlide(mpp=0.2, width_px=8000, height_px=6000)
     raw = _full_resolution()
     spots = align_spots(raw, large, EVERYWHERE, lattice=VISIUM, settings=SETTINGS)
     np.testing.assert_array_equal(spots.obsm["spatial"], raw.table[["x_px", "y_px"]])
     # An image of another section, into the corner of which everything would fit.
-    other = SimpleNamespace(slide="S1", mpp=2, width_px=4000, height_px=3500, read=FakeSlide().read)
+    other = FakeSlide(mpp=2, width_px=4000, height_px=3500)
     raw = replace(raw, scales={"tissue_hires_scalef": 0.05})
     spots = align_spots(raw, other, EVERYWHERE, lattice=VISIUM, settings=SETTINGS)
     with pytest.raises(InputError, match="lie outside the image"):
