@@ -399,8 +399,8 @@ def judge_image(
             f" Hazard ratio per SD of its risk, adjusted for the others: {hr['hr']:.2g} "
             f"({hr['ci_low']:.2g} to {hr['ci_high']:.2g})."
         )
-        holds = hr["ci_low"] > 1
-        reasons.when(not holds, "the interval of the adjusted hazard ratio includes 1")
+        said = "the interval of the adjusted hazard ratio"
+        reasons.when(not hr["ci_low"] > 1, _not_above(said, hr, 1.0, "1"))
     else:
         reasons.when(True, "there is no multivariable model")
     time = follow_up.loc[follow_up["group"] == "all", "median_follow_up"]
@@ -412,11 +412,13 @@ def judge_image(
     reasons.when(not row["p"] < LEVEL, f"p is not below {LEVEL}", against=True)
     reasons.when(not row["c_index"] > none, "it does not add to the clinic" if beside else
                  "it is no better than chance", against=True)  # fmt: skip
-    reasons.when(
-        not row["ci_low"] > none, f"the interval includes {'no gain' if beside else 'chance'}"
-    )
-    few = len(coefficients) and events < EVENTS_PER_COEFFICIENT * len(coefficients)
-    reasons.when(bool(few), f"{events} events for {len(coefficients)} coefficients")
+    called = "no gain" if beside else "chance"
+    reasons.when(not row["ci_low"] > none, _not_above("the interval", row, none, called))
+    # Patients without a covariate are not in the multivariable model; each variable counts the others.
+    counted = multivariable.groupby("variable")["events"].sum()
+    fitted = int(counted.max()) if len(counted) else 0
+    few = len(coefficients) > 0 and fitted < EVENTS_PER_COEFFICIENT * len(coefficients)
+    reasons.when(few, f"{fitted} events for {len(coefficients)} coefficients")
     # The warning of few events says the same.
     reasons.warned([w for w in warned if not (few and "events for" in w)])
     return Verdict(
@@ -464,7 +466,7 @@ def judge_response(
         )
     finding += f". {positives} of {n} patients responded."
     reasons.when(not row["p"] < LEVEL, f"p is not below {LEVEL}", against=True)
-    reasons.when(not row["ci_low"] > 0.5, "the interval includes chance")
+    reasons.when(not row["ci_low"] > 0.5, _not_above("the interval", row, 0.5, "chance"))
     rarer = min(positives, n - positives)
     reasons.when(rarer < FEW_OF_A_CLASS, f"the rarer outcome has {rarer} patients")
     reasons.warned(warned)
@@ -534,6 +536,11 @@ def _interval(row: Mapping[str, Any], *, sign: bool = False) -> str:
         return ""
     low, high = (f"{row[k]:+.2f}" if sign else _n(row[k]) for k in ("ci_low", "ci_high"))
     return f" ({low} to {high})"
+
+
+def _not_above(what: str, row: Mapping[str, Any], none: float, called: str) -> str:
+    """Say of an interval that is not above what knowing nothing scores where it lies."""
+    return f"{what} {'lies below' if row['ci_high'] < none else 'includes'} {called}"
 
 
 def _upper(row: Mapping[str, Any]) -> str:

@@ -164,11 +164,11 @@ def test_copy_number_is_called_as_in_its_room():
     assert v.COPY_NUMBER == cnv_controls.COPY_NUMBER
 
 
-def image(*, gain=0.1, low=0.02, p=0.01, hr=(2.0, 1.2, 3.0), events=60, beside=True, stage=True,
-          warned=()):  # fmt: skip
+def image(*, gain=0.1, low=0.02, high=0.2, p=0.01, hr=(2.0, 1.2, 3.0), events=60, beside=True, stage=True,
+          warned=(), fitted=None):  # fmt: skip
     rows = [("clinical", 0.6, 0.5, 0.7, 0.1, 0.5), ("image", 0.68, 0.6, 0.8, p, 0.5),
             ("clinical+image", 0.6 + gain, 0.6, 0.8, p, 0.6),
-            ("clinical+image - clinical", gain, low, 0.2, p, -0.01)]  # fmt: skip
+            ("clinical+image - clinical", gain, low, high, p, -0.01)]  # fmt: skip
     rows = rows if beside else rows[1:2]
     table = pd.DataFrame(rows, columns=["model", "c_index", "ci_low", "ci_high", "p", "null"])
     table = table.assign(protocol="patient_cv", n=100, events=events)
@@ -178,7 +178,7 @@ def image(*, gain=0.1, low=0.02, p=0.01, hr=(2.0, 1.2, 3.0), events=60, beside=T
     hazards = pd.DataFrame(
         [("age", 1.1, 0.9, 1.3, 0.2), ("stage", 1.5, 1.0, 2.2, 0.05), ("image risk", *hr, 0.01)],
         columns=["variable", "hr", "ci_low", "ci_high", "p"],
-    )
+    ).assign(events=events if fitted is None else fitted)
     follow_up = pd.DataFrame({"group": ["all", "high risk"], "median_follow_up": [46.8, np.nan]})
     return v.judge_image(
         pd.concat([table, published]), hazards, follow_up, cohort="c", file="f", warned=warned
@@ -194,7 +194,11 @@ def image(*, gain=0.1, low=0.02, p=0.01, hr=(2.0, 1.2, 3.0), events=60, beside=T
         ({"gain": -0.1, "low": -0.2}, v.DO_NOT, "does not add to the clinic"),
         ({"low": -0.01}, v.CARE, "includes no gain"),
         ({"hr": (2.0, 0.9, 4.0)}, v.CARE, "hazard ratio includes 1"),
+        ({"low": -0.3, "gain": -0.2, "high": -0.1}, v.DO_NOT, "the interval lies below no gain"),
+        ({"hr": (0.6, 0.4, 0.9)}, v.CARE, "hazard ratio lies below 1"),
         ({"events": 29}, v.CARE, "29 events for 3 coefficients"),
+        # Patients without a stage are not in the multivariable model.
+        ({"events": 60, "fitted": 29}, v.CARE, "29 events for 3 coefficients"),
         ({"events": 30}, v.RELY, ""),
         ({"beside": False, "low": 0.1}, v.CARE, "no clinical covariate"),
         ({"warned": ["x"]}, v.CARE, "a warning decides it"),
@@ -220,6 +224,7 @@ def test_the_image_verdict_names_stage_hazard_ratio_and_follow_up():
         ({}, v.RELY, ""),
         ({"p": 0.2}, v.DO_NOT, "p is not below"),
         ({"ci_low": 0.45}, v.CARE, "includes chance"),
+        ({"ci_low": 0.2, "ci_high": 0.4, "p": 0.9}, v.DO_NOT, "the interval lies below chance"),
         ({"positives": 31}, v.CARE, "the rarer outcome has 9 patients"),
         ({"model": "cytolytic"}, v.DO_NOT, "no model of the image"),
     ],
