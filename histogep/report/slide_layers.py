@@ -271,7 +271,8 @@ def section_layers(
     places = pd.Index(data.obs_names.astype(str))
     fold = _fold_of(folds, slide)
     held = {
-        role: _held_out(predictions, fold, model, slide) for role, model in scores.models.items()
+        role: _held_out(predictions, fold, model, slide, task=role)
+        for role, model in scores.models.items()
         if role in ("expression", "tumour")
     }  # fmt: skip
     label = read_labels(labels, data.obs_names).set_index("barcode").loc[data.obs_names, "label"]
@@ -576,11 +577,14 @@ def _fold_of(folds: str | Path, slide: str) -> str:
 
 
 def _held_out(
-    predictions: Sequence[str | Path], fold: str, model: str, slide: str
+    predictions: Sequence[str | Path], fold: str, model: str, slide: str, *, task: str
 ) -> HeldOut | None:
-    """Return the prediction of a section by a model of the fold that holds it out."""
+    """Return the prediction of a section by a model of the fold that holds it out.
+
+    A network of both tasks has one of expression and one of tumour.
+    """
     paths = [path for path in map(Path, predictions) if (path.parent.name, path.stem) == (fold, model)]  # fmt: skip
-    return next((one for one in read_held_out(paths) if one.slide == slide), None)
+    return next((one for one in read_held_out(paths) if (one.slide, one.task) == (slide, task)), None)  # fmt: skip
 
 
 def _of_places(held: HeldOut | None, gene: str, places: pd.Index) -> np.ndarray | None:

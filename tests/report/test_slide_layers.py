@@ -1,6 +1,7 @@
 """What a page shows of a slide: no more than there is, and each value that of its own place."""
 
 import json
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -225,6 +226,7 @@ def section_files(tmp_path, *, held_out_by="f1"):
         for task, model, columns in (
             ("expression", "ridge", GENES),
             ("tumour", "head", ["tumour"]),
+            ("both", "network", [*GENES, "tumour"]),
         ):
             predicted = rng.uniform(0, 1, (N - 1, len(columns))).astype(np.float32)
             table = pd.DataFrame({"slide": "A1", "patient": "A", "barcode": np.array(names)[order],
@@ -264,6 +266,16 @@ def test_a_section_shows_what_was_measured_beside_what_never_saw_its_patient(tmp
     assert layers["label"].values[1] is None
     assert "fold f1" in found.notes[0]
     assert "90% conformal" in found.notes[1]
+
+
+def test_a_network_of_both_tasks_shows_its_genes_and_its_tumour_map(tmp_path, model):
+    _, values, files = section_files(tmp_path)
+    found = scores(model)
+    found = replace(found, models=dict.fromkeys(("expression", "tumour"), "network"))
+    layers = named(section_layers(*files, scores=found, genes=["ERBB2"], **RESOURCES))
+    np.testing.assert_array_equal(layers["ERBB2"].values[1], values["f1", "network"][:, 3])
+    probability = layers["tumour: label as 0 or 1, and probability"].values[1]
+    np.testing.assert_array_equal(probability, values["f1", "network"][:, -1])
 
 
 def test_a_section_that_no_fold_holds_out_is_refused(tmp_path, model):
