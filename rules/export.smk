@@ -8,7 +8,7 @@ Writes: results/spatialdata/{slide}.zarr, results/qupath/{slide}/, results/tile_
 
 rule export_spatialdata:
     input:
-        unpack(usable(Study.neighbourhood_files)),
+        unpack(usable(Study.export_files)),
         markers=MARKERS,
         slide="results/slides/{slide}.json",
         image=of_slide(Study.image),
@@ -36,7 +36,7 @@ rule export_spatialdata:
 
 rule export_qupath:
     input:
-        unpack(usable(Study.neighbourhood_files)),
+        unpack(usable(Study.export_files)),
         markers=MARKERS,
     output:
         layers=directory("results/qupath/{slide}"),

@@ -105,12 +105,13 @@ def write_cnv(folder: Path, names, *, name: str = "CNV", refused: str = "") -> P
     return folder / "cnv.h5ad"
 
 
-def predicted_layers(folder: Path, **cnv) -> SlideLayers:
+def predicted_layers(folder: Path, *, subtypes=None, **cnv) -> SlideLayers:
     """Return the layers of the predicted slide."""
     expression = write_predicted(folder)
     names = anndata.read_h5ad(expression).obs_names
     profile = write_cnv(folder, names, **cnv)
-    return read_layers(expression=expression, cnv=profile, markers=MARKERS, tumour_threshold=0.5)
+    files = {"expression": expression, "cnv": profile, "subtypes": subtypes}
+    return read_layers(**files, markers=MARKERS, tumour_threshold=0.5)
 
 
 def measured_layers(folder: Path) -> SlideLayers:

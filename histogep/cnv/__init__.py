@@ -9,6 +9,7 @@ __all__ = [
     "controls",
     "heterogeneity",
     "marker_genes",
+    "names",
     "profiles",
     "reference",
     "slide",

@@ -12,6 +12,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from histogep.cnv.names import subtypes_of
 from histogep.errors import InputError
 from histogep.files import read_labels
 from histogep.lattice import Lattice
@@ -114,6 +115,7 @@ def read_layers(
     labels: str | Path | None = None,
     expression: str | Path | None = None,
     cnv: str | Path | None = None,
+    subtypes: str | Path | None = None,
 ) -> SlideLayers:
     """Return the layers of a section (`spots`, `labels`) or of a predicted slide (`expression`).
 
@@ -125,6 +127,8 @@ def read_layers(
         Tumour probability from which a tile is malignant; None for a section.
     spots, labels, expression, cnv
         Files of the slide's results.
+    subtypes
+        results/cnv/{cohort}/subtypes.tsv, which knows what the profile may be called.
     """
     if spots is not None and labels is not None:
         places = measured_places(spots, labels, markers)
@@ -148,6 +152,10 @@ def read_layers(
             )
         refused = str(profile.uns.get("refused", ""))
         profile = None if refused else profile[data.obs_names].copy()
+    if profile is not None and subtypes is not None:
+        own = subtypes_of(subtypes, str(data.uns["slide"]))
+        if len(own):
+            profile.uns["name"] = str(own["name"].iloc[0])
     kept = {name: data.uns["lattice"][name] for name in ("kind", "pitch_um", "tile_um")}
     lattice = Lattice(str(kept["kind"]), float(kept["pitch_um"]), float(kept["tile_um"]))
     return SlideLayers(
@@ -182,6 +190,6 @@ def _tissue(table: pd.DataFrame, data: anndata.AnnData, lattice: Lattice) -> pd.
 
 def layers_of(files: Any, **options: Any) -> SlideLayers:
     """Return `read_layers` of the inputs of a rule, of which `get` gives a file by its name."""
-    names = ("spots", "labels", "expression", "cnv", "markers")
+    names = ("spots", "labels", "expression", "cnv", "subtypes", "markers")
     given: dict[str, Any] = {name: files.get(name) for name in names}
     return read_layers(**{name: path for name, path in given.items() if path}, **options)

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from histogep.cnv.names import subtypes_of
 from histogep.errors import InputError
 from histogep.evaluation.held_out import HeldOut, read_held_out
 from histogep.files import read_json, read_labels, read_tsv, readable
@@ -524,6 +525,7 @@ def _profile_layers(
 ) -> Iterator[Layer]:
     """Yield clones and subtypes, under the name that the controls leave them."""
     rest = (None,) * (n_maps - 1)
+    table = pd.DataFrame() if subtypes is None else subtypes_of(subtypes, slide)
     if cnv is not None:
         with readable(cnv), h5py.File(cnv) as file:
             obs = anndata.io.read_elem(file["obs"])
@@ -536,23 +538,21 @@ def _profile_layers(
                 f"{cnv} is not of the places of slide {slide}: infer its copy number again"
             )
         clone = obs.loc[places, "clone"].astype(str).replace({"nan": "", "none": ""})
-        what = "clone" if given["name"] == "CNV" else "group"
+        called = str(table["name"].iloc[0]) if len(table) else given["name"]
+        what = "clone" if called == "CNV" else "group"
         named = clone.where(~clone.str.isdigit(), what + " " + clone).to_numpy(object)
         if not given["refused"] and (named != "").any():
             yield Layer(
-                f"{what}s of this slide ({given['name']})", "Copy number", (named, *rest),
-                colours=_category_colours(named), about={"name after its controls": given["name"]},
+                f"{what}s of this slide ({called})", "Copy number", (named, *rest),
+                colours=_category_colours(named), about={"name after its controls": called},
             )  # fmt: skip
-    if subtypes is not None:
-        table = read_tsv(subtypes, dtype=str, keep_default_na=False)
-        table = table[table["slide"] == slide].set_index("spot")
-        if len(table):
-            named = table["subtype"].reindex(places).fillna("").to_numpy(object)
-            name = table["name"].iloc[0]
-            yield Layer(
-                f"subtypes of the cohort ({name})", "Copy number", (named, *rest),
-                colours=_category_colours(named), about={"name after its controls": name},
-            )  # fmt: skip
+    if len(table):
+        named = table.set_index("spot")["subtype"].reindex(places).fillna("").to_numpy(object)
+        name = str(table["name"].iloc[0])
+        yield Layer(
+            f"subtypes of the cohort ({name})", "Copy number", (named, *rest),
+            colours=_category_colours(named), about={"name after its controls": name},
+        )  # fmt: skip
 
 
 def _category_colours(named: np.ndarray) -> dict[str, str]:

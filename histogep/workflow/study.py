@@ -452,6 +452,13 @@ class Study:
             )
         return [slide for slide in self.slides if slide in set(chosen)]
 
+    def export_files(self, slide: str) -> dict[str, str]:
+        """Return what is exported of a slide; what its profile may be called is known of the cohort."""
+        cohort, files = self.row(slide)["cohort"], self.neighbourhood_files(slide)
+        if self.stages.runs("cnv", cohort):
+            files["subtypes"] = f"results/cnv/{cohort}/subtypes.tsv"
+        return files
+
     def export_targets(self) -> list[str]:
         """Return the files that the configuration asks for beyond the results."""
         return [

@@ -1,7 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from histogep.errors import InputError
+from histogep.files import write_tsv
 from tests.export_slide import COL, GENES, ROW, TUMOUR, measured_layers, predicted_layers
 
 
@@ -35,6 +37,16 @@ def test_a_section_has_its_labels_as_tumour(tmp_path):
 
 def test_a_profile_that_was_refused_is_no_layer(tmp_path):
     assert predicted_layers(tmp_path, refused="too few genes").cnv is None
+
+
+def test_a_profile_bears_the_name_that_the_controls_of_its_cohort_leave_it(tmp_path):
+    table = pd.DataFrame({"slide": ["T", "S"], "name": ["CNV", "expression subtype"]})
+    write_tsv(table, tmp_path / "subtypes.tsv")
+    found = predicted_layers(tmp_path, subtypes=tmp_path / "subtypes.tsv")
+    assert found.cnv.uns["name"] == "expression subtype"
+    write_tsv(table.iloc[:1], tmp_path / "subtypes.tsv")
+    found = predicted_layers(tmp_path, subtypes=tmp_path / "subtypes.tsv")
+    assert found.cnv.uns["name"] == "CNV"
 
 
 def test_genes_are_those_named_or_the_best(tmp_path, caplog):

@@ -172,7 +172,8 @@ def cnv_file(tmp_path, names, *, slide="S1", name="CNV", refused=""):
 
 def test_clones_and_subtypes_bear_the_name_that_their_controls_leave_them(tmp_path, model):
     _, data = prediction(tmp_path)
-    cnv, clones = cnv_file(tmp_path, data.obs_names, name="expression subtype")
+    # The slide passed its own controls, and the cohort failed one.
+    cnv, clones = cnv_file(tmp_path, data.obs_names, name="CNV")
     table = pd.DataFrame({"slide": ["S1", "S2"], "patient": "P", "spot": data.obs_names[3], "clone": "0",
                           "subtype": ["S1", "S9"], "name": "expression subtype"})  # fmt: skip
     write_tsv(table, tmp_path / "subtypes.tsv")
