@@ -51,8 +51,9 @@ CHANGES = {
     "`report` (`figures`)": {"settings": {"report": {"figures": 10}}},
     "`on_bad_slide: skip`": {"settings": {"on_bad_slide": "skip"}},
 }
-#: Made once, or by a study of another kind: simulated, with `on_bad_slide: skip`, of two cohorts.
+#: Made once, on request, or by a study of another kind: simulated, with `on_bad_slide: skip`, of two cohorts.
 NOT_IN_THE_TABLE = {
+    *("export_spatialdata", "export_qupath", "export_tiles", "export_clam"),
     *("simulate_references", "simulate_section", "simulate_slide", "copy_resource"),
     *("record_software", "export_encoder", "transfer_response", "all"),
 }
@@ -110,8 +111,8 @@ def test_the_table_leaves_out_no_rule_and_no_section_of_the_settings():
         for name, told in schema["properties"].items()
         if told.get("type") in ("object", "array")
     }
-    # These name inputs, or say how the made-up slides look.
-    sections -= {"measured", "columns", "references", "simulation"}
+    # These name inputs or exports, or say how the made-up slides look.
+    sections -= {"measured", "columns", "references", "simulation", "export"}
     changed = {name for change in CHANGES.values() for name in change.get("settings", {})}
     assert sections <= changed
 
