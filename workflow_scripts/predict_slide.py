@@ -39,7 +39,7 @@ with job_log(snakemake.log[0], snakemake) as log:
             centres_px=prediction.centres_px,
             side_px=prediction.uns["lattice"]["pitch_um"] / prediction.uns["mpp"],
             tumour=prediction.tumour,
-            measurements={"distance to training": prediction.ood_score},
+            measurements={"out-of-distribution score": prediction.ood_score},
         )
         save(plot_prediction(prediction), output.map)
         log.info(

@@ -59,7 +59,7 @@ def write_qupath(
     chosen = layers.gene_values(layers.choose_genes(genes))
     numbers = layers.tumour.select_dtypes(include=["number"])
     numbers = numbers.rename(
-        columns={"tumour": "tumour probability", "ood_score": "distance to training"}
+        columns={"tumour": "tumour probability", "ood_score": "out-of-distribution score"}
     )
     if layers.measured:
         numbers = numbers.rename(columns={"tumour probability": "malignant by label"})

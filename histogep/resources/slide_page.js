@@ -101,7 +101,7 @@
         }
         const unit = layer.unit ? ` (${layer.unit})` : "";
         model("map", map).title.text = has
-          ? `${title}: ${layer.name}${unit}`
+          ? `${title}${unit}`
           : `${title}: nothing of ${layer.name}`;
         const places = model("places", map);
         places.data = {

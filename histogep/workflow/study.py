@@ -472,7 +472,9 @@ class Study:
         lines = []
         for kind, (pattern, cost) in EXPORTS.items():
             if n := len(self.exported(kind)):
-                lines.append(f"export.{kind}: {n} slides as {pattern}: {cost}")
+                lines.append(
+                    f"export.{kind}: {n} {'slide' if n == 1 else 'slides'} as {pattern}: {cost}"
+                )
         return lines
 
     # ---------------------------------------------------------------- all slides, all sections

@@ -386,7 +386,7 @@ def test_tiles_for_qupath(tmp_path):
         "centres_px": np.array([[100.0, 200.0], [300.0, 200.0], [500.0, 200.0]]),
         "side_px": 50.0,
         "tumour": np.array([0.9, 0.1, np.nan]),
-        "measurements": {"distance to training": np.array([1.0, np.nan, 2.0])},
+        "measurements": {"out-of-distribution score": np.array([1.0, np.nan, 2.0])},
     }
     write_tiles(path, **arguments)
     tiles = json.loads(path.read_text())["features"]

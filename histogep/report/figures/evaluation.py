@@ -58,7 +58,7 @@ def plot_genes(evaluation: Evaluation) -> Figure:
             (model, part.loc[part["model"] == model, "pearson"], CATEGORY_COLOURS[i % 8])
             for i, model in enumerate(order)
         ]
-        name = "null,\n95 %\nbound" if protocol == "patient_cv" else "null:\ntissue\noutline"
+        name = "null,\n95 %\nbound" if protocol == "patient_cv" else "null:\ntissue\nmask"
         null = "null_upper" if protocol == "patient_cv" else "null"
         groups.append((name, reference[null], NULL_COLOUR))
         for place, (_, values, colour) in enumerate(groups):

@@ -1,4 +1,4 @@
-"""Figures of predicted slides: the tumour map, the distance to training, a few genes."""
+"""Figures of predicted slides: the tumour map, the out-of-distribution score, a few genes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plot_prediction(prediction: Prediction, *, n_genes: int = N_GENES) -> Figure
 
     panels = [
         ("tumour probability", prediction.tumour, DIVERGING_MAP, (0.0, 1.0)),
-        ("distance to training tiles", prediction.ood_score, "Greys", None),
+        ("out-of-distribution score", prediction.ood_score, "Greys", None),
         *(
             (f"{as_drawn(gene, most=24)} (log1p CP10k){'' if known else ', not predictable'}", prediction.of_gene(gene),
              EXPRESSION_MAP, None)
