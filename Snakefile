@@ -36,20 +36,15 @@ if workflow.is_main_process:
         for line in (*STUDY.warnings, *STUDY.stages.leftovers(Path(".")))
     ]
     notes = [*warnings, *STUDY.stages.left_out(), *STUDY.export_costs()]
-    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
 
-    def repeat_notes():
-        """Say once more, below the list of jobs of a dry run, what must not be missed."""
-        if notes and workflow.dryrun:
-            print(
-                "",
-                "What this plan leaves out or warns of:",
-                *notes,
-                sep="\n",
-                file=sys.stderr,
-            )
+    def say_notes():
+        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
 
-    atexit.register(repeat_notes)
+    # The list of jobs of a dry run is long: what must not be missed stands below it.
+    if workflow.dryrun:
+        atexit.register(say_notes)
+    else:
+        say_notes()
 
 
 onstart:
