@@ -328,6 +328,7 @@ def test_maps_activity_and_subtypes_of_the_finished_study(extended):
     assert planned_rules(done) == {
         **{"train_map_net": 2, "score_activity": 2, "fit_survival": 1, "predict_response": 1},
         **{"enrich_genes": 3, "record_configuration": 1, "draw_cohort_page": 1},
+        "summarise_study": 1,
     }
 
     models = table(again, "survival/hospital/concordance.tsv").set_index("model")
@@ -538,7 +539,7 @@ def test_editing_a_module_reruns_only_what_reaches_it(demo, tmp_path):
     module.write_text(module.read_text() + "\n# changed\n")
     # Not by the set of inputs: the patient sheet of the default study lies in the repository.
     done = snakemake(demo, "--dry-run", "--rerun-triggers", "params", "mtime", repository=copy)
-    assert set(planned_rules(done)) == {"enrich_genes"}, done.said[-3000:]
+    assert set(planned_rules(done)) == {"enrich_genes", "summarise_study"}, done.said[-3000:]
 
 
 def test_every_file_of_the_study_traces_to_what_made_it(demo):
@@ -589,7 +590,7 @@ def test_changing_a_survival_setting_reruns_no_inference(demo, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     rules = planned_rules(snakemake(demo, "--dry-run", "--configfile", tmp_path / "config.yaml"))
     assert "fit_survival" in rules
-    shown = {"draw_cohort_page", "record_configuration"}
+    shown = {"draw_cohort_page", "record_configuration", "summarise_study"}
     assert set(rules) <= {"fit_survival", "enrich_genes"} | shown
 
 
