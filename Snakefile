@@ -1,7 +1,6 @@
 """From H&E slides to spatial gene expression, tumour maps and outcome: the entry point."""
 
 import atexit
-import sys
 
 from snakemake.utils import min_version
 
@@ -36,15 +35,11 @@ if workflow.is_main_process:
         for line in (*STUDY.warnings, *STUDY.stages.leftovers(Path(".")))
     ]
     notes = [*warnings, *STUDY.stages.left_out(), *STUDY.export_costs()]
-
-    def say_notes():
-        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
-
     # The list of jobs of a dry run is long: what must not be missed stands below it.
     if workflow.dryrun:
-        atexit.register(say_notes)
+        atexit.register(print_lines, notes)
     else:
-        say_notes()
+        print_lines(notes)
 
 
 onstart:

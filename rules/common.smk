@@ -5,6 +5,7 @@ What a rule reads is said by the methods of `histogep.workflow.study.Study`. `of
 """
 
 import re
+import sys
 from datetime import UTC, datetime
 from inspect import signature
 from pathlib import Path
@@ -124,6 +125,11 @@ def code_of(script):
 def resource_content(wildcards):
     """Return the digest of a shipped reference: its content, not its place, decides a rerun."""
     return digest_resource(wildcards.name)
+
+
+def print_lines(lines):
+    """Print to standard error, where Snakemake says what it does."""
+    print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
 
 
 def lift_job_rate():
