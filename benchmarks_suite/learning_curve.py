@@ -1,7 +1,7 @@
 """Held-out correlation of every kind of model against the number of training patients.
 
 Simulates patients with one section each (images, counts, features: `simulate`), then trains every
-kind on the first 2, 4, ... of them, draws anew for each seed, and scores it on test patients that
+kind on the first 2, 4, ... of them, draws them again for each seed, and scores it on test patients that
 serve no choice (`curve`). Printed are the means over test patients, the paired difference from
 `neighbours` with Student's 95 % interval over test patients, and the CPU seconds of a training:
 

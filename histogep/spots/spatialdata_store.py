@@ -159,7 +159,7 @@ def _read_table(path: Path) -> tuple[anndata.AnnData, dict[str, Any]]:
     group: Any = zarr.open_group(path, mode="r", use_consolidated=False)
     for part in ("obs", "var", "uns"):
         if part not in group:
-            raise InputError(f"{path} has no {part}: it is no table of SpatialData")
+            raise InputError(f"{path} has no {part}: it is not a table of SpatialData")
     if "uns/spatialdata_attrs" not in group:
         raise InputError(
             f"{path} has no uns['spatialdata_attrs'], so it annotates no shapes: make it a table with "

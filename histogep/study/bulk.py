@@ -191,7 +191,7 @@ def _refuse_failed(values: pd.DataFrame, path: str | Path, *, scale: str) -> Non
     could be compared.
     """
     flat = (values.max(axis=1) == values.min(axis=1)).to_numpy()
-    # A handful of genes may well be silent, but their shares of no counts are no numbers.
+    # A handful of genes may well be silent, but shares of a total of zero are undefined.
     if values.shape[1] < _MANY_GENES:
         flat &= (values.max(axis=1) == 0).to_numpy() & (scale == "counts")
     if flat.any():

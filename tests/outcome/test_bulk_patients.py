@@ -274,7 +274,7 @@ def test_counts_are_scaled_to_their_depth(tmp_path):
 
 @pytest.mark.parametrize("scale", ["counts", "linear", "log2", "log1p"])
 def test_a_sample_without_any_value_is_refused(tmp_path, scale):
-    """Scaled to their depth no counts are no numbers, and with them no gene would be tested."""
+    """Without counts the scaled values are undefined, and with them no gene would be tested."""
     path = tmp_path / "bulk.tsv"
     table = pd.DataFrame(bulk_values(scale), index=[f"S{i}" for i in range(40)])
     table.columns = [f"G{i}" for i in range(60)]

@@ -753,7 +753,7 @@ def test_a_model_folder_is_applied_to_a_real_slide(demo, shared_data, tmp_path):
     assert "left out" in set(stages["state"])
     assert os.listdir(tmp_path / "results/tiles")
 
-    # Another model in its place, though older by its times: what it predicts is made anew.
+    # Another model in its place, though older by its times: what it predicts is made again.
     settings = read_json(model / "settings.json") | {"seed": 99}
     settings["digest"] = folder_digest(model, settings)
     write_json(settings, model / "settings.json")
